@@ -1,0 +1,49 @@
+"""Deep learning research in functional JAX: learners, transforms, runs."""
+
+from jdl import checkpoint, data, losses, metrics, nn, statistics
+from jdl.evaluate import evaluate
+from jdl.experiment import load, run
+from jdl.fit import Fitted, fit
+from jdl.learner import Learner, fold, gradients, step_key
+from jdl.outcome import Monitor
+from jdl.parallel import pmap, shard
+from jdl.placement import host_devices
+from jdl.runs import Run
+from jdl.source import Batches, Source, Whole
+from jdl.supervised import TrainState, by_path, supervised
+from jdl.transforms import accumulate, feed, jit, population, scan, seeds
+
+__all__ = [
+    "Batches",
+    "Fitted",
+    "Learner",
+    "Monitor",
+    "Run",
+    "Source",
+    "TrainState",
+    "Whole",
+    "accumulate",
+    "by_path",
+    "checkpoint",
+    "data",
+    "evaluate",
+    "feed",
+    "fit",
+    "fold",
+    "gradients",
+    "host_devices",
+    "jit",
+    "load",
+    "losses",
+    "metrics",
+    "nn",
+    "pmap",
+    "population",
+    "run",
+    "scan",
+    "seeds",
+    "shard",
+    "statistics",
+    "step_key",
+    "supervised",
+]

@@ -1,0 +1,230 @@
+"""Checkpoints: written in the background, atomically, and verified before they are believed.
+
+A checkpoint is a folder named by its step: the arrays (Orbax), a small JSON file, and a manifest of SHA-256 sums. It
+is written under a temporary name, synced, and renamed, so that a kill at any moment leaves the one before it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+_MANIFEST = "manifest.json"
+_NOTES = "notes.json"
+_ARRAYS = "arrays"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held."""
+
+    step: int
+    tree: PyTree
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, the newest `keep` of them."""
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 3) -> None:
+        if keep < 1:
+            raise ValueError(f"Checkpoints(keep={keep}): keep at least 1 (2 survive a damaged one)")
+        self.directory = Path(directory).absolute()
+        self.keep = keep
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future | None = None
+
+    def save(self, step: int, tree: PyTree, notes: Mapping[str, Any] | None = None) -> None:
+        """Save a pytree of arrays and JSON notes as of `step`; returns as soon as the arrays are copied.
+
+        Raises what the write before this one met (a full disk, say), as `wait` does.
+        """
+        self.wait()
+        self._writing = self._writer.submit(self._write, step, _copied(tree), dict(notes or {}))
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on disk; raises OSError, naming the remedy, where it could not be."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """Finish writing and stop the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdigit())
+
+    def restore(self, like: PyTree, *, part: bool = False) -> Restored | None:
+        """The newest intact checkpoint, in the structure and on the devices of `like`; None where there is none.
+
+        A damaged one is passed over with a warning. part: `like` names a part of what was saved. Raises ValueError,
+        listing every difference, where a checkpoint holds other arrays: it was made with another config.
+        """
+        self.wait()
+        for step in reversed(self.steps()):
+            folder = self.directory / f"{step:08d}"
+            damage = _damage(folder)
+            if damage:
+                warnings.warn(
+                    f"checkpoint {folder} is damaged ({damage}); using the one before it", stacklevel=2
+                )
+                continue
+            arrays = _load_arrays(folder / _ARRAYS)
+            return Restored(step, _unflatten(arrays, like, folder, part), json.loads((folder / _NOTES).read_text()))
+        return None
+
+    def _write(self, step: int, tree: PyTree, notes: dict[str, Any]) -> None:
+        folder = self.directory / f"{step:08d}"
+        temporary = self.directory / f"{step:08d}.writing"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            _save_arrays(temporary / _ARRAYS, _flatten(tree))
+            (temporary / _NOTES).write_text(json.dumps(notes))
+            (temporary / _MANIFEST).write_text(json.dumps(_sums(temporary)))
+            for path in [*_files(temporary), temporary]:
+                _sync(path)
+            if folder.exists():  # a run resumed from an earlier checkpoint comes by here again
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+            _sync(self.directory)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError) or "No space left" in str(error) or "ENOSPC" in str(error):
+                raise OSError(
+                    f"checkpoint {folder} could not be written ({error}); free space there or choose another run "
+                    "directory, then resume: the checkpoints before it are intact"
+                ) from error
+            raise
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
+
+
+@jax.jit
+def _copy_leaves(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.copy(leaf) for leaf in leaves]
+
+
+def _copied(tree: PyTree) -> PyTree:
+    """A copy on the device, which the next step's donation leaves alone; it is fetched in the background."""
+    leaves, structure = jax.tree.flatten(tree)
+    on_device = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+    for i, copy in zip(on_device, _copy_leaves([leaves[i] for i in on_device]), strict=True):
+        leaves[i] = copy
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_name(path): _to_numpy(leaf) for path, leaf in flat}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def _shape_and_type(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+    leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    return array.shape, np.dtype(array.dtype)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _unflatten(arrays: Mapping[str, np.ndarray], like: PyTree, folder: Path, part: bool) -> PyTree:
+    flat, structure = jax.tree_util.tree_flatten_with_path(like)
+    wanted = {_name(path): leaf for path, leaf in flat}
+    problems = [f"missing: {name}" for name in wanted if name not in arrays]
+    problems += [f"unexpected: {name}" for name in arrays if name not in wanted and not part]
+    for name in wanted.keys() & arrays.keys():
+        leaf, saved = wanted[name], arrays[name]
+        shape, dtype = _shape_and_type(leaf)
+        if shape != saved.shape or dtype != saved.dtype:
+            problems.append(f"{name}: saved {saved.dtype}{list(saved.shape)}, wanted {dtype}{list(shape)}")
+    if problems:
+        raise ValueError(
+            f"checkpoint {folder} does not fit this learner:\n  " + "\n  ".join(sorted(problems)) + "\n"
+            "it was made with another config; restore it with the learner of its own run (config.json beside it)"
+        )
+    return jax.tree.unflatten(structure, [_placed(arrays[name], leaf) for name, leaf in wanted.items()])
+
+
+def _placed(saved: np.ndarray, like: Any) -> Any:
+    if _is_key(like):
+        return jax.device_put(jax.random.wrap_key_data(saved, impl=jax.random.key_impl(like)), like.sharding)
+    return jax.device_put(saved, like.sharding) if isinstance(like, jax.Array) else saved
+
+
+def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    from orbax.checkpoint import v1  # half a second to import: only who saves pays
+
+    # Orbax refuses arrays without elements; their shapes are all there is to them.
+    empty = {name: [str(array.dtype), *array.shape] for name, array in arrays.items() if array.size == 0}
+    v1.save(folder, {name: array for name, array in arrays.items() if array.size})
+    (folder.parent / "empty.json").write_text(json.dumps(empty))
+
+
+def _load_arrays(folder: Path) -> dict[str, np.ndarray]:
+    from orbax.checkpoint import v1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Orbax has opinions on sharding; these arrays are numpy's
+        arrays = {name: np.asarray(array) for name, array in v1.load(folder).items()}
+    empty = json.loads((folder.parent / "empty.json").read_text())
+    return arrays | {name: np.zeros(shape, jnp.dtype(dtype)) for name, (dtype, *shape) in empty.items()}
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for path in _files(folder):
+        with path.open("rb") as file:
+            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a checkpoint, "" where nothing is."""
+    try:
+        expected = json.loads((folder / _MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        return f"its manifest cannot be read: {error}"
+    found = _sums(folder)
+    found.pop(_MANIFEST, None)
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return f"{', '.join(wrong)} differ from the manifest" if wrong else ""
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

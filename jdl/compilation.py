@@ -1,0 +1,22 @@
+"""The persistent compilation cache: the second start of an experiment does not compile again."""
+
+import os
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs on disk, for every size and compile time, unless the user chose otherwise.
+
+    The folder is JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) where there is one, else `jdl/jax` in the user's
+    cache; `JDL_COMPILATION_CACHE=off` leaves JAX as it is. `jdl.jit` calls this.
+    """
+    if os.environ.get("JDL_COMPILATION_CACHE") == "off" or jax.config.jax_compilation_cache_dir is not None:
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jdl" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    compilation_cache.reset_cache()  # it may have been set up, without a folder, by an earlier compilation

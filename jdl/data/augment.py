@@ -1,0 +1,182 @@
+"""Augmentation on the device: pure functions `(key, images) -> images`, every example with its own draw.
+
+Images are `[batch, height, width, channels]`, floating or uint8; shape and dtype are kept. Outside the
+image there is zero, the mean of normalised images.
+
+    augmentation = compose(shift(2), flip(), cutout(8))
+    learner = feed(learner, batch_size=128, augment=on(augmentation))
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+Images = Shaped[Array | np.ndarray, "batch height width channels"]
+Augmented = Shaped[Array, "batch height width channels"]
+Augmentation = Callable[[PRNGKeyArray, Any], Array]
+
+
+def shift(pixels: int) -> Augmentation:
+    """Move each image by up to `pixels` rows and columns, each whole number equally likely; zeros move in."""
+    return _crop("shift: pixels", pixels, "constant")
+
+
+def crop(padding: int, mode: str = "reflect") -> Augmentation:
+    """Pad each side by `padding`, then cut a window of the old size from a place drawn evenly.
+
+    `mode` is `"reflect"` (the border is mirrored, its own pixels not repeated) or `"zero"`, which is `shift`.
+    Source: He et al., "Deep residual learning", 2016, section 4.2.
+    """
+    modes = {"reflect": "reflect", "zero": "constant"}
+    if mode not in modes:
+        raise ValueError(f"crop: mode is {mode!r}, and must be one of {list(modes)}.")
+    return _crop("crop: padding", padding, modes[mode])
+
+
+def flip(probability: float = 0.5) -> Augmentation:
+    """Mirror each image left to right with `probability`."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f"flip: probability is {probability}, and must be between 0 and 1.")
+
+    def augment(key: PRNGKeyArray, images: Images) -> Augmented:
+        images = _as_images(images)
+        flipped = jax.random.bernoulli(key, probability, images.shape[:1])
+        return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+
+    return augment
+
+
+def rotate(degrees: float) -> Augmentation:
+    """Turn each image about its centre by an angle even in `[-degrees, degrees]`, interpolating linearly."""
+    if not 0 <= degrees <= 180:
+        raise ValueError(f"rotate: degrees is {degrees}, and must be between 0 and 180.")
+
+    def augment(key: PRNGKeyArray, images: Images) -> Augmented:
+        images = _as_images(images)
+        return rotated(images, jax.random.uniform(key, images.shape[:1], minval=-degrees, maxval=degrees))
+
+    return augment
+
+
+def cutout(size: int) -> Augmentation:
+    """Blank a square of `size` by `size` pixels in each image, its centre even over the pixels.
+
+    The square may stick out over the edge, as in DeVries and Taylor, "Improved regularization of
+    convolutional neural networks with cutout", 2017, section 3.2.
+    """
+    if size < 1:
+        raise ValueError(f"cutout: size is {size}, and must be at least 1 pixel.")
+
+    def augment(key: PRNGKeyArray, images: Images) -> Augmented:
+        images = _as_images(images)
+        _, height, width, _ = images.shape
+        if size > min(height, width):
+            raise ValueError(f"cutout: size is {size}, larger than images of {height} by {width} pixels.")
+        centres = jax.random.randint(key, (images.shape[0], 2), 0, jnp.array([height, width]))
+        hidden = (
+            _band(centres[:, 0], size, height)[:, :, None] & _band(centres[:, 1], size, width)[:, None, :]
+        )
+        return jnp.where(hidden[..., None], jnp.zeros((), images.dtype), images)
+
+    return augment
+
+
+def compose(*augmentations: Augmentation) -> Augmentation:
+    """Apply augmentations from left to right, each with a key of its own."""
+
+    def augment(key: PRNGKeyArray, images: Images) -> Augmented:
+        images = _as_images(images)
+        for i, augmentation in enumerate(augmentations):
+            images = augmentation(jax.random.fold_in(key, i), images)
+        return images
+
+    return augment
+
+
+def on(augmentation: Augmentation, key_name: str = "input") -> Callable[[PRNGKeyArray, Any], dict[str, Any]]:
+    """Make `augmentation` act on one array of a batch: a function `(key, batch) -> batch`, for `feed`."""
+
+    def augment(key: PRNGKeyArray, batch: dict[str, Any]) -> dict[str, Any]:
+        if key_name not in batch:
+            raise ValueError(f"on: the batch has no key {key_name!r}, only {list(batch)}: name one of these.")
+        return batch | {key_name: augmentation(key, batch[key_name])}
+
+    return augment
+
+
+def rotated(images: Images, degrees: Float[Array | np.ndarray, " batch"]) -> Augmented:
+    """Turn image i by `degrees[i]`, anticlockwise as seen on a screen; scipy's `rotate(reshape=False)`."""
+    images = jnp.asarray(images)
+    _, height, width, _ = images.shape
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    centre_row, centre_column = (height - 1) / 2, (width - 1) / 2
+    rows = jnp.arange(height, dtype=dtype)[:, None] - centre_row
+    columns = jnp.arange(width, dtype=dtype)[None, :] - centre_column
+
+    def turn(image: Array, angle: Array) -> Array:
+        cosine, sine = jnp.cos(angle), jnp.sin(angle)
+        # Where each output pixel comes from: the inverse rotation, the row axis pointing down.
+        coordinates = [
+            cosine * rows + sine * columns + centre_row,
+            cosine * columns - sine * rows + centre_column,
+        ]
+        sample = jax.vmap(
+            lambda channel: jax.scipy.ndimage.map_coordinates(channel, coordinates, order=1),
+            in_axes=2,
+            out_axes=2,
+        )
+        return sample(image)
+
+    turned = jax.vmap(turn)(images.astype(dtype), jnp.deg2rad(jnp.asarray(degrees).astype(dtype)))
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        # Linear interpolation stays within the range of the pixels; only rounding is left to do.
+        turned = jnp.round(turned)
+    return turned.astype(images.dtype)
+
+
+def _crop(name: str, padding: int, mode: str) -> Augmentation:
+    if padding < 0:
+        raise ValueError(f"{name} is {padding}, and must not be negative.")
+
+    def augment(key: PRNGKeyArray, images: Images) -> Augmented:
+        images = _as_images(images)
+        batch, height, width, _ = images.shape
+        if padding >= min(height, width):
+            raise ValueError(
+                f"{name} is {padding}: it must be less than the sides, {height} by {width} pixels."
+            )
+        around = (padding, padding)
+        padded = jnp.pad(images, ((0, 0), around, around, (0, 0)), mode=mode)
+        corners = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
+        return _windows(padded, corners, height, width)
+
+    return augment
+
+
+def _windows(
+    images: Shaped[Array, "batch _ _ channels"], corners: Int[Array, "batch 2"], height: int, width: int
+) -> Shaped[Array, "batch {height} {width} channels"]:
+    """Cut from image i the window whose top left pixel is `corners[i]`."""
+    # Rows first, then columns: each a gather of whole lines, faster than one gather of pixels.
+    rows = corners[:, 0, None] + jnp.arange(height)
+    columns = corners[:, 1, None] + jnp.arange(width)
+    images = jnp.take_along_axis(images, rows[:, :, None, None], axis=1, mode="promise_in_bounds")
+    return jnp.take_along_axis(images, columns[:, None, :, None], axis=2, mode="promise_in_bounds")
+
+
+def _band(centres: Int[Array, " batch"], size: int, length: int) -> Bool[Array, "batch {length}"]:
+    """True on `size` places around each centre, as far as they lie in `[0, length)`."""
+    first = centres[:, None] - size // 2
+    places = jnp.arange(length)
+    return (places >= first) & (places < first + size)
+
+
+def _as_images(images: Any) -> Array:
+    if getattr(images, "ndim", None) != 4:
+        shape = getattr(images, "shape", type(images).__name__)
+        raise ValueError(f"images have shape {shape}: augmentation takes [batch, height, width, channels].")
+    return jnp.asarray(images)

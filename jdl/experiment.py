@@ -1,0 +1,234 @@
+"""Experiments: modules with a `Config` and a `main(config, run)`, found by name, run, resumed, replayed, loaded.
+
+An experiment is a Python file. `Config` is a frozen dataclass with a default for every field; `main` trains and
+returns the final metrics, each a number or one a seed; `learner(config)`, if it has one, lets a loaded run predict.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import shutil
+import sys
+import time
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from jdl import runs
+from jdl.checkpoint import Checkpoints
+from jdl.learner import Learner, State
+from jdl.runs import Run
+from jdl.transforms import jit, seeds
+
+FOLDER = Path("experiments")
+_COPY = "experiment.py"
+
+
+def names(folder: Path = FOLDER) -> list[str]:
+    """The experiments of a folder, by module name."""
+    files = sorted(folder.glob("*.py")) if folder.is_dir() else []
+    return [file.stem for file in files if not file.stem.startswith("_")]
+
+
+def find(name: str) -> ModuleType:
+    """The experiment called `name` in ./experiments, at a dotted path, or in a file.
+
+    Raises LookupError, naming the nearest, where there is none, and TypeError for a module that is no experiment.
+    """
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise LookupError(f"there is no experiment file {name}")
+        return _checked(_load_file(Path(name)), name)
+    if (FOLDER / f"{name}.py").is_file():
+        return _checked(_load_file(FOLDER / f"{name}.py", f"{FOLDER.name}.{name}"), name)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or "." not in name:
+        known = names()
+        nearest = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "give its name, a dotted path or a file ending in .py"
+        listed = f"./experiments has {', '.join(known)}" if known else "there is no folder ./experiments here"
+        raise LookupError(f"there is no experiment {name!r}; {hint} ({listed})")
+    return _checked(importlib.import_module(name), name)
+
+
+def run(
+    experiment: str | ModuleType,
+    config: Any = None,
+    *,
+    seeds: int | Sequence[int] = 1,
+    path: str | Path | None = None,
+) -> Run:
+    """Run an experiment in a new run directory (runs/NAME/TIME by default) and write its result."""
+    module = find(experiment) if isinstance(experiment, str) else experiment
+    config = module.Config() if config is None else config
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"seeds={seeds}: give at least 1 run, as a number or as a list of seeds from 0 up")
+    return execute(prepare(module, config, numbers, path))
+
+
+def prepare(module: ModuleType, config: Any, numbers: Sequence[int], path: str | Path | None = None) -> Run:
+    """A new run directory with all it takes to repeat the run, the experiment's source among it."""
+    file = Path(typing.cast(str, module.__file__))
+    folder = default_path(file.stem) if path is None else Path(path)
+    prepared = runs.create(folder, dataclasses.asdict(config), experiment=file.stem, seeds=numbers)
+    shutil.copyfile(file, prepared.path / _COPY)
+    return prepared
+
+
+def execute(run: Run) -> Run:
+    """Run, or go on with, the experiment of a run directory, from the copy of its source there."""
+    module = _load_file(run.path / _COPY)
+    start = time.monotonic()
+    metrics = module.main(decode(module.Config, run.config), run)
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"main of {run.path / _COPY} returned {type(metrics).__name__}; return a dict of final metrics")
+    run.finish(metrics, time.monotonic() - start)
+    return run
+
+
+def replay(run: Run, path: str | Path | None = None) -> tuple[Run, list[str]]:
+    """Repeat a run in a directory of its own; returns it and the differences, none where they agree to the bit."""
+    _require_experiment(run)
+    folder = Path(path) if path else _unused(run.path.with_name(run.path.name + "-replay"))
+    copy = runs.create(folder, run.config, experiment=run.description["experiment"], seeds=run.seeds)
+    shutil.copyfile(run.path / _COPY, copy.path / _COPY)
+    execute(copy)
+    found = runs.differences(run.rows, copy.rows)
+    for part in sorted(entry.parent.name for entry in run.path.glob("*/config.json")):
+        found += [f"{part}: {line}" for line in runs.differences(Run(run.path / part).rows, Run(copy.path / part).rows)]
+    before, after = run.result, copy.result
+    if before and after and before["metrics"] != after["metrics"]:
+        found += [
+            f"final {name}: {before['metrics'].get(name)} and {after['metrics'].get(name)}"
+            for name in sorted(before["metrics"].keys() | after["metrics"].keys())
+            if before["metrics"].get(name) != after["metrics"].get(name)
+        ]
+    return copy, found
+
+
+class LoadedRun(Run):
+    """A run with its trained state: `run.metrics`, `run.predict(x)`."""
+
+    def __init__(self, path: str | Path, learner: Learner | None = None) -> None:
+        super().__init__(path)
+        self._given = learner
+        self._learner: Learner | None = None
+        self._state: State = None
+
+    @property
+    def learner(self) -> Learner:
+        """The learner given to `load`, else the experiment's own over the run's seeds; compiled."""
+        if self._learner is None:
+            self._learner = jit(self._given or self._experiments_learner(), donate=False)
+        return self._learner
+
+    @property
+    def state(self) -> State:
+        """The best state by the run's monitored metric, the last one where nothing was monitored."""
+        if self._state is None:
+            like = {"best": self.learner.init(jax.random.key(0))}
+            restored = Checkpoints(self.checkpoint_folder).restore(like, part=True)
+            if restored is None:
+                raise FileNotFoundError(f"{self.path} has no intact checkpoint; `jdl resume {self.path}` trains it")
+            self._state = restored.tree["best"]
+        return self._state
+
+    def predict(self, inputs: Any) -> jax.Array:
+        """Outputs for inputs [batch, ...] as the experiment's data gives them: [runs, batch, ...]."""
+        if self.learner.predict is None:
+            raise TypeError(f"the learner of {self.path} has no predict; give its Learner one")
+        return self.learner.predict(self.state, {"input": inputs})
+
+    def _experiments_learner(self) -> Learner:
+        if not (self.path / _COPY).is_file() and not (self.path.parent / _COPY).is_file():
+            raise LookupError(f"{self.path} was not made by an experiment; give its learner: jdl.load(path, learner)")
+        folder = self.path if (self.path / _COPY).is_file() else self.path.parent
+        module = _load_file(folder / _COPY)
+        if not hasattr(module, "learner"):
+            raise LookupError(
+                f"the experiment of {self.path} has no learner(config); give one: jdl.load(path, learner)"
+            )
+        config = decode(module.Config, self.config)
+        arguments = (config,) if folder == self.path else (config, self.path.name)
+        return seeds(module.learner(*arguments), self.seeds)
+
+
+def load(path: str | Path, learner: Learner | None = None) -> LoadedRun:
+    """Open a run in a notebook: its config, its metrics as arrays, its state, `predict`.
+
+    learner: needed only where the run was made by a script, not by an experiment; the one that `fit` was given.
+    """
+    return LoadedRun(path, learner)
+
+
+def default_path(name: str) -> Path:
+    """A folder for a new run, by experiment and time."""
+    return _unused(Path("runs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def decode(kind: Any, value: Any) -> Any:
+    """A config from its JSON, by the types of its fields; raises ValueError naming a field it does not have."""
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        hints = typing.get_type_hints(kind)
+        for name in value:
+            if name not in hints:
+                raise ValueError(f"{kind.__qualname__} has no field {name!r}; it has {', '.join(hints)}")
+        return kind(**{name: decode(hints[name], item) for name, item in value.items()})
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        return value if value is None or len(kinds) != 1 else decode(kinds[0], value)
+    if kind is tuple or origin is tuple:
+        return tuple(value)
+    return Path(value) if kind is Path else value
+
+
+def _unused(folder: Path) -> Path:
+    number = 2
+    candidate = folder
+    while candidate.exists():
+        candidate = folder.with_name(f"{folder.name}-{number}")
+        number += 1
+    return candidate
+
+
+def _require_experiment(run: Run) -> None:
+    if not (run.path / _COPY).is_file():
+        raise LookupError(f"{run.path} was not made by an experiment (it has no {_COPY}); run its script again instead")
+
+
+def _load_file(file: Path, name: str | None = None) -> ModuleType:
+    for folder in (str(Path.cwd()), str(file.parent.absolute())):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    digest = hashlib.sha256(str(file.absolute()).encode()).hexdigest()[:8]
+    name = name or f"{file.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise LookupError(f"{file} cannot be loaded as a Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _checked(module: ModuleType, name: str) -> ModuleType:
+    missing = [part for part in ("Config", "main") if not hasattr(module, part)]
+    if missing:
+        raise TypeError(f"{name} is no experiment: it has no {' and no '.join(missing)}; see experiments/xor.py")
+    if not dataclasses.is_dataclass(module.Config) or not module.Config.__dataclass_params__.frozen:  # type: ignore
+        raise TypeError(f"the Config of {name} is no frozen dataclass; write @dataclasses.dataclass(frozen=True)")
+    return module

@@ -1,0 +1,282 @@
+"""The loop around a learner's step: batches in, metrics out, checkpoints, early stopping. It knows no model."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jdl.checkpoint import Checkpoints
+from jdl.data.dataset import check
+from jdl.evaluate import compute, merged, padded_batches
+from jdl.learner import Learner, Metrics, State
+from jdl.metrics import merge_axis, to_host
+from jdl.outcome import Monitor, Outcome
+from jdl.placement import beside
+from jdl.progress import ProgressBar
+from jdl.runs import Row, Run, open_or_create
+from jdl.source import Source, Whole
+
+type Callback = Callable[[Row, State], bool | None]
+
+
+class Fitted(NamedTuple):
+    """What a fit leaves: the last state, the best by the monitored metric (the last where none was), and the record."""
+
+    state: State
+    best: State
+    rows: list[Row]
+    ended: list[str]  # for each run, why it ended before the last step; "" where it did not
+
+
+def fit(
+    learner: Learner,
+    source: Source | Mapping[str, Any],
+    *,
+    steps: int,
+    key: Array | int = 0,
+    validation: Mapping[str, Any] | None = None,
+    evaluate_every: int | None = None,
+    evaluation_batch_size: int = 1024,
+    monitor: Monitor | str = "loss",
+    log_every: int | None = None,
+    checkpoint_every: int | None = None,
+    run: Run | str | Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
+) -> Fitted:
+    """Train for a number of updates, from the key or from the run's last checkpoint.
+
+    source: a `Source`; a plain dict of arrays serves a learner made by `feed`. validation: evaluated every
+    `evaluate_every` updates; its `monitor` (a name, or a `Monitor` with mode and patience) picks the best state and
+    stops early. run: a run directory for the log and the checkpoints; a folder that already holds a run is continued
+    if resume=True, else an error. callbacks: `(row, state) -> True to stop`, called with every row of the log.
+    progress: show a bar; by default on a terminal alone. All intervals count updates, default to a hundredth
+    (log) and a tenth (evaluation, checkpoints) of `steps`, and are multiples of `learner.steps`.
+
+    A run whose loss is no longer finite ends at that step with a warning and the state of its last checkpoint.
+    """
+    interval = _Intervals(learner.steps, steps)
+    log_every = interval("log_every", log_every, 100)
+    evaluate_every = interval("evaluate_every", evaluate_every, 10) if validation is not None else 0
+    checkpoint_every = interval("checkpoint_every", checkpoint_every, 10) if run is not None else 0
+    if not isinstance(source, Source):
+        if source is not None and not learner.fed:
+            raise ValueError("fit was given arrays, and the learner draws no batches: give Batches(data, size), or use feed")
+        source = Whole(source)
+    monitor = Monitor(monitor) if isinstance(monitor, str) else monitor
+    run = open_or_create(run, resume) if run is not None else None
+    key = jax.random.key(key) if isinstance(key, int) else key
+    if validation is not None:
+        check(validation)
+    loop = _Loop(learner, source, key, Outcome(learner.runs, monitor), run, callbacks)
+    loop.start()
+    if isinstance(source, Whole) and source.data is not None:
+        source.data = beside(loop.state, source.data)
+    batches = [beside(loop.state, b) for b in padded_batches(validation, evaluation_batch_size)] if validation else []
+    if batches and monitor.name not in (names := _names(learner, loop.state, batches[0])):
+        raise ValueError(f"monitor={monitor.name!r} is no metric of the evaluation; it has {', '.join(names)}")
+
+    bar = ProgressBar(steps, loop.step, progress)
+    try:
+        while loop.step < steps and not loop.stopped:
+            event = min(_next(loop.step, every) for every in (log_every, evaluate_every, checkpoint_every, steps) if every)
+            loop.advance(min(event, steps), bar)
+            loop.flush(bar)
+            if evaluate_every and loop.step % evaluate_every == 0:
+                loop.evaluate(batches)
+            if checkpoint_every and (loop.step % checkpoint_every == 0 or loop.step >= steps or loop.stopped):
+                loop.save()
+        return loop.finish()
+    finally:
+        bar.close(loop.step)
+
+
+class _Intervals(NamedTuple):
+    """Checks and defaults of intervals, in updates."""
+
+    unit: int
+    steps: int
+
+    def __call__(self, name: str, value: int | None, share: int) -> int:
+        if self.steps < 1 or self.steps % self.unit:
+            nearest = max(self.unit, round(self.steps / self.unit) * self.unit)
+            raise ValueError(f"steps={self.steps} is no multiple of the learner's {self.unit} updates a call; try {nearest}")
+        if value is None:
+            return max(self.unit, self.steps // share // self.unit * self.unit)
+        if value < 1 or value % self.unit:
+            nearest = max(self.unit, round(value / self.unit) * self.unit)
+            raise ValueError(f"{name}={value} is no multiple of the learner's {self.unit} updates a call; try {nearest}")
+        return value
+
+
+def _next(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def _names(learner: Learner, state: State, batch: Any) -> list[str]:
+    shapes = jax.eval_shape(learner.evaluate, state, batch)
+    return sorted(compute(jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)))
+
+
+class _Loop:
+    """One fit under way: the state, what was measured since the last row, and the book of outcomes."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        source: Source,
+        key: Array,
+        outcome: Outcome,
+        run: Run | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.learner, self.source, self.key = learner, source, key
+        self.outcome, self.run, self.callbacks = outcome, run, callbacks
+        self.checkpoints = Checkpoints(run.checkpoint_folder) if run else None
+        self.state = learner.init(key)
+        self.step = 0
+        self.rows: list[Row] = []
+        self.stopped = False
+        self._pending: list[Metrics] = []
+        self._clock = time.monotonic()
+
+    def start(self) -> None:
+        """Go on from the run's newest intact checkpoint, if it has one."""
+        if self.checkpoints is None or self.run is None:
+            return
+        restored = self.checkpoints.restore(self._tree(self.state, self.state))
+        step = restored.step if restored else 0
+        self.rows = self.run.truncate(step)
+        if restored is None:
+            return
+        self.step = step
+        self.state = restored.tree["state"]
+        self.source.restore(restored.tree["source"])
+        best = restored.tree["best"] if restored.notes["has_best"] else None
+        self.outcome.restore(restored.notes["outcome"], self.state, best)
+        self.stopped = bool(self.outcome.ended.all()) or restored.notes["stopped"]
+        self._clock -= restored.notes["seconds"]
+
+    def advance(self, until: int, bar: ProgressBar) -> None:
+        """Take steps until the next event; nothing here waits for the device."""
+        step, source, state, pending = self.learner.step, self.source, self.state, self._pending
+        while self.step < until:
+            state, metrics = step(state, source.next(state))
+            pending.append(metrics)
+            self.step += self.learner.steps
+            bar.advance(self.step)
+        self.state = state
+
+    def flush(self, bar: ProgressBar) -> None:
+        """Fetch what the steps since the last flush measured, end runs that diverged, and log the rest."""
+        if not self._pending:
+            return
+        metrics = self._stack(self._pending)
+        first = self.step - len(self._pending) * self.learner.steps
+        self._pending.clear()
+        self._end_diverged(self._first_not_finite(metrics, first))
+        values = compute(merge_axis(metrics, 0 if self.learner.runs is None else 1))
+        row = self._log("train", values)
+        if "train/loss" in row:
+            bar.note(f"loss {np.nanmean(np.asarray(row['train/loss'], float)):.4g}" if not self.outcome.ended.all() else "")
+
+    def evaluate(self, batches: list[Any]) -> None:
+        """Evaluate, keep the best, stop early."""
+        if self.stopped:
+            return
+        values = compute(merged(self.learner, self.state, batches))
+        self._log("validation", values)
+        self.outcome.judge(values[self.outcome.monitor.name], self.step, self.state)
+        self.stopped = self.stopped or bool(self.outcome.ended.all())
+
+    def save(self) -> None:
+        """A checkpoint, of finite runs alone."""
+        if self.checkpoints is None:
+            return
+        self._end_diverged({int(run): self.step for run in np.flatnonzero(self.outcome.not_finite(self.state))})
+        state = self.outcome.compose(self.state)
+        best = state if self.outcome.best is None else self.outcome.best
+        notes = {
+            "outcome": self.outcome.notes(),
+            "stopped": self.stopped,
+            "has_best": self.outcome.best is not None,
+            "seconds": time.monotonic() - self._clock,
+        }
+        self.checkpoints.save(self.step, self._tree(state, best), notes)
+
+    def _tree(self, state: State, best: State) -> dict[str, Any]:
+        return {"state": state, "best": best, "source": self.source.save()}
+
+    def finish(self) -> Fitted:
+        """What the fit leaves, once the last checkpoint is on disk."""
+        state = self.outcome.compose(self.state)
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        best = state if self.outcome.best is None else self.outcome.best
+        return Fitted(state, best, self.rows, self.outcome.reasons)
+
+    def _stack(self, pending: list[Metrics]) -> Metrics:
+        """[calls] of [(runs), (steps)] -> [(runs), updates], in float64."""
+        axis = 0 if self.learner.runs is None else 1
+        join = np.concatenate if self.learner.steps > 1 else np.stack
+        return jax.tree.map(lambda *leaves: join(leaves, axis), *map(to_host, pending))
+
+    def _first_not_finite(self, metrics: Metrics, first: int) -> dict[int, int]:
+        """The runs whose metrics hold a number that is not finite, and the update that measured it first."""
+        found: dict[int, int] = {}
+        for leaf in jax.tree.leaves(metrics):
+            if np.isfinite(leaf).all():
+                continue
+            by_step = leaf if self.learner.runs is not None else leaf[None]
+            bad = ~np.isfinite(by_step).reshape(*by_step.shape[:2], -1).all(-1)
+            for run in np.flatnonzero(bad.any(1)):
+                step = first + int(bad[run].argmax()) + 1
+                found[int(run)] = min(step, found.get(int(run), step))
+        return {run: step for run, step in found.items() if not self.outcome.ended.reshape(-1)[run]}
+
+    def _end_diverged(self, diverged: dict[int, int]) -> None:
+        if not diverged:
+            return
+        good, kept = self._last_good()
+        for run, step in diverged.items():
+            which = np.zeros(self.outcome.ended.size, bool)
+            which[run] = True
+            name = "the run" if self.learner.runs is None else f"run {run}"
+            reason = f"diverged at step {step}: not finite"
+            self.outcome.end(which.reshape(self.outcome.shape), good, reason)
+            warnings.warn(f"{name} {reason}; its state is kept as of step {kept}", RuntimeWarning, stacklevel=2)
+        self.stopped = self.stopped or bool(self.outcome.ended.all())
+
+    def _last_good(self) -> tuple[State, int]:
+        """The newest state known to be finite: the last checkpoint's, else the best, else the first."""
+        if self.checkpoints is not None:
+            restored = self.checkpoints.restore(self._tree(self.state, self.state))
+            if restored is not None:
+                return restored.tree["state"], restored.step
+        if self.outcome.best is not None:
+            return self.outcome.best, int(np.max(self.outcome.best_step))
+        return self.learner.init(self.key), 0
+
+    def _log(self, split: str, values: Mapping[str, np.ndarray]) -> Row:
+        """Log one row: a number for each metric, or one for each run, null for a run that has ended."""
+        row: Row = {"step": self.step, "seconds": round(time.monotonic() - self._clock, 3)}
+        for name, value in values.items():
+            if value.shape == self.outcome.shape:
+                row[f"{split}/{name}"] = _plain(np.where(self.outcome.ended, np.nan, value))
+        self.rows.append(row)
+        if self.run is not None:
+            self.run.log(row)
+        for callback in self.callbacks:
+            self.stopped = bool(callback(row, self.state)) or self.stopped
+        return row
+
+
+def _plain(values: np.ndarray) -> Any:
+    """Numbers for JSON, null for what is not finite."""
+    return np.where(np.isfinite(values), values.astype(object), None).tolist()

@@ -1,0 +1,84 @@
+"""A learner is a few pure functions, so that training composes as Optax made optimisers compose."""
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from jdl import seam
+from jdl.metrics import Mean
+
+type State = Any  # one pytree, everything that changes; it has `.key` and `.step`
+type Batch = Any  # a pytree of arrays with a leading example axis (a dict; "mask" marks padding), or None
+type Metrics = Any  # a dict of metrics (`jdl.metrics`)
+type Loss = Callable[[PyTree, Batch, Array], tuple]
+
+
+class Learner(NamedTuple):
+    """Training as pure functions; transforms take a learner and return a learner.
+
+    A step's metrics have a leading axis of `runs` where that is set, then one of `steps` where that is above 1.
+    `evaluate` leaves out the examples whose `batch["mask"]` is zero: they are padding.
+    """
+
+    init: Callable[[Any], State]  # (key) -> state
+    step: Callable[[State, Batch], tuple[State, Metrics]]  # one update (or `steps` of them)
+    evaluate: Callable[[State, Batch], Metrics]  # no update
+    predict: Callable[[State, Batch], Any] | None = None  # what reports and servers call
+    steps: int = 1  # updates a call
+    runs: int | None = None  # independent runs inside
+    fed: bool = False  # batches are drawn inside: what `step` is given is the whole data set (or None), never split
+
+
+def fold(key: Key[Array, ""], name: str) -> Key[Array, ""]:
+    """The key of the consumer called `name`: streams stay apart however many consumers come to be."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def step_key(state: State) -> Key[Array, ""]:
+    """The key of the update that `state` is about to take."""
+    return jax.random.fold_in(state.key, state.step)
+
+
+def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyTree, Mean, PyTree]:
+    """Gradients of a mean loss, through the one seam where transforms act inside a step.
+
+    `loss(params, batch, key)` returns `(total, weight)` or `(total, weight, auxiliary)`: the loss summed over the
+    examples, how many count (the unmasked ones), and a pytree of metrics and running statistics. Everything that
+    has an example axis must come in through `batch`: `accumulate` and `pmap` split that and nothing else.
+
+    Returns the gradients of total / weight (zero where the weight is zero), the loss as a `Mean`, and the auxiliary
+    pytree, each over the whole batch however it was split.
+    """
+
+    def summed(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
+        def scalar(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
+            total, weight, *auxiliary = _checked(loss(params, batch, key))
+            return total, (jnp.asarray(weight, total.dtype), auxiliary[0] if auxiliary else ())
+
+        (total, (weight, auxiliary)), grads = jax.value_and_grad(scalar, has_aux=True)(params)
+        return seam.Summed(grads, total, weight, auxiliary)
+
+    for reduction in reversed(seam.current().reductions):
+        summed = reduction(summed)
+    grads, total, weight, auxiliary = summed(params, batch, key)
+    divisor = jnp.where(weight > 0, weight, 1)  # a batch of padding alone moves nothing
+    return jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads), Mean(total, weight), auxiliary
+
+
+def _checked(result: Any) -> tuple:
+    if not isinstance(result, tuple) or len(result) not in (2, 3):
+        raise TypeError(
+            "a loss given to jdl.gradients returns (total, weight) or (total, weight, auxiliary), "
+            f"this one returned {type(result).__name__}; return for instance (losses.sum(), len(losses))"
+        )
+    total = jnp.asarray(result[0])
+    if total.shape != () or not jnp.issubdtype(total.dtype, jnp.floating):
+        raise TypeError(
+            f"the total of a loss is a floating scalar, this one has shape {total.shape} and type {total.dtype}; "
+            "sum it over the examples"
+        )
+    return (total, *result[1:])

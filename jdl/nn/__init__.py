@@ -1,0 +1,5 @@
+"""Reusable Flax modules."""
+
+from jdl.nn.convolution import Conv, conv_general_dilated
+
+__all__ = ["Conv", "conv_general_dilated"]

@@ -1,0 +1,180 @@
+"""One training step over many devices: replicas (`pmap`) or one global program (`shard`)."""
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from jdl import seam
+from jdl.learner import Batch, Learner, Metrics, State
+from jdl.metrics import merge_axis
+
+_REPLICAS = "replicas"
+
+
+def pmap(learner: Learner, devices: Sequence[jax.Device] | None = None) -> Learner:
+    """One replica a device: each takes its part of the batch, and gradients, weights and metrics are summed.
+
+    The state is the same everywhere. Batch normalisation sees the whole batch (Flax's own layer, its axis set here);
+    random masks are each replica's own. devices: all local ones by default. Raises ValueError for a batch that the
+    devices do not divide.
+    """
+    if learner.runs is not None:
+        raise ValueError("pmap goes inside: seeds(pmap(learner), ...), with spread=False to leave pmap the devices")
+
+    def reduction(summed: seam.SummedGradients) -> seam.SummedGradients:
+        def replicated(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
+            with nn.intercept_methods(_normalise_over_replicas):
+                result = summed(params, batch, jax.random.fold_in(key, jax.lax.axis_index(_REPLICAS)))
+            weights, auxiliary = jax.lax.all_gather((result.weight, result.auxiliary), _REPLICAS)
+            sums = jax.lax.psum((result.gradients, result.total, result.weight), _REPLICAS)
+            return seam.Summed(*sums, seam.merge_auxiliary(auxiliary, weights, merge_axis))
+
+        return replicated
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        chosen = _free_devices("pmap", devices)
+        if len(chosen) == 1:
+            return learner.step(state, batch)
+        count = len(chosen)
+        several = learner.steps if not learner.fed else 1  # a batch that holds several steps is split within each
+
+        def split(leaf: Array) -> Array:
+            if jnp.ndim(leaf) == 0 or len(leaf) % (several * count):
+                unit = several * count
+                raise ValueError(
+                    f"pmap: a batch of shape {jnp.shape(leaf)} does not divide over {count} devices"
+                    + (f" and {several} steps" if several > 1 else "")
+                    + f"; its leading axis must be a multiple of {unit}"
+                )
+            return leaf.reshape(several, count, -1, *leaf.shape[1:])
+
+        def join(leaf: Array) -> Array:  # [several, 1, size, ...] -> [several * size, ...]
+            return leaf.reshape(-1, *leaf.shape[3:])
+
+        def share(positions: Array) -> Array:
+            if len(positions) % count:
+                raise ValueError(
+                    f"pmap: batches of {len(positions)} do not divide over {count} devices; make them a multiple"
+                )
+            size = len(positions) // count
+            return jax.lax.dynamic_slice_in_dim(positions, jax.lax.axis_index(_REPLICAS) * size, size)
+
+        def replica(state: State, batch: Batch) -> tuple[State, Metrics]:
+            with seam.reduced(reduction, share=share, devices_taken="pmap"):
+                return learner.step(state, batch if learner.fed else jax.tree.map(join, batch))
+
+        return jax.shard_map(
+            replica,
+            mesh=_mesh(chosen, _REPLICAS),
+            in_specs=(PartitionSpec(), PartitionSpec() if learner.fed else PartitionSpec(None, _REPLICAS)),
+            out_specs=PartitionSpec(),
+            check_vma=False,  # the sums over replicas are taken in the seam, once
+        )(state, batch if learner.fed else jax.tree.map(split, batch))
+
+    def evaluate(state: State, batch: Batch) -> Metrics:
+        chosen = _free_devices("pmap", devices)
+        if any(len(leaf) % len(chosen) for leaf in jax.tree.leaves(batch)):
+            return learner.evaluate(state, batch)  # a short batch is not worth an error: every device takes it whole
+
+        def replica(state: State, batch: Batch) -> Metrics:
+            with seam.reduced(devices_taken="pmap"):
+                parts = jax.lax.all_gather(learner.evaluate(state, batch), _REPLICAS)
+            return merge_axis(parts, 0)
+
+        return jax.shard_map(
+            replica,
+            mesh=_mesh(chosen, _REPLICAS),
+            in_specs=(PartitionSpec(), PartitionSpec(_REPLICAS)),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )(state, batch)
+
+    return learner._replace(step=step, evaluate=evaluate)
+
+
+def shard(learner: Learner, mesh: Mesh | None = None, rules: Sequence[tuple[str, PartitionSpec]] = ()) -> Learner:
+    """One global program that the compiler splits: the batch over the mesh's first axis, the state by rules.
+
+    mesh: by default all local devices on one axis, "data". rules: `(regular expression, PartitionSpec)` pairs, the
+    first that is found in a leaf's path ("params/Dense_0/kernel", and the optimiser's moments of the same name)
+    places it; the rest is on every device. Use it under `jit`; statistics and random masks are those of one device.
+    """
+
+    def constrain(tree: PyTree, spec_of: Callable[[str], PartitionSpec]) -> PyTree:
+        chosen = _mesh(jax.local_devices(), "data") if mesh is None else mesh
+
+        def place(path: Any, leaf: Any) -> Any:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(chosen, spec_of(name)))
+
+        return jax.tree_util.tree_map_with_path(place, tree)
+
+    def by_rules(name: str) -> PartitionSpec:
+        return next((spec for pattern, spec in rules if re.search(pattern, name)), PartitionSpec())
+
+    def over_data(name: str) -> PartitionSpec:
+        return PartitionSpec("data" if mesh is None else mesh.axis_names[0])
+
+    def init(key: Array) -> State:
+        if len(_free_devices("shard", None)) == 1:
+            return learner.init(key)
+        return constrain(learner.init(key), by_rules)
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        if len(_free_devices("shard", None)) == 1:
+            return learner.step(state, batch)
+        if learner.fed:
+            batch = constrain(batch, lambda name: PartitionSpec())
+        else:
+            _check_divides(batch, jax.local_device_count() if mesh is None else mesh.shape[mesh.axis_names[0]])
+            batch = constrain(batch, over_data)
+        with seam.reduced(share=lambda positions: constrain(positions, over_data), devices_taken="shard"):
+            state, metrics = learner.step(constrain(state, by_rules), batch)
+        return constrain(state, by_rules), metrics
+
+    return learner._replace(init=init, step=step)
+
+
+def _check_divides(batch: Batch, count: int) -> None:
+    for leaf in jax.tree.leaves(batch):
+        if jnp.ndim(leaf) == 0 or len(leaf) % count:
+            raise ValueError(
+                f"shard: a batch of shape {jnp.shape(leaf)} does not divide over {count} devices; "
+                f"its leading axis must be a multiple of {count}"
+            )
+
+
+def _mesh(devices: Sequence[jax.Device], axis: str) -> Mesh:
+    return Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
+
+
+def _free_devices(transform: str, devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
+    taken = seam.current().devices_taken
+    if taken:
+        warnings.warn(
+            f"{transform} has one device here, because {taken} around it spread its runs over the devices; "
+            f"give {taken} spread=False to leave them to {transform}",
+            stacklevel=5,
+        )
+        return jax.local_devices()[:1]
+    return jax.local_devices() if devices is None else devices
+
+
+def _normalise_over_replicas(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+    """Flax's batch normalisation takes its statistics over an axis of devices if told which: tell it."""
+    module = context.module
+    if isinstance(module, nn.BatchNorm) and context.method_name == "__call__" and module.axis_name is None:
+        object.__setattr__(module, "axis_name", _REPLICAS)
+        try:
+            return next_function(*args, **kwargs)
+        finally:
+            object.__setattr__(module, "axis_name", None)
+    return next_function(*args, **kwargs)

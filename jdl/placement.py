@@ -1,0 +1,122 @@
+"""Where independent runs go on this machine.
+
+On a CPU, `vmap` over runs is slow (batched small matrix products, 0.6-0.9 of one run's speed measured) and one run
+leaves cores idle; runs spread over host devices and looped within each use the cores and keep every run's bits.
+On an accelerator, `vmap` fills the device.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from jdl import seam
+
+type Placement = Literal["map", "vmap"]
+
+
+def host_devices(count: int | None = None) -> int:
+    """Make each CPU core a JAX device, so that `seeds` and `population` can spread runs; returns how many there are.
+
+    Call it before JAX is first used (the `jdl` command does); once a backend runs this is no longer possible, and a
+    warning says so. count: how many, by default the cores this process may use.
+    """
+    if count is None:
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if count < 1:
+        raise ValueError(f"host_devices(count={count}): there is at least 1 device")
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        if jax.default_backend() == "cpu" and jax.local_device_count() != count:
+            warnings.warn(
+                f"JAX already runs with {jax.local_device_count()} CPU device(s), {count} were asked for: "
+                "call jdl.host_devices() before the first JAX operation",
+                stacklevel=2,
+            )
+    return jax.local_device_count("cpu")
+
+
+def over_runs(
+    function: Callable[..., PyTree], runs: int, *, placement: Placement | None, spread: bool, transform: str
+) -> Callable[..., PyTree]:
+    """Map `function(run, *shared)` over the leading axis of `run`, placed as suits this machine.
+
+    placement: "map" (one after another, each run's bits those of a run alone) or "vmap" (together), by default "map"
+    on a CPU and "vmap" elsewhere. spread: over all local devices, where no transform around has taken them.
+    """
+
+    def mapped(states: PyTree, *shared: PyTree) -> PyTree:
+        within = placement or ("map" if jax.default_backend() == "cpu" else "vmap")
+        devices = jax.local_devices() if spread and not seam.current().devices_taken else jax.local_devices()[:1]
+        devices = devices[:runs]
+        if len(devices) == 1:
+            return _on_one_device(function, within)(states, *shared)
+        with seam.reduced(devices_taken=transform):
+            mesh = Mesh(np.array(devices), ("runs",), axis_types=(AxisType.Auto,))
+            padding = -runs % len(devices)
+            if padding:  # runs that nobody looks at, so that every device has as many
+                states = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:padding]]), states)
+            each, same = PartitionSpec("runs"), PartitionSpec()
+            results = jax.shard_map(
+                _on_one_device(function, within),
+                mesh=mesh,
+                in_specs=(each, *[same] * len(shared)),
+                out_specs=each,
+                check_vma=False,
+            )(states, *shared)
+            return jax.tree.map(lambda leaf: leaf[:runs], results) if padding else results
+
+    return mapped
+
+
+def _on_one_device(function: Callable[..., PyTree], within: Placement) -> Callable[..., PyTree]:
+    def run(states: PyTree, *shared: PyTree) -> PyTree:
+        if len(jax.tree.leaves(states)[0]) == 1:  # a loop of one would only hide the operations from the compiler
+            result = function(jax.tree.map(lambda leaf: leaf[0], states), *shared)
+            return jax.tree.map(lambda leaf: leaf[None], result)
+        single = partial(_swapped, function, shared)
+        return jax.lax.map(single, states) if within == "map" else jax.vmap(single)(states)
+
+    return run
+
+
+def _swapped(function: Callable[..., PyTree], shared: tuple[PyTree, ...], state: PyTree) -> PyTree:
+    return function(state, *shared)
+
+
+def beside(state: PyTree, data: PyTree) -> PyTree:
+    """Put data once where a state lives (on each of its devices), so that no step has to move it there."""
+    shardings = {leaf.sharding for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)}
+    meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)]
+    if not meshes:
+        return jax.device_put(data)
+    return jax.device_put(data, NamedSharding(meshes[0], PartitionSpec()))
+
+
+def warn_if_runs_stay_on_one_core(runs: int, transform: str) -> None:
+    """On a CPU of several cores with one JAX device, say how the runs could use the others."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if runs > 1 and cores > 1 and jax.default_backend() == "cpu" and jax.local_device_count() == 1:
+        warnings.warn(
+            f"{transform}: {runs} runs one after another on 1 of {cores} cores' devices; "
+            "call jdl.host_devices() before the first JAX operation to spread them (the results are the same)",
+            stacklevel=4,
+        )
+
+
+def device_kind() -> str:
+    """The kind of the default device, for the record of a run."""
+    return jax.devices()[0].device_kind
+
+
+def environment_devices() -> dict[str, Any]:
+    """Backend, kind and number of the devices that this process sees."""
+    return {"backend": jax.default_backend(), "kind": device_kind(), "count": jax.device_count()}

@@ -1,0 +1,236 @@
+"""A run is a directory: config, seeds, environment, metrics, checkpoints, figures, report."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jdl.placement import environment_devices
+
+type Row = dict[str, Any]
+
+_PACKAGES = ("jdl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn", "gymnasium")
+_TIMES = ("seconds",)  # the fields of a row that a repetition need not reproduce
+
+
+class Series(NamedTuple):
+    """A metric over a run: steps [points], values [points] or [points, runs]."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+class Run:
+    """A run directory that exists; what it holds is read when asked for."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path).absolute()
+        if not (self.path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{path} is no run directory (it has no config.json); `jdl runs` lists those under ./runs"
+            )
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What config.json holds: the experiment, its config, the seeds."""
+        return json.loads((self.path / "config.json").read_text())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The experiment's config, field by field."""
+        return self.description["config"]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the runs inside, for `jdl.seeds(learner, run.seeds)`."""
+        return tuple(self.description["seeds"])
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, devices, git revision, of the process that made the run."""
+        return json.loads((self.path / "environment.json").read_text())
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The final metrics, None while the run is unfinished: `{"seconds", "metrics": {name: [one a seed]}}`."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The log, one dict a line; a line cut off by a kill is left out."""
+        file = self.path / "metrics.jsonl"
+        rows = []
+        for line in file.read_text().splitlines() if file.is_file() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
+    @property
+    def metrics(self) -> dict[str, Series]:
+        """The log as arrays, by name ("train/loss", "validation/accuracy"); NaN for a run that had ended."""
+        points: dict[str, list[tuple[int, Any]]] = {}
+        for row in self.rows:
+            for name, value in row.items():
+                if name not in ("step", *_TIMES):
+                    points.setdefault(name, []).append((row["step"], value))
+        return {
+            name: Series(np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], float))
+            for name, pairs in points.items()
+        }
+
+    def part(self, name: str) -> "Run":
+        """A run within this one, for an experiment that trains several learners; same config and seeds."""
+        path = self.path / name
+        if not (path / "config.json").is_file():
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / "environment.json", self.environment)
+            write_json(path / "config.json", {**self.description, "part": name})
+        return Run(path)
+
+    def log(self, row: Row) -> None:
+        """Append a row to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def truncate(self, step: int) -> list[Row]:
+        """Forget the rows after a step, which a resumed run writes again; returns the others."""
+        rows = self.rows
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) != len(rows) or (self.path / "metrics.jsonl").is_file():
+            write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        return kept
+
+    def save_arrays(self, name: str, **arrays: Any) -> Path:
+        """Keep arrays beside the log, for reports and notebooks, as `name`.npz."""
+        path = self.path / f"{name}.npz"
+        temporary = self.path / f"{name}.writing.npz"
+        np.savez_compressed(temporary, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
+        temporary.replace(path)
+        return path
+
+    def load_arrays(self, name: str) -> dict[str, np.ndarray] | None:
+        """Arrays kept by `save_arrays`, None where there are none of that name."""
+        path = self.path / f"{name}.npz"
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+
+    def finish(self, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """Write the final metrics; each is a number or one a seed."""
+        plain = {name: np.atleast_1d(np.asarray(value, float)).tolist() for name, value in metrics.items()}
+        result = {"seconds": round(seconds, 3), "metrics": plain}
+        write_json(self.path / "result.json", result)
+        return result
+
+
+def create(
+    path: str | os.PathLike,
+    config: Mapping[str, Any] | None = None,
+    *,
+    experiment: str | None = None,
+    seeds: Sequence[int] = (0,),
+) -> Run:
+    """A new run directory. Raises FileExistsError where the folder holds anything."""
+    folder = Path(path).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"the run directory {path} exists; continue it (`jdl resume {path}`, or resume=True), or choose another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "environment.json", environment())
+    description = {"experiment": experiment, "config": dict(config or {}), "seeds": list(seeds)}
+    write_json(folder / "config.json", description)  # last: it makes the folder a run
+    return Run(folder)
+
+
+def open_or_create(run: Run | str | os.PathLike, resume: bool) -> Run:
+    """The run that `fit` was given, opened where it is to be continued."""
+    if isinstance(run, Run):
+        return run
+    if resume and (Path(run) / "config.json").is_file():
+        return Run(run)
+    return create(run)
+
+
+def environment() -> dict[str, Any]:
+    """What a repetition would have to match: versions, devices, source."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": environment_devices(),
+        "git": _git_revision(),
+        "command": sys.argv,
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("JAX_", "XLA_", "JDL_"))},
+        "x64": bool(jax.config.jax_enable_x64),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> dict[str, Any] | None:
+    """Revision of the working directory's repository, and whether it had uncommitted changes; None outside one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout
+
+    try:
+        return {"revision": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain").strip())}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader, or a kill, sees the old file or the new one."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, sync, rename. Raises OSError naming the folder where it cannot."""
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written ({error.strerror}); free space there or choose another folder") from error
+
+
+def differences(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
+    """Where two logs differ, times apart, as sentences; none where they agree to the bit."""
+    found = []
+    if len(first) != len(second):
+        found.append(f"{len(first)} rows and {len(second)} rows")
+    for one, other in zip(first, second, strict=False):
+        for name in sorted((one.keys() | other.keys()) - set(_TIMES)):
+            if one.get(name) != other.get(name):
+                found.append(f"step {one['step']}, {name}: {one.get(name)} and {other.get(name)}")
+    return found
