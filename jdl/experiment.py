@@ -79,11 +79,17 @@ def run(
     return execute(prepare(module, config, numbers, path))
 
 
-def prepare(module: ModuleType, config: Any, numbers: Sequence[int], path: str | Path | None = None) -> Run:
+def prepare(
+    module: ModuleType,
+    config: Any,
+    numbers: Sequence[int],
+    path: str | Path | None = None,
+    log: Sequence[str] = (),
+) -> Run:
     """A new run directory with all it takes to repeat the run, the experiment's source among it."""
     file = Path(typing.cast(str, module.__file__))
     folder = default_path(file.stem) if path is None else Path(path)
-    prepared = runs.create(folder, dataclasses.asdict(config), experiment=file.stem, seeds=numbers)
+    prepared = runs.create(folder, dataclasses.asdict(config), experiment=file.stem, seeds=numbers, log=log)
     shutil.copyfile(file, prepared.path / _COPY)
     return prepared
 
@@ -101,7 +107,7 @@ def execute(run: Run) -> Run:
 
 def replay(run: Run, path: str | Path | None = None) -> tuple[Run, list[str]]:
     """Repeat a run in a directory of its own; returns it and the differences, none where they agree to the bit."""
-    _require_experiment(run)
+    require_experiment(run)
     folder = Path(path) if path else _unused(run.path.with_name(run.path.name + "-replay"))
     copy = runs.create(folder, run.config, experiment=run.description["experiment"], seeds=run.seeds)
     shutil.copyfile(run.path / _COPY, copy.path / _COPY)
@@ -117,6 +123,16 @@ def replay(run: Run, path: str | Path | None = None) -> tuple[Run, list[str]]:
             if before["metrics"].get(name) != after["metrics"].get(name)
         ]
     return copy, found
+
+
+def environment_differences(one: Run, other: Run) -> list[str]:
+    """What differs between the environments of two runs that could change their numbers."""
+    first, second = one.environment, other.environment
+    found = []
+    for name in ("python", "devices", "packages", "git", "variables", "x64"):
+        if first.get(name) != second.get(name):
+            found.append(f"{name} was {first.get(name)}, is {second.get(name)}")
+    return found
 
 
 class LoadedRun(Run):
@@ -205,9 +221,10 @@ def _unused(folder: Path) -> Path:
     return candidate
 
 
-def _require_experiment(run: Run) -> None:
+def require_experiment(run: Run) -> None:
+    """Raises LookupError for a run that a script made, which only the script can continue or repeat."""
     if not (run.path / _COPY).is_file():
-        raise LookupError(f"{run.path} was not made by an experiment (it has no {_COPY}); run its script again instead")
+        raise LookupError(f"{run.path} was not made by an experiment (it has no {_COPY}); run its script again instead, with resume=True")
 
 
 def _load_file(file: Path, name: str | None = None) -> ModuleType:

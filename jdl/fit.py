@@ -14,6 +14,7 @@ from jdl.checkpoint import Checkpoints
 from jdl.data.dataset import check
 from jdl.evaluate import compute, merged, padded_batches
 from jdl.learner import Learner, Metrics, State
+from jdl.loggers import LOGGERS
 from jdl.metrics import merge_axis, to_host
 from jdl.outcome import Monitor, Outcome
 from jdl.placement import beside
@@ -71,6 +72,8 @@ def fit(
         source = Whole(source)
     monitor = Monitor(monitor) if isinstance(monitor, str) else monitor
     run = open_or_create(run, resume) if run is not None else None
+    if run is not None:
+        callbacks = [*callbacks, *(LOGGERS[name](run.path / name) for name in run.log_to)]
     key = jax.random.key(key) if isinstance(key, int) else key
     if validation is not None:
         check(validation)

@@ -92,8 +92,8 @@ def merge_axis(metrics: Any, axis: int = 0) -> Any:
         if not is_metric(metric):
             raise TypeError(f"{name} is a {type(metric).__name__}, not a metric; wrap it: Mean.of(value)")
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(metric)]
-        lengths = {shape[axis] if axis < len(shape) else None for shape in shapes}
-        if len(lengths) != 1 or lengths & {None, 0}:
+        lengths = {shape[axis] if axis < len(shape) else 0 for shape in shapes}
+        if len(lengths) != 1 or 0 in lengths:
             raise ValueError(f"{name} has leaves {shapes}; all must have axis {axis}, alike and not empty")
         (length,) = lengths
 
@@ -139,12 +139,10 @@ class Mean:
         of values `[batch, time]`). Sums are taken in float32 at least; NumPy values in float64.
         """
         xp = _namespace(values, mask)
-        values = xp.asarray(values)
-        values = values.astype(np.float64 if xp is np else jnp.promote_types(values.dtype, jnp.float32))
-        if mask is None:
-            return Mean(values.sum(), xp.full((), values.size, values.dtype))
-        kept = xp.broadcast_to(_align_mask(mask, values.shape, xp), values.shape)
-        return Mean(xp.where(kept, values, 0).sum(), kept.sum(dtype=values.dtype))
+        array = xp.asarray(values)
+        dtype = np.float64 if xp is np else jnp.promote_types(array.dtype, jnp.float32)
+        kept = xp.broadcast_to(_align_mask(True if mask is None else mask, array.shape, xp), array.shape)
+        return Mean(xp.where(kept, array, 0).sum(dtype=dtype), kept.sum(dtype=dtype))
 
     def merge(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.weight + other.weight)

@@ -64,6 +64,11 @@ class Run:
         return json.loads((self.path / "environment.json").read_text())
 
     @property
+    def log_to(self) -> tuple[str, ...]:
+        """Where the metrics go beside metrics.jsonl: names in `jdl.loggers.LOGGERS`."""
+        return tuple(self.description.get("log", ()))
+
+    @property
     def checkpoint_folder(self) -> Path:
         """Where the checkpoints lie."""
         return self.path / "checkpoints"
@@ -149,8 +154,12 @@ def create(
     *,
     experiment: str | None = None,
     seeds: Sequence[int] = (0,),
+    log: Sequence[str] = (),
 ) -> Run:
-    """A new run directory. Raises FileExistsError where the folder holds anything."""
+    """A new run directory; raises FileExistsError where the folder holds anything.
+
+    log: where `fit` sends the metrics beside metrics.jsonl (`jdl.loggers`).
+    """
     folder = Path(path).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
@@ -158,7 +167,7 @@ def create(
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", environment())
-    description = {"experiment": experiment, "config": dict(config or {}), "seeds": list(seeds)}
+    description = {"experiment": experiment, "config": dict(config or {}), "seeds": list(seeds), "log": list(log)}
     write_json(folder / "config.json", description)  # last: it makes the folder a run
     return Run(folder)
 

@@ -91,7 +91,9 @@ def supervised(
             weight = weights.sum()
             total = jnp.where(weights > 0, losses, 0).sum()
             total += weight * sum((jnp.sum(leaf) for leaf in jax.tree.leaves(changed.get("losses", {}))), 0.0)
-            collections = {name: changed.get(name, value) for name, value in state.collections.items()}
+            # In the types they had: Flax promotes running statistics, and a state keeps its types.
+            kept = {name: changed.get(name, value) for name, value in state.collections.items()}
+            collections = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), kept, dict(state.collections))
             measured = {name: metric(outputs, batch) for name, metric in metrics.items()}
             return total, weight, (collections, measured | _sown_metrics(changed, weight))
 

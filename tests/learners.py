@@ -91,7 +91,13 @@ def cnn_batch_norm() -> Case:
         metrics={"confusion": jdl.metrics.confusion(3)},
         clip_norm=1.0,
     )
-    return Case(learner, data, batch_statistics=True)
+
+
+    def init(key):
+        state = learner.init(key)  # Flax keeps running statistics in float32, which would hide in rounding
+        return state.replace(collections=jax.tree.map(lambda a: a.astype(jnp.result_type(float)), state.collections))
+
+    return Case(learner._replace(init=init), data, batch_statistics=True)
 
 
 class Adversaries(NamedTuple):
@@ -127,8 +133,8 @@ def adversarial() -> Case:
     optimizer, slower = optax.adam(1e-2), optax.sgd(1e-2)
 
     def init(key):
-        g = generator.init(jdl.fold(key, "generator"), jnp.zeros((1, 2), data["latent"].dtype))
-        c = critic.init(jdl.fold(key, "critic"), jnp.zeros((1, 4), data["input"].dtype))
+        g = generator.init(jdl.fold(key, "generator"), jnp.zeros((1, 2), jnp.result_type(float)))
+        c = critic.init(jdl.fold(key, "critic"), jnp.zeros((1, 4), jnp.result_type(float)))
         return Adversaries(key, jnp.zeros((), jnp.int32), g, c, optimizer.init(g), slower.init(c))
 
     def step(state, batch):

@@ -69,11 +69,12 @@ def conv_general_dilated(
 ) -> Array:
     """Convolve as `jax.lax.conv_general_dilated` does, with gradients that are fast in loops on a CPU.
 
-    Arguments, shapes and errors are those of `jax.lax.conv_general_dilated`, and so are values on every
-    platform; on anything but a CPU the gradients are XLA's own. Handled are real floating-point arrays of one
-    dtype in Flax's layout (`NHWC`, `HWIO` and their like in one and three dimensions), with any stride, padding,
-    kernel dilation and feature groups. The rest (input dilation, batch groups, other layouts, complex numbers,
-    another `preferred_element_type`) goes to XLA unchanged.
+    Arguments, shapes, values and errors are those of `jax.lax.conv_general_dilated` (a depthwise
+    convolution's values within rounding, since it too is computed another way on a CPU). On other platforms
+    the gradients are XLA's own. Handled are real floating-point arrays of one dtype in Flax's layout (`NHWC`,
+    `HWIO` and their like in one and three dimensions), with any stride, padding, kernel dilation and feature
+    groups. The rest (input dilation, batch groups, other layouts, complex numbers, another
+    `preferred_element_type`) goes to XLA unchanged.
 
     Reverse mode works to any order. Forward mode (`jax.jvp`, `jax.hessian`, `jax.linearize`) raises JAX's
     `TypeError` for `custom_vjp`; take Hessian-vector products as a gradient of a gradient, or use
@@ -201,7 +202,7 @@ def _xla_convolve(geometry: _Geometry, inputs: Array, kernel: Array) -> Array:
 
 
 def _depthwise_convolve(geometry: _Geometry, inputs: Array, kernel: Array) -> Array:
-    """Weigh the inputs under each offset and add: elementwise, so XLA fuses it; Eigen takes 20 times as long."""
+    """Weigh the inputs under each offset and add, which XLA fuses. Eigen takes 20 times as long."""
     accumulator = jnp.promote_types(inputs.dtype, jnp.float32)
     weights = kernel.reshape(-1, kernel.shape[-1]).astype(accumulator)
     offsets = [offset.astype(accumulator) for offset in _offsets(geometry, inputs)]
@@ -246,9 +247,15 @@ def _cpu_input_gradient(geometry: _Geometry, outputs: Array, kernel: Array) -> A
 
 
 def _cpu_kernel_gradient(geometry: _Geometry, inputs: Array, outputs: Array) -> Array:
-    """Multiply, for each offset of the kernel, the inputs it saw with the outputs, over batch and positions."""
+    """Multiply, for each offset of the kernel, inputs with outputs, and sum over batch and positions."""
     groups, features, channels = geometry.groups, inputs.shape[-1] // geometry.groups, outputs.shape[-1]
     offsets = list(_offsets(geometry, inputs))
+    if geometry.depthwise:
+        wide = jnp.promote_types(inputs.dtype, jnp.float32)
+        sums = [
+            jnp.sum(offset.astype(wide) * outputs.astype(wide), range(inputs.ndim - 1)) for offset in offsets
+        ]
+        return jnp.stack(sums).reshape(*geometry.kernel_size, features, channels).astype(inputs.dtype)
     if groups == 1 and math.prod(geometry.kernel_size) * features <= _NARROW_WINDOW:
         offsets = [jnp.concatenate(offsets, -1)]
     # Batch and positions become one long axis, which is what each product sums over.
@@ -259,11 +266,9 @@ def _cpu_kernel_gradient(geometry: _Geometry, inputs: Array, outputs: Array) -> 
 
 
 def _contract(inputs: Array, outputs: Array, geometry: _Geometry) -> Array:
-    """Sum inputs times outputs over the first axis: [rows, groups, i], [rows, groups, o] -> [i, groups, o]."""
+    """Sum inputs times outputs over rows: [rows, groups, i], [rows, groups, o] -> [i, groups, o]."""
     # Sums over a whole batch of half-precision numbers need a wider accumulator than the numbers have.
     accumulator = jnp.promote_types(inputs.dtype, jnp.float32)
-    if geometry.depthwise:
-        return jnp.sum(inputs.astype(accumulator) * outputs.astype(accumulator), 0).T[..., None]
     if geometry.groups > 1:
         equation = "ngi,ngo->igo"
         return jnp.einsum(
@@ -280,7 +285,7 @@ def _contract(inputs: Array, outputs: Array, geometry: _Geometry) -> Array:
 
 
 def _offsets(geometry: _Geometry, inputs: Array) -> Iterator[Array]:
-    """Yield, for each offset of the kernel in row-major order, the inputs under it at every window position."""
+    """Yield, for each offset of the kernel in row-major order, the inputs under it in all windows."""
     padded = lax.pad(
         inputs,
         jnp.zeros((), inputs.dtype),
@@ -301,7 +306,7 @@ def _offsets(geometry: _Geometry, inputs: Array) -> Iterator[Array]:
 
 def _linear_transpose(function: Any, shape: tuple[int, ...], outputs: Array) -> Array:
     """Apply the transpose, as JAX derives it, of a function that is linear in an array of this shape."""
-    # An array in place of its shape, because inside `shard_map` a type says more than that. It is never computed.
+    # An array, not its shape alone: inside `shard_map` a type says more. It is never computed.
     argument, _ = _vary_alike(jnp.zeros(shape, outputs.dtype), outputs)
     (transposed,) = jax.linear_transpose(function, argument)(outputs)
     return transposed
@@ -317,8 +322,8 @@ def _layout(spatial: int) -> lax.ConvDimensionNumbers:
 def _vary_alike(*arrays: Array) -> list[Array]:
     """Mark arrays inside `shard_map` as varying over the same devices, as JAX does for its own operations.
 
-    A custom rule has to return gradients that vary as its arguments do; the transpose of this mark then sums a
-    replicated kernel's gradient over devices.
+    A custom rule has to return gradients that vary as its arguments do; the transpose of this mark then sums
+    a replicated kernel's gradient over devices.
     """
     varying = [_varying_axes(array) for array in arrays]
     axes = frozenset().union(*varying)
@@ -337,12 +342,12 @@ def _varying_axes(array: Array) -> frozenset[str]:
 
 
 def weight_gradient_convolutions(jaxpr: Any) -> list[str]:
-    """Describe every convolution in a jaxpr that is XLA's gradient for a kernel: the slow one in a CPU's loops.
+    """Describe every convolution in a jaxpr that is XLA's gradient for a kernel: slow in loops on a CPU.
 
-    Takes a `Jaxpr` or `ClosedJaxpr` and looks into whatever it contains (jit, scan, while, cond, remat, custom
-    derivatives, shard_map); of a choice by platform it looks at the CPU's branch alone. JAX writes that gradient
-    as a convolution in which batch and features have changed places, so that features come first in both
-    operands. The same layout as a forward pass (`CNHW`) can't be told apart and is listed too.
+    Takes a `Jaxpr` or `ClosedJaxpr` and looks into whatever it contains (jit, scan, while, cond, remat,
+    custom derivatives, shard_map); of a choice by platform it looks at the CPU's branch alone. JAX writes
+    that gradient as a convolution in which batch and features have changed places, so that features come
+    first in both operands. A forward pass in that layout (`CNHW`) can't be told apart and is listed too.
 
     >>> forward = lambda kernel: nn.Conv(3, (5, 5)).apply({"params": kernel}, jnp.ones((1, 8, 8, 2))).sum()
     >>> parameters = {"kernel": jnp.ones((5, 5, 2, 3)), "bias": jnp.ones(3)}
@@ -364,7 +369,7 @@ def weight_gradient_convolutions(jaxpr: Any) -> list[str]:
 
 
 def _inner_jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
-    """Yield the jaxprs among an equation's parameters, leaving out branches for platforms other than the CPU."""
+    """Yield the jaxprs among an equation's parameters, but for branches of platforms other than the CPU."""
     platforms = parameters.get("branches_platforms")
     for name, value in parameters.items():
         values = value if isinstance(value, tuple | list) else (value,)

@@ -25,8 +25,8 @@ def max_pool(
     """Take the maximum over windows as `flax.linen.max_pool` does, with a gradient that is fast on a CPU.
 
     Arguments, shapes, values and errors are Flax's: `x` is `[*batch, *space, features]` and `strides` default
-    to one. Of equal maxima in a window the first in row-major order gets the gradient, as in XLA; which one of
-    a window of NaNs or of minus infinities does is not specified. On other platforms the gradient is XLA's own.
+    to one. Of equal maxima in a window the first in row-major order gets the gradient, as in XLA; which one
+    does in a window of NaNs or of minus infinities is not specified. Elsewhere the gradient is XLA's own.
     Reverse mode works to any order; forward mode raises JAX's `TypeError` for `custom_vjp`.
 
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2), strides=(2, 2))[0, :, :, 0]
@@ -78,7 +78,9 @@ def _cpu_gradient(window, strides, padding, x: Array, pooled: Array, gradient: A
     """Send each window's gradient to its first maximum, by elementwise operations that XLA fuses."""
     batch, *output_size, features = pooled.shape
     # Pad, or crop what no window covers, to the extent of all windows together.
-    extent = [(size - 1) * step + width for size, step, width in zip(output_size, strides, window, strict=True)]
+    extent = [
+        (size - 1) * step + width for size, step, width in zip(output_size, strides, window, strict=True)
+    ]
     borders = [
         (low, covered - size - low)
         for (low, _), covered, size in zip(padding, extent, x.shape[1:-1], strict=True)
@@ -124,9 +126,7 @@ def _spread_over(offsets, strides, extent, first: Array, gradient: Array) -> Arr
         share = jnp.where(first == number, gradient, 0)
         borders = [
             (start, covered - start - (size - 1) * step - 1, step - 1)
-            for start, covered, size, step in zip(
-                offset, extent, gradient.shape[1:-1], strides, strict=True
-            )
+            for start, covered, size, step in zip(offset, extent, gradient.shape[1:-1], strides, strict=True)
         ]
         total = total + lax.pad(share, zero, [(0, 0, 0), *borders, (0, 0, 0)])
     return total

@@ -1,0 +1,281 @@
+"""The command `jdl`: find, run, resume, repeat, look at and compare experiments."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jdl import experiment, statistics
+from jdl.placement import host_devices
+from jdl.runs import Run
+
+_console = Console()
+_Json = Annotated[bool, tyro.conf.arg(help="print the result as one JSON object, on the last line")]
+_RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run directory")]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """How to run, whatever the experiment."""
+
+    seeds: int = 1
+    """independent runs, trained together: seeds 0, 1, ..."""
+    seed_list: tuple[int, ...] = ()
+    """these seeds instead, to repeat single runs of a larger set"""
+    run_dir: Path | None = None
+    """the run directory; by default runs/NAME/TIME"""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """where to send metrics besides metrics.jsonl"""
+    json: bool = False
+    """print the result as one JSON object, on the last line"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command; user errors end it with one message and status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _dispatch(arguments)
+    except (LookupError, ValueError, TypeError, OSError, ImportError) as error:
+        if "--traceback" in arguments:
+            raise
+        message = error.args[0] if isinstance(error, LookupError) and error.args else error
+        print(f"jdl: {message}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        return _run(arguments[1], arguments[2:])
+    commands: dict[str, Callable[..., int]] = {
+        "list": list_experiments,
+        "run": run,
+        "resume": resume,
+        "replay": replay,
+        "runs": list_runs,
+        "report": report,
+        "compare": compare,
+    }
+    return tyro.extras.subcommand_cli_from_dict(commands, prog="jdl", args=arguments, description=__doc__)
+
+
+def run(name: Annotated[str, tyro.conf.Positional]) -> int:
+    """Run an experiment: its name, a dotted path or a file, then --any.config.field VALUE; `jdl run NAME --help`.
+
+    Args:
+        name: the experiment
+    """
+    return _run(name, [])
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    module = experiment.find(name)
+    clash = {f.name for f in dataclasses.fields(_Options)} & {f.name for f in dataclasses.fields(module.Config)}
+    if clash:
+        raise ValueError(f"the Config of {name} has fields that `jdl run` uses itself; rename {', '.join(sorted(clash))}")
+    description = (module.__doc__ or "").strip()
+    command = dataclasses.make_dataclass(
+        "command",
+        [
+            ("options", Annotated[_Options, tyro.conf.arg(name="")]),
+            ("config", Annotated[module.Config, tyro.conf.arg(name="")]),
+        ],
+    )
+    chosen: Any = tyro.cli(command, prog=f"jdl run {name}", args=arguments, description=description)
+    options = chosen.options
+    numbers = options.seed_list or tuple(range(options.seeds))
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"--seeds {options.seeds}: give at least 1 run (or --seed-list with seeds from 0 up)")
+    host_devices()
+    prepared = experiment.prepare(module, chosen.config, numbers, options.run_dir, options.log)
+    return _finish(experiment.execute(prepared), options.json)
+
+
+def resume(run: _RunPath, /, json: _Json = False) -> int:
+    """Continue a run that was stopped, from its last checkpoint, to the bits it would have had."""
+    host_devices()
+    found = Run(run)
+    experiment.require_experiment(found)
+    return _finish(experiment.execute(found), json)
+
+
+def replay(run: _RunPath, /, json: _Json = False) -> int:
+    """Repeat a run from its directory, in a new one beside it, and say whether the metrics agree to the bit."""
+    host_devices()
+    copy, differences = experiment.replay(Run(run))
+    verdict = "every metric agrees to the bit" if not differences else f"{len(differences)} metrics differ"
+    _console.print(f"{run} repeated in {copy.path}: {verdict}")
+    for line in differences[:20]:
+        _console.print(f"  {line}")
+    for line in experiment.environment_differences(Run(run), copy):
+        _console.print(f"  [dim]{line}[/dim]")
+    if json:
+        _print_json({"run": str(copy.path), "agrees": not differences, "differences": differences})
+    return 1 if differences else 0
+
+
+def list_experiments(json: _Json = False) -> int:
+    """List the experiments in ./experiments, with the first line of each."""
+    rows = [(name, (experiment.find(name).__doc__ or "").strip().split("\n")[0]) for name in experiment.names()]
+    if not rows:
+        raise LookupError(f"there is no folder ./{experiment.FOLDER} with experiments here; change to one that has it")
+    if json:
+        _print_json({"experiments": dict(rows)})
+        return 0
+    _table(("experiment", "what it is"), rows)
+    return 0
+
+
+def list_runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), json: _Json = False) -> int:
+    """List the runs in a folder: experiment, seeds, state, final metrics.
+
+    Args:
+        folder: where to look, at any depth
+    """
+    found = [Run(file.parent) for file in sorted(folder.rglob("config.json"))]
+    found = [run for run in found if "part" not in run.description]
+    if json:
+        _print_json({"runs": [_summary(run) for run in found]})
+        return 0
+    rows = []
+    for run in found:
+        intervals = _intervals(run)
+        shown = "  ".join(f"{name} {_show(interval)}" for name, interval in list(intervals.items())[:3])
+        rows.append((str(run.path.relative_to(Path.cwd(), walk_up=True)), str(len(run.seeds)), _progress(run), shown))
+    _table(("run", "seeds", "state", "final metrics (mean, 95% interval)"), rows)
+    return 0
+
+
+def report(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False) -> int:
+    """Write the report of each run, and print where it lies."""
+    from jdl.report import write  # matplotlib takes a second to import
+
+    written = [str(write(Run(path))) for path in runs]
+    if json:
+        _print_json({"reports": written})
+    else:
+        _console.print("\n".join(written))
+    return 0
+
+
+def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False) -> int:
+    """Compare runs with the first: difference of means with a 95% bootstrap interval, probability of improvement."""
+    if len(runs) < 2:
+        raise ValueError(f"compare takes at least 2 run directories, {len(runs)} given")
+    first, *others = [Run(path) for path in runs]
+    compared = []
+    for other in others:
+        for name, difference, probability in comparisons(first, other):
+            compared.append(
+                {
+                    "run": str(other.path),
+                    "against": str(first.path),
+                    "metric": name,
+                    "difference": difference._asdict(),
+                    "probability_larger": probability._asdict(),
+                }
+            )
+    if json:
+        _print_json({"comparisons": compared})
+        return 0
+    rows = [
+        (
+            Path(line["run"]).name,
+            line["metric"],
+            _show(statistics.Interval(**line["difference"]), sign=True),
+            _show(statistics.Interval(**line["probability_larger"])),
+        )
+        for line in compared
+    ]
+    _console.print(f"compared with {first.path.name}")
+    _table(("run", "metric", "difference of means (95%)", "probability of a larger value (95%)"), rows)
+    return 0
+
+
+def comparisons(first: Run, other: Run) -> list[tuple[str, statistics.Interval, statistics.Interval]]:
+    """For each final metric that both runs have: other minus first, and the probability that other is larger."""
+    results = {run.path: run.result for run in (first, other)}
+    for path, result in results.items():
+        if result is None:
+            raise ValueError(f"{path} has no result yet; finish it with `jdl resume {path}`")
+    one, two = (result["metrics"] for result in results.values() if result)
+    shared = [name for name in one if name in two]
+    if not shared:
+        raise ValueError(f"{first.path} and {other.path} have no final metric in common ({list(one)}; {list(two)})")
+    return [
+        (
+            name,
+            statistics.difference_of_means(two[name], one[name]),
+            statistics.probability_of_improvement([[v] for v in two[name]], [[v] for v in one[name]]),
+        )
+        for name in shared
+    ]
+
+
+def _finish(finished: Run, as_json: bool) -> int:
+    from jdl.report import write  # matplotlib takes a second to import
+
+    path = write(finished)
+    summary = _summary(finished)
+    rows = [(name, _show(_interval(values))) for name, values in _final(finished).items()]
+    _table(("metric", f"mean of {len(finished.seeds)} seed(s), 95% interval"), rows)
+    _console.print(f"{summary['seconds']:.1f} s; report: {path}", soft_wrap=True)
+    if as_json:
+        _print_json(summary)
+    return 0
+
+
+def _final(run: Run) -> dict[str, list[float]]:
+    return (run.result or {"metrics": {}})["metrics"]
+
+
+def _interval(values: Sequence[float]) -> statistics.Interval:
+    return statistics.mean_interval(values)
+
+
+def _intervals(run: Run) -> dict[str, statistics.Interval]:
+    return {name: _interval(values) for name, values in _final(run).items()}
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    metrics = {
+        name: {**{k: _or_none(v) for k, v in _interval(values)._asdict().items()}, "values": values}
+        for name, values in _final(run).items()
+    }
+    return {"run": str(run.path), "seconds": (run.result or {}).get("seconds"), "metrics": metrics}
+
+
+def _or_none(value: Any) -> float | None:
+    number = float(value)
+    return number if number == number else None
+
+
+def _show(interval: statistics.Interval, sign: bool = False) -> str:
+    mean, low, high = (float(value) for value in interval)
+    spec = "+.4g" if sign else ".4g"
+    return f"{mean:{spec}}" if low != low else f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]"
+
+
+def _progress(run: Run) -> str:
+    if run.result is not None:
+        return "finished"
+    steps = [row["step"] for row in run.rows]
+    return f"at step {steps[-1]}" if steps else "started"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    _console.print(table)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value))

@@ -1,0 +1,180 @@
+"""Figures: matplotlib without its global state, so that they can be drawn anywhere."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jdl.runs import Series
+from jdl.statistics import mean_interval
+
+INK, FAINT = "#1f2733", "#8a94a3"
+COLOURS = {"train": "#3b6fb6", "validation": "#d9622b"}
+_OTHERS = ("#3b6fb6", "#d9622b", "#3c8d5a", "#8b5fb0", "#b3862b", "#c2486f")
+
+
+def learning_curves(metrics: Mapping[str, Series]) -> Figure | None:
+    """One panel a metric, a line a split: the mean over runs with its 95% bootstrap band."""
+    panels: dict[str, dict[str, Series]] = {}
+    for name, series in metrics.items():
+        split, _, metric = name.partition("/")
+        panels.setdefault(metric, {})[split] = series
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(columns, rows, width=4.4, height=3.1)
+    for axis, (metric, splits) in zip(axes, panels.items(), strict=False):
+        for index, (split, series) in enumerate(splits.items()):
+            _curve(axis, series, split, COLOURS.get(split, _OTHERS[index % len(_OTHERS)]))
+        axis.set_title(metric, loc="left", fontsize=11, color=INK, fontweight="bold")
+        axis.set_xlabel("updates")
+        if _spans_decades(splits.values()):
+            axis.set_yscale("log")
+        if len(splits) > 1:
+            axis.legend(frameon=False, fontsize=8, labelcolor=INK)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    return figure
+
+
+def _curve(axis: Axes, series: Series, label: str, colour: str) -> None:
+    values = series.values if series.values.ndim == 2 else series.values[:, None]
+    running = ~np.isnan(values).all(1)
+    steps, values = series.steps[running], values[running]
+    mean = np.nanmean(values, axis=1)
+    marker = "o" if len(steps) < 3 else None
+    axis.plot(steps, mean, color=colour, linewidth=1.8, label=label, marker=marker, markersize=4)
+    whole = ~np.isnan(values).any(1)  # where a run has ended there is no band: it would change its meaning
+    if values.shape[1] > 1 and whole.any():
+        band = mean_interval(values[whole], axis=1)
+        axis.fill_between(steps[whole], band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _spans_decades(series: Any) -> bool:
+    values = np.concatenate([one.values.ravel() for one in series])
+    values = values[np.isfinite(values)]
+    return values.size > 0 and values.min() > 0 and values.max() / values.min() > 50
+
+
+def intervals(finals: Mapping[str, Sequence[float]]) -> Figure | None:
+    """Every final metric: a dot a seed, the mean, its 95% interval; one panel a group ("wine/…"), ranked."""
+    groups: dict[str, dict[str, Sequence[float]]] = {}
+    for name, values in finals.items():
+        group, _, rest = name.rpartition("/")
+        key = group if rest in _siblings(finals, group) and group else name
+        groups.setdefault(key, {})[rest if key == group else name] = values
+    if not groups:
+        return None
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    tallest = max(map(len, groups.values()))
+    figure, axes = _figure(columns, rows, width=4.4, height=0.9 + 0.42 * tallest)
+    for axis, (group, members) in zip(axes, groups.items(), strict=False):
+        for place, (name, values) in enumerate(members.items()):
+            numbers = np.asarray(values, float)
+            numbers = numbers[np.isfinite(numbers)]
+            if not len(numbers):
+                continue
+            interval = mean_interval(numbers)
+            jitter = np.linspace(-0.14, 0.14, len(numbers)) if len(numbers) > 1 else np.zeros(1)
+            axis.scatter(numbers, place + jitter, s=14, color=COLOURS["train"], alpha=0.45, linewidth=0)
+            axis.plot([interval.low, interval.high], [place, place], color=INK, linewidth=2.2)
+            axis.scatter([interval.mean], [place], s=38, color=COLOURS["validation"], zorder=3)
+        axis.set_yticks(range(len(members)), list(members) if len(members) > 1 or group not in members else [""])
+        axis.set_ylim(len(members) - 0.4, -0.6)
+        axis.set_title(group, loc="left", fontsize=11, color=INK, fontweight="bold")
+        axis.ticklabel_format(axis="x", useOffset=False)
+        axis.locator_params(axis="x", nbins=5)
+    for axis in axes[len(groups) :]:
+        axis.remove()
+    return figure
+
+
+def _siblings(finals: Mapping[str, Any], group: str) -> list[str]:
+    found = [name.rpartition("/")[2] for name in finals if name.rpartition("/")[0] == group]
+    return found if len(found) > 1 else []
+
+
+def confusion_matrix(counts: Float[np.ndarray, "classes classes"], class_names: Sequence[str]) -> Figure:
+    """Rows are true classes, as shares of the row; only the mistakes are coloured strongly enough to jump out."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = max(3.6, 0.42 * len(counts) + 1.6)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axis = figure.subplots()
+    mistakes = shares * (1 - np.eye(len(counts)))
+    axis.imshow(mistakes, cmap="OrRd", vmin=0, vmax=max(mistakes.max() * 1.3, 0.02))
+    for row, column in np.ndindex(*shares.shape):
+        share = 100 * shares[row, column]
+        if share >= 0.05:
+            weight = "bold" if row == column else "normal"
+            axis.text(
+                column, row, f"{share:.1f}", ha="center", va="center", fontsize=7.5, color=INK, fontweight=weight
+            )
+    ticks = range(len(counts))
+    rotation = 0 if max(map(len, class_names)) < 4 else 60
+    axis.set_xticks(ticks, class_names, rotation=rotation, fontsize=8)
+    axis.set_yticks(ticks, class_names, fontsize=8)
+    axis.set_xlabel("predicted", color=INK)
+    axis.set_ylabel("true", color=INK)
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.set_title("percent of each true class", loc="left", fontsize=9, color=FAINT)
+    return figure
+
+
+def wrong_examples(
+    images: Float[np.ndarray, "examples height width channels"],
+    target: Int[np.ndarray, " examples"],
+    probabilities: Float[np.ndarray, "runs examples classes"],
+    class_names: Sequence[str],
+    count: int = 16,
+) -> Figure | None:
+    """The examples most confidently wrong, by the probability that the runs give the wrong class on average."""
+    mean = probabilities.mean(0)
+    predicted = mean.argmax(-1)
+    confidence = mean.max(-1)
+    wrong = np.flatnonzero(predicted != target)
+    if not len(wrong) or images.ndim != 4:
+        return None
+    worst = wrong[np.argsort(-confidence[wrong])][:count]
+    columns = min(8, len(worst))
+    rows = -(-len(worst) // columns)
+    figure = Figure(figsize=(1.25 * columns, 1.6 * rows), layout="constrained")
+    axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axis, index in zip(axes, worst, strict=False):
+        image = images[index]
+        axis.imshow(_shown(image), cmap="gray_r", interpolation="nearest")
+        agree = int((probabilities[:, index].argmax(-1) != target[index]).sum())
+        said = f"{class_names[predicted[index]]}, {100 * confidence[index]:.0f}%"
+        axis.set_title(f"{class_names[target[index]]} → {said}", fontsize=7, color=INK, pad=3)
+        axis.set_xlabel(f"{agree} of {len(probabilities)} wrong", fontsize=6.5, color=FAINT, labelpad=2)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    for axis in axes[len(worst) :]:
+        axis.remove()
+    return figure
+
+
+def _shown(image: Shaped[np.ndarray, "height width channels"]) -> np.ndarray:
+    """One channel as grey, three as colour, each in [0, 1]."""
+    low, high = image.min(), image.max()
+    scaled = (image - low) / (high - low if high > low else 1)
+    return scaled[..., 0] if image.shape[-1] != 3 else scaled
+
+
+def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(FAINT)
+        axis.tick_params(colors=INK, labelsize=8)
+        axis.xaxis.label.set_color(FAINT)
+        axis.grid(axis="y", color="#e8ebf0", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure, axes

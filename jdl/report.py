@@ -1,0 +1,165 @@
+"""The report of a run: one self-contained HTML file, and the figures in it as PNG files beside it."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.special import softmax
+
+from jdl import plot
+from jdl.runs import Run, Series, write_text
+from jdl.statistics import mean_interval
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2733; background: #f5f6f8; margin: 0; }
+main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
+h1 { font-size: 28px; margin: 0; } h2 { font-size: 17px; margin: 0 0 12px; }
+.lead { color: #5b6675; margin: 4px 0 24px; }
+section { background: #fff; border: 1px solid #e3e7ec; border-radius: 10px; padding: 20px 24px; margin: 0 0 18px; }
+img { max-width: 100%; height: auto; display: block; }
+.tiles { display: flex; flex-wrap: wrap; gap: 14px; margin: 0 0 18px; }
+.tile { background: #fff; border: 1px solid #e3e7ec; border-radius: 10px; padding: 14px 20px; min-width: 150px; }
+.tile b { display: block; font-size: 26px; font-variant-numeric: tabular-nums; }
+.tile span { color: #5b6675; font-size: 13px; }
+.pair { display: flex; flex-wrap: wrap; gap: 18px; } .pair section { flex: 1 1 420px; min-width: 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; width: 100%; }
+td, th { text-align: left; padding: 3px 14px 3px 0; border-bottom: 1px solid #eef0f3; vertical-align: top; }
+th { color: #5b6675; font-weight: 500; } td.value { overflow-wrap: anywhere; }
+.note { color: #5b6675; font-size: 13px; margin: 10px 0 0; } .warn { color: #a8400f; }
+"""
+
+
+def write(run: Run) -> Path:
+    """Write the report of a run into its directory; returns the path of report.html."""
+    series = dict(run.metrics)
+    for part in _parts(run):
+        series |= {f"{name} ({part.path.name})": one for name, one in part.metrics.items()}
+    finals = (run.result or {"metrics": {}})["metrics"]
+    figures: dict[str, Figure | None] = {
+        "learning_curves": plot.learning_curves(series),
+        "final_metrics": plot.intervals(finals) if len(finals) > 1 else None,
+        **_prediction_figures(run),
+    }
+    sources = {name: _save(run, name, figure) for name, figure in figures.items() if figure is not None}
+    path = run.path / "report.html"
+    write_text(path, _page(run, sources, finals, series))
+    return path
+
+
+def _parts(run: Run) -> list[Run]:
+    return [Run(file.parent) for file in sorted(run.path.glob("*/config.json"))]
+
+
+def _prediction_figures(run: Run) -> dict[str, Figure | None]:
+    """From what the experiment kept as "predictions": logits [runs, examples, classes], target, input."""
+    arrays = run.load_arrays("predictions")
+    if arrays is None or "logits" not in arrays or not np.issubdtype(arrays["target"].dtype, np.integer):
+        return {}
+    logits, target = arrays["logits"], arrays["target"]
+    logits = logits if logits.ndim == 3 else logits[None]
+    classes = logits.shape[-1]
+    names = [str(name) for name in arrays.get("class_names", np.arange(classes))]
+    counts = np.zeros((classes, classes))
+    np.add.at(counts, (np.tile(target, len(logits)), logits.argmax(-1).ravel()), 1)
+    return {
+        "confusion_matrix": plot.confusion_matrix(counts, names),
+        "most_confidently_wrong": plot.wrong_examples(
+            arrays["input"].astype(float), target, softmax(logits.astype(float), axis=-1), names
+        ),
+    }
+
+
+def _save(run: Run, name: str, figure: Figure) -> str:
+    """Save a figure as PNG in the run; returns it as a data URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.png").write_bytes(buffer.getvalue())
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _page(run: Run, figures: dict[str, str], finals: dict[str, list[float]], series: dict[str, Series]) -> str:
+    description = run.description
+    name = description["experiment"] or run.path.name
+    environment = run.environment
+    seconds = (run.result or {}).get("seconds")
+    lead = [f"{len(run.seeds)} seed{'s' if len(run.seeds) != 1 else ''}", environment["started"].replace("T", " ")]
+    if seconds is not None:
+        lead.insert(1, f"{seconds:.1f} s")
+    body = [f"<h1>{html.escape(name)}</h1><p class=lead>{html.escape(' · '.join(lead))}</p>"]
+    if run.result is None:
+        body.append("<p class='note warn'>This run is not finished; the figures show what there is.</p>")
+    body.append(_tiles(finals))
+    if "learning_curves" in figures:
+        note = "Mean over the seeds with its 95% bootstrap interval." if len(run.seeds) > 1 else "One seed: no interval."
+        body.append(_section("Learning curves", figures["learning_curves"], note))
+    pair = []
+    if "confusion_matrix" in figures:
+        pair.append(_section("Confusion matrix", figures["confusion_matrix"], "Test part, all seeds together."))
+    if "most_confidently_wrong" in figures:
+        note = "True class → predicted class and the mean probability the seeds give it."
+        pair.append(_section("Most confidently wrong", figures["most_confidently_wrong"], note))
+    body.append(f"<div class=pair>{''.join(pair)}</div>" if pair else "")
+    if "final_metrics" in figures:
+        note = "A dot a seed; mean and 95% bootstrap interval."
+        body.append(_section("Final metrics", figures["final_metrics"], note))
+    body.append(f"<section><h2>Numbers</h2>{_numbers(finals, run.seeds)}</section>")
+    body.append(
+        "<div class=pair>"
+        f"<section><h2>Config</h2>{_facts(_flat(description['config']))}</section>"
+        f"<section><h2>Environment</h2>{_facts(_flat(environment))}</section></div>"
+    )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{html.escape(name)}</title><style>{_STYLE}</style><main>{''.join(body)}</main></html>\n"
+    )
+
+
+def _tiles(finals: dict[str, list[float]]) -> str:
+    tiles = []
+    for name, values in list(finals.items())[:4]:
+        interval = mean_interval(values)
+        spread = f"95% [{interval.low:.4g}, {interval.high:.4g}]" if len(values) > 1 else "one seed"
+        tiles.append(f"<div class=tile><span>{html.escape(name)}</span><b>{interval.mean:.4g}</b><span>{spread}</span></div>")
+    return f"<div class=tiles>{''.join(tiles)}</div>"
+
+
+def _section(title: str, source: str, note: str) -> str:
+    return f"<section><h2>{title}</h2><img src='{source}' alt='{title}'><p class=note>{note}</p></section>"
+
+
+def _numbers(finals: dict[str, list[float]], seeds: tuple[int, ...]) -> str:
+    if not finals:
+        return "<p class=note>No final metrics yet.</p>"
+    head = "".join(f"<th>seed {seed}</th>" for seed in seeds)
+    rows = []
+    for name, values in finals.items():
+        interval = mean_interval(values)
+        spread = f"[{interval.low:.4g}, {interval.high:.4g}]" if len(values) > 1 else ""
+        cells = "".join(f"<td>{value:.4g}</td>" for value in values)
+        rows.append(f"<tr><td>{html.escape(name)}</td><td><b>{interval.mean:.4g}</b></td><td>{spread}</td>{cells}</tr>")
+    return f"<table><tr><th>metric<th>mean<th>95% interval{head}</tr>{''.join(rows)}</table>"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: value}
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    rows = [
+        f"<tr><th>{html.escape(name)}</th><td class=value>{html.escape(v if isinstance(v, str) else json.dumps(v))}</td></tr>"
+        for name, v in facts.items()
+    ]
+    return f"<table>{''.join(rows)}</table>" if rows else "<p class=note>Nothing set.</p>"
