@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,9 @@ from jaxtyping import PyTree
 _MANIFEST = "manifest.json"
 _NOTES = "notes.json"
 _ARRAYS = "arrays"
+
+
+_one_save_at_a_time = threading.Lock()  # two saves of Orbax's in one process wait for each other's signals, in vain
 
 
 class Restored(NamedTuple):
@@ -184,7 +188,8 @@ def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
     # Orbax refuses arrays without elements; their shapes are all there is to them.
     empty = {name: [str(array.dtype), *array.shape] for name, array in arrays.items() if array.size == 0}
-    v1.save(folder, {name: array for name, array in arrays.items() if array.size})
+    with _one_save_at_a_time:
+        v1.save(folder, {name: array for name, array in arrays.items() if array.size})
     (folder.parent / "empty.json").write_text(json.dumps(empty))
 
 

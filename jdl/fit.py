@@ -98,6 +98,7 @@ def fit(
         return loop.finish()
     finally:
         bar.close(loop.step)
+        loop.close()
 
 
 class _Intervals(NamedTuple):
@@ -217,12 +218,15 @@ class _Loop:
         return {"state": state, "best": best, "source": self.source.save()}
 
     def finish(self) -> Fitted:
-        """What the fit leaves, once the last checkpoint is on disk."""
+        """What the fit leaves."""
         state = self.outcome.compose(self.state)
-        if self.checkpoints is not None:
-            self.checkpoints.close()
         best = state if self.outcome.best is None else self.outcome.best
         return Fitted(state, best, self.rows, self.outcome.reasons)
+
+    def close(self) -> None:
+        """Return when the last checkpoint is on disk."""
+        if self.checkpoints is not None:
+            self.checkpoints.close()
 
     def _stack(self, pending: list[Metrics]) -> Metrics:
         """[calls] of [(runs), (steps)] -> [(runs), updates], in float64."""

@@ -34,6 +34,8 @@ def learning_curves(metrics: Mapping[str, Series]) -> Figure | None:
         axis.set_xlabel("updates")
         if _spans_decades(splits.values()):
             axis.set_yscale("log")
+        else:
+            axis.set_ylim(*_settled_range(splits.values()))
         if len(splits) > 1:
             axis.legend(frameon=False, fontsize=8, labelcolor=INK)
     for axis in axes[len(panels) :]:
@@ -58,6 +60,16 @@ def _spans_decades(series: Any) -> bool:
     values = np.concatenate([one.values.ravel() for one in series])
     values = values[np.isfinite(values)]
     return values.size > 0 and values.min() > 0 and values.max() / values.min() > 50
+
+
+def _settled_range(series: Any) -> tuple[float | None, float | None]:
+    """Limits that leave out the first twentieth of training, which would flatten all the rest."""
+    values = np.concatenate([one.values[len(one.values) // 20 :].ravel() for one in series])
+    values = values[np.isfinite(values)]
+    if not values.size or values.min() == values.max():
+        return None, None
+    margin = 0.05 * (values.max() - values.min())
+    return float(values.min() - margin), float(values.max() + margin)
 
 
 def intervals(finals: Mapping[str, Sequence[float]]) -> Figure | None:
@@ -134,25 +146,27 @@ def wrong_examples(
     class_names: Sequence[str],
     count: int = 16,
 ) -> Figure | None:
-    """The examples most confidently wrong, by the probability that the runs give the wrong class on average."""
-    mean = probabilities.mean(0)
-    predicted = mean.argmax(-1)
-    confidence = mean.max(-1)
-    wrong = np.flatnonzero(predicted != target)
-    if not len(wrong) or images.ndim != 4:
+    """The mistakes that some run was surest of, one an example: the probability that run gave the wrong class."""
+    if images.ndim != 4:
         return None
-    worst = wrong[np.argsort(-confidence[wrong])][:count]
-    columns = min(8, len(worst))
+    wrong = probabilities.argmax(-1) != target
+    sureness = np.where(wrong, probabilities.max(-1), 0)
+    run_of = sureness.argmax(0)  # the run that was surest of its mistake
+    worst = np.argsort(-sureness.max(0), kind="stable")[: min(count, int(wrong.any(0).sum()))]
+    if not len(worst):
+        return None
+    columns = min(4, len(worst))
     rows = -(-len(worst) // columns)
-    figure = Figure(figsize=(1.25 * columns, 1.6 * rows), layout="constrained")
+    figure = Figure(figsize=(1.5 * columns, 1.85 * rows), layout="constrained")
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axis, index in zip(axes, worst, strict=False):
         image = images[index]
         axis.imshow(_shown(image), cmap="gray_r", interpolation="nearest")
-        agree = int((probabilities[:, index].argmax(-1) != target[index]).sum())
-        said = f"{class_names[predicted[index]]}, {100 * confidence[index]:.0f}%"
-        axis.set_title(f"{class_names[target[index]]} → {said}", fontsize=7, color=INK, pad=3)
-        axis.set_xlabel(f"{agree} of {len(probabilities)} wrong", fontsize=6.5, color=FAINT, labelpad=2)
+        said = probabilities[run_of[index], index]
+        label = f"{class_names[said.argmax()]}, {100 * said.max():.0f}%"
+        axis.set_title(f"{class_names[target[index]]} → {label}", fontsize=7, color=INK, pad=3)
+        note = f"{wrong[:, index].sum()} of {len(wrong)} wrong" if len(wrong) > 1 else ""
+        axis.set_xlabel(note, fontsize=6.5, color=FAINT, labelpad=2)
         axis.set_xticks([])
         axis.set_yticks([])
     for axis in axes[len(worst) :]:

@@ -104,7 +104,7 @@ def _page(run: Run, figures: dict[str, str], finals: dict[str, list[float]], ser
     if "confusion_matrix" in figures:
         pair.append(_section("Confusion matrix", figures["confusion_matrix"], "Test part, all seeds together."))
     if "most_confidently_wrong" in figures:
-        note = "True class → predicted class and the mean probability the seeds give it."
+        note = "True class → the class predicted instead, by the seed that was surest of it."
         pair.append(_section("Most confidently wrong", figures["most_confidently_wrong"], note))
     body.append(f"<div class=pair>{''.join(pair)}</div>" if pair else "")
     if "final_metrics" in figures:

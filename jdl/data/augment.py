@@ -109,31 +109,35 @@ def on(augmentation: Augmentation, key_name: str = "input") -> Callable[[PRNGKey
 
 
 def rotated(images: Images, degrees: Float[Array | np.ndarray, " batch"]) -> Augmented:
-    """Turn image i by `degrees[i]`, anticlockwise as seen on a screen; scipy's `rotate(reshape=False)`."""
-    images = jnp.asarray(images)
-    _, height, width, _ = images.shape
+    """Turn image i by `degrees[i]`, anticlockwise as seen on a screen, interpolating linearly.
+
+    The same as scipy.ndimage's `rotate(image, degrees, reshape=False, order=1, mode="grid-constant")`.
+    """
+    images = _as_images(images)
+    batch, height, width, channels = images.shape
     dtype = jnp.promote_types(images.dtype, jnp.float32)
-    centre_row, centre_column = (height - 1) / 2, (width - 1) / 2
-    rows = jnp.arange(height, dtype=dtype)[:, None] - centre_row
-    columns = jnp.arange(width, dtype=dtype)[None, :] - centre_column
+    angles = jnp.deg2rad(jnp.asarray(degrees).astype(dtype))[:, None, None]
+    cosine, sine = jnp.cos(angles), jnp.sin(angles)
+    # Where each output pixel comes from: the inverse rotation, the row axis pointing down.
+    down = jnp.arange(height, dtype=dtype)[:, None] - (height - 1) / 2
+    right = jnp.arange(width, dtype=dtype)[None, :] - (width - 1) / 2
+    rows = cosine * down + sine * right + (height - 1) / 2
+    columns = cosine * right - sine * down + (width - 1) / 2
+    top, left = jnp.floor(rows), jnp.floor(columns)
 
-    def turn(image: Array, angle: Array) -> Array:
-        cosine, sine = jnp.cos(angle), jnp.sin(angle)
-        # Where each output pixel comes from: the inverse rotation, the row axis pointing down.
-        coordinates = [
-            cosine * rows + sine * columns + centre_row,
-            cosine * columns - sine * rows + centre_column,
-        ]
-        sample = jax.vmap(
-            lambda channel: jax.scipy.ndimage.map_coordinates(channel, coordinates, order=1),
-            in_axes=2,
-            out_axes=2,
-        )
-        return sample(image)
-
-    turned = jax.vmap(turn)(images.astype(dtype), jnp.deg2rad(jnp.asarray(degrees).astype(dtype)))
+    # Gathering a pixel's channels together is twice as fast as map_coordinates channel by channel.
+    pixels = images.reshape(batch, height * width, channels).astype(dtype)
+    turned = jnp.zeros(images.shape, dtype)
+    for row, row_weight in ((top, 1 - (rows - top)), (top + 1, rows - top)):
+        for column, column_weight in ((left, 1 - (columns - left)), (left + 1, columns - left)):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            place = jnp.where(inside, row * width + column, 0).astype(jnp.int32)
+            corner = jnp.take_along_axis(
+                pixels, place.reshape(batch, -1, 1), axis=1, mode="promise_in_bounds"
+            )
+            turned += (row_weight * column_weight * inside)[..., None] * corner.reshape(images.shape)
     if jnp.issubdtype(images.dtype, jnp.integer):
-        # Linear interpolation stays within the range of the pixels; only rounding is left to do.
+        # Interpolation stays within the range of the pixels; only rounding is left to do.
         turned = jnp.round(turned)
     return turned.astype(images.dtype)
 

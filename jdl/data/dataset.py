@@ -7,7 +7,7 @@ lengths differ, `"mask"`. A value may itself be a dict of arrays.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ class Normalizer:
     std: Any
 
     @classmethod
-    def fit(cls, inputs: Any, axes: str | Sequence[int] = "per feature") -> Self:
+    def fit(cls, inputs: Any, axes: str | Sequence[int] = "per feature") -> "Normalizer":
         """Measure the mean and the population standard deviation of `inputs`, the training part only.
 
         `axes` is what to average over: `"per feature"` (axis 0), `"per channel"` (all axes but the last), or
@@ -135,8 +135,8 @@ class Normalizer:
         def apply(mean: Any, std: Any, x: Any) -> Any:
             if not _fits(mean.shape, x.shape):
                 raise ValueError(
-                    f"the normaliser was fitted on examples of shape {mean.shape} (1 stands for any length) and "
-                    f"cannot take an array of shape {x.shape}: fit it on inputs of that shape."
+                    f"the normaliser was fitted on examples of shape {mean.shape} (1 stands for any length) "
+                    f"and cannot take an array of shape {x.shape}: fit it on inputs of that shape."
                 )
             dtype = x.dtype if jnp.issubdtype(x.dtype, np.floating) else np.float32
             return function(x, mean, std).astype(dtype)
@@ -172,7 +172,7 @@ def _moments(array: np.ndarray, axes: str | Sequence[int]) -> tuple[np.ndarray, 
     # Compared exactly: the rounding of the mean gives a constant feature a deviation of about 1e-17.
     constant = array.max(chosen, keepdims=True) == array.min(chosen, keepdims=True)
     std = np.where(constant, 1.0, std)
-    return mean[0].astype(np.float32), std[0].astype(np.float32)
+    return np.asarray(mean[0], np.float32), np.asarray(std[0], np.float32)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import tempfile
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Sequence
@@ -213,6 +214,8 @@ def _download(url: str, path: Path, name: str) -> None:
             due = response.headers.get("Content-Length")
             content = response.read()
     except Exception as error:  # of half a dozen kinds: URLError, HTTPException, timeouts, truncation
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection open
         raise OSError(
             f"downloading {url} failed ({type(error).__name__}: {error}): try again later."
         ) from error

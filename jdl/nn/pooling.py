@@ -7,6 +7,7 @@ windows it costs 20 to 40 times the elementwise form used here, more than the co
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,15 +38,19 @@ def max_pool(
     strides = tuple(strides or (1,) * len(window))
     padding = padding if isinstance(padding, str) else tuple((int(low), int(high)) for low, high in padding)
     # Flax judges the arguments, so that bad ones raise its own messages.
-    output = jax.eval_shape(lambda x: nn.max_pool(x, window, strides, padding), x)
+    output = jax.eval_shape(lambda x: _flax_max_pool(x, window, strides, padding), x)
     space = x.shape[x.ndim - 1 - len(window) : -1]
     if not jnp.issubdtype(x.dtype, jnp.floating) or 0 in (*x.shape, *output.shape):
-        return nn.max_pool(x, window, strides, padding)
+        return _flax_max_pool(x, window, strides, padding)
     if isinstance(padding, str):
         padding = tuple(lax.padtype_to_pads(space, window, strides, padding))
     # Any number of batch axes, none included, become one.
     pooled = _max_pool(window, strides, padding, x.reshape(-1, *space, x.shape[-1]))
     return pooled.reshape(output.shape)
+
+
+# Flax annotates `padding` as a string, and takes pairs as well.
+_flax_max_pool: Any = nn.max_pool
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -55,7 +60,7 @@ def _max_pool(
     padding: tuple[tuple[int, int], ...],
     x: Float[Array, "batch *size features"],
 ) -> Float[Array, "batch *output_size features"]:
-    return nn.max_pool(x, window, strides, padding)
+    return _flax_max_pool(x, window, strides, padding)
 
 
 def _forward(window, strides, padding, x):
@@ -65,7 +70,7 @@ def _forward(window, strides, padding, x):
 
 def _backward(window, strides, padding, kept, gradient):
     def xla(x: Array, pooled: Array, gradient: Array) -> Array:
-        return jax.vjp(lambda x: nn.max_pool(x, window, strides, padding), x)[1](gradient)[0]
+        return jax.vjp(lambda x: _flax_max_pool(x, window, strides, padding), x)[1](gradient)[0]
 
     cpu = partial(_cpu_gradient, window, strides, padding)
     return (lax.platform_dependent(*kept, gradient, cpu=cpu, default=xla),)

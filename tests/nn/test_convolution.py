@@ -108,7 +108,12 @@ def test_gradients_keep_their_dtype(dtype, groups):
 
     def pull(convolve, dtype):
         rounded = [array.astype(dtype) for array in (inputs, kernel, outputs)]
-        return jax.vjp(lambda x, k: convolve(x, k, **options), *rounded[:2])[1](rounded[2])
+
+        @jax.jit
+        def run(x, k, y):
+            return jax.vjp(lambda x, k: convolve(x, k, **options), x, k)[1](y)
+
+        return run(*rounded)
 
     ours, exact = pull(conv_general_dilated, dtype), pull(lax.conv_general_dilated, "float32")
     for one, other in zip(ours, exact, strict=True):
@@ -168,7 +173,8 @@ def test_map_equals_each_run():
     with jax.enable_x64(True):
         inputs, kernel = pair(runs=3)
         ours = jax.jit(lambda x, k: lax.map(lambda pair: gradients(conv_general_dilated)(*pair), (x, k)))
-        theirs = [gradients(lax.conv_general_dilated)(x, k) for x, k in zip(inputs, kernel, strict=True)]
+        xla = jax.jit(gradients(lax.conv_general_dilated))
+        theirs = [xla(x, k) for x, k in zip(inputs, kernel, strict=True)]
         close(ours(inputs, kernel), jax.tree.map(lambda *runs: jnp.stack(runs), *theirs))
 
 
@@ -177,7 +183,7 @@ def test_remat_and_eager(groups):
     with jax.enable_x64(True):
         inputs, kernel = pair(channels=2, groups=groups)
         options = LIKE_FLAX | {"feature_group_count": groups}
-        expected = gradients(lax.conv_general_dilated, feature_group_count=groups)(inputs, kernel)
+        expected = jax.jit(gradients(lax.conv_general_dilated, feature_group_count=groups))(inputs, kernel)
         close(gradients(conv_general_dilated, feature_group_count=groups)(inputs, kernel), expected)
         rematerialised = jax.checkpoint(lambda x, k: conv_general_dilated(x, k, **options))
         remade = jax.grad(lambda x, k: jnp.sum(jnp.sin(rematerialised(x, k))), argnums=(0, 1))
@@ -230,7 +236,7 @@ def test_shard_map_sums_a_replicated_kernel():
         for groups in (1, 2):
             options = {"feature_group_count": groups}
             kernel = pair(channels=2, groups=groups)[1]
-            expected = gradients(lax.conv_general_dilated, **options)(inputs, kernel)
+            expected = jax.jit(gradients(lax.conv_general_dilated, **options))(inputs, kernel)
             parts = jax.shard_map(
                 gradients(conv_general_dilated, **options),
                 mesh=mesh,
@@ -295,7 +301,6 @@ def test_bad_shapes_raise_what_xla_raises():
     [
         ((3,), {"padding": "CAUSAL"}),
         ((3, 3), {}),
-        ((3, 3), {"strides": 2, "padding": "CIRCULAR"}),
         ((3, 2), {"strides": (2, 1), "padding": 1, "kernel_dilation": 2, "use_bias": False}),
         ((3, 3), {"feature_group_count": 2, "precision": "highest"}),
         ((3, 3), {"input_dilation": 2, "padding": 1}),
