@@ -79,6 +79,8 @@ def fit(
         check(validation)
     loop = _Loop(learner, source, key, Outcome(learner.runs, monitor), run, callbacks)
     loop.start()
+    for data in (getattr(source, "data", None), validation):
+        _check_labels(learner, loop.state, data)
     if isinstance(source, Whole) and source.data is not None:
         source.data = beside(loop.state, source.data)
     batches = [beside(loop.state, b) for b in padded_batches(validation, evaluation_batch_size)] if validation else []
@@ -117,6 +119,25 @@ class _Intervals(NamedTuple):
             nearest = max(self.unit, round(value / self.unit) * self.unit)
             raise ValueError(f"{name}={value} is no multiple of the learner's {self.unit} updates a call; try {nearest}")
         return value
+
+
+def _check_labels(learner: Learner, state: State, data: Any) -> None:
+    """Raises ValueError for class labels that the outputs have no place for: inside a step they would go unseen."""
+    if learner.predict is None or not isinstance(data, Mapping) or "target" not in data:
+        return
+    target = np.asarray(data["target"])
+    if not np.issubdtype(target.dtype, np.integer):
+        return
+    outputs = jax.eval_shape(learner.predict, state, {k: v for k, v in data.items() if k != "mask"})
+    shape = getattr(outputs, "shape", ())
+    if len(shape) < 2 or shape[:-1][-target.ndim :] != target.shape:
+        return
+    seen = target[np.asarray(data["mask"]) > 0] if "mask" in data else target
+    if seen.size and (seen.min() < 0 or seen.max() >= shape[-1]):
+        raise ValueError(
+            f"target has labels from {seen.min()} to {seen.max()}, and the model has {shape[-1]} outputs (labels 0 to "
+            f"{shape[-1] - 1}); relabel them or widen the model (a target that is no class label must be floating)"
+        )
 
 
 def _next(step: int, every: int) -> int:

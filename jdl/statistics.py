@@ -52,7 +52,7 @@ def mean_interval(
 
     >>> interval = mean_interval(np.array([[0.90], [0.92], [0.91], [0.95], [0.89]]))
     >>> [f"{bound[0]:.3f}" for bound in interval]
-    ['0.914', '0.890', '0.942']
+    ['0.914', '0.892', '0.944']
     """
     _check_resampling(level, resamples)
     runs = _runs_first("values", values, axis)
@@ -210,7 +210,7 @@ def _resampled_means(runs: np.ndarray, resamples: int, generator: np.random.Gene
     return means.reshape(resamples, *runs.shape[1:])
 
 
-def _quantiles(draws: np.ndarray, tail: Any) -> tuple[np.ndarray, np.ndarray]:
+def _quantiles(draws: np.ndarray, tail: Any) -> tuple[Result, Result]:
     """The `tail` and `1 − tail` quantiles over axis 0, interpolated; each entry may have its own tail.
 
     One sort of everything: `np.quantile` takes one tail for all entries, and is slower.
@@ -220,7 +220,7 @@ def _quantiles(draws: np.ndarray, tail: Any) -> tuple[np.ndarray, np.ndarray]:
     index = np.floor(position).astype(np.int64)
     fraction = position - index
 
-    def between(near: np.ndarray, far: np.ndarray) -> np.ndarray:
+    def between(near: np.ndarray, far: np.ndarray) -> Result:
         start, end = (np.take_along_axis(draws, i, axis=0)[0] for i in (near, far))
         return start + fraction[0] * (end - start)
 

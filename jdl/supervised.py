@@ -109,6 +109,7 @@ def supervised(
     def predict(state: TrainState, batch: Batch) -> Any:
         params = state.params if state.average is None else state.average
         inputs = batch["input"] if isinstance(batch, Mapping) else batch
+        check_batch({"input": inputs}, {"input": expected["input"]})
         return model.apply({"params": params, **state.collections}, inputs, **mode(False))
 
     def evaluate(state: TrainState, batch: Batch) -> dict[str, Metric]:

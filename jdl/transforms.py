@@ -69,7 +69,7 @@ def feed(
         epoch, place = jnp.divmod(state.step // learner.steps, size // batch_size)
         positions = seam.current().share(place * batch_size + jnp.arange(batch_size, dtype=jnp.int32))
         indices = shuffled_index(fold(state.key, "shuffle"), epoch, positions, size)
-        batch = jax.tree.map(lambda leaf: leaf[indices], data)
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], data)
         if augment is not None:
             batch = augment(fold(step_key(state), "augment"), batch)
         return learner.step(state, batch)
@@ -135,19 +135,57 @@ def accumulate(learner: Learner, n: int) -> Learner:
 
 
 def seeds(
-    learner: Learner, n: int | Sequence[int], *, placement: Placement | None = None, spread: bool = True
+    learner: Learner,
+    n: int | Sequence[int],
+    *,
+    each: bool = False,
+    placement: Placement | None = None,
+    spread: bool = True,
 ) -> Learner:
     """n independent runs in one program; the state, metrics and predictions get a leading axis of runs.
 
     Run i starts from the key `fold_in(key, i)`, whatever the other runs are: `seeds(learner, [5])` repeats run 5 of
-    eight. All runs are given the same batch (or data). placement: "map" keeps each run's bits, "vmap" runs them
-    together; by default what is fast on this kind of device. spread: over all local devices.
+    eight. each: batches (and data, also for evaluation) have a leading axis of runs, one run's each, as for splits
+    that differ between runs; otherwise all runs are given the same. placement: "map" keeps each run's bits, "vmap"
+    runs them together; by default what is fast on this kind of device. spread: over all local devices.
     """
     numbers = tuple(range(n)) if isinstance(n, int) else tuple(n)
     if not numbers or min(numbers) < 0:
         raise ValueError(f"seeds(learner, {n}): give at least 1 run, as a number or as a list of seeds from 0 up")
-    keys = lambda key: jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.array(numbers, jnp.uint32))  # noqa: E731
-    return _over("seeds", learner, len(numbers), keys, lambda key: learner.init(key), placement, spread)
+    runs, inner = len(numbers), learner.runs
+    place = functools.partial(over_runs, runs=runs, placement=placement, spread=spread, transform="seeds")
+
+    # A learner that itself holds several runs has one axis for them all, the outer ones first.
+    def outer(tree: PyTree) -> PyTree:
+        return tree if inner is None else jax.tree.map(lambda leaf: leaf.reshape(runs, inner, *leaf.shape[1:]), tree)
+
+    def flat(tree: PyTree) -> PyTree:
+        return tree if inner is None else jax.tree.map(lambda leaf: _join(leaf, 0), tree)
+
+    def over(function: Callable[[State, Batch], PyTree]) -> Callable[[State, Batch], PyTree]:
+        if each:
+            return lambda state, batch: flat(place(lambda pair: function(*pair))((outer(state), batch)))
+        return lambda state, batch: flat(place(function)(outer(state), batch))
+
+    def init(key: Array) -> State:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.array(numbers, jnp.uint32))
+        return flat(place(learner.init)(keys))
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        warn_if_runs_stay_on_one_core(runs, "seeds")
+        if each:
+            _check_runs(batch, runs)
+        one = jax.tree.map(lambda leaf: leaf[0], batch) if each else batch
+        with _watching_runs("seeds", runs, placement, learner.step, outer(state), one):
+            return over(learner.step)(state, batch)
+
+    return learner._replace(
+        init=init,
+        step=step,
+        evaluate=over(learner.evaluate),
+        predict=over(learner.predict) if learner.predict else None,
+        runs=runs * (inner or 1),
+    )
 
 
 def population(
@@ -188,37 +226,13 @@ def population(
     )
 
 
-def _over(
-    name: str,
-    learner: Learner,
-    n: int,
-    keys: Callable[[Array], Array],
-    start: Callable[[Array], State],
-    placement: Placement | None,
-    spread: bool,
-) -> Learner:
-    """n copies of a learner that may itself hold several runs: there is one axis of runs, the outer ones first."""
-    place = functools.partial(over_runs, runs=n, placement=placement, spread=spread, transform=name)
-    inner = learner.runs
-
-    def outer(tree: PyTree) -> PyTree:
-        return tree if inner is None else jax.tree.map(lambda leaf: leaf.reshape(n, inner, *leaf.shape[1:]), tree)
-
-    def flat(tree: PyTree) -> PyTree:
-        return tree if inner is None else jax.tree.map(lambda leaf: _join(leaf, 0), tree)
-
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        warn_if_runs_stay_on_one_core(n, name)
-        with _watching_runs(name, n, placement, learner.step, outer(state), batch):
-            return flat(place(learner.step)(outer(state), batch))
-
-    return learner._replace(
-        init=lambda key: flat(place(start)(keys(key))),
-        step=step,
-        evaluate=lambda state, batch: flat(place(learner.evaluate)(outer(state), batch)),
-        predict=(lambda state, batch: flat(place(learner.predict)(outer(state), batch))) if learner.predict else None,
-        runs=n * (inner or 1),
-    )
+def _check_runs(batch: Batch, runs: int) -> None:
+    for leaf in jax.tree.leaves(batch):
+        if jnp.ndim(leaf) == 0 or len(leaf) != runs:
+            raise ValueError(
+                f"seeds(each=True) takes batches with a leading axis of {runs} runs, this one has shape "
+                f"{jnp.shape(leaf)}; stack one run's data each"
+            )
 
 
 def _at_least_one(transform: str, n: int) -> None:

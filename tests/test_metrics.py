@@ -13,7 +13,7 @@ from sklearn import metrics as sklearn_metrics
 
 from jdl import metrics as m
 
-properties = settings(max_examples=15, deadline=None, derandomize=True)
+properties = settings(max_examples=10, deadline=None, derandomize=True)
 CLASSES = 5
 
 
@@ -59,6 +59,9 @@ def padded(outputs, target, start, stop, size, rng):
     return filled, {"target": labels, "mask": mask}
 
 
+compiled = functools.cache(jax.jit)  # one compile a metric and shape, not one an example
+
+
 def merged_in_any_order(parts, rng):
     """Neighbours merged at random places until one is left: any association."""
     parts = list(parts)
@@ -70,15 +73,15 @@ def merged_in_any_order(parts, rng):
 
 @battery
 @properties
-@given(st.integers(1, 40), st.lists(st.integers(0, 40), max_size=6), st.integers(0, 2**20))
-def test_uneven_padded_batches_merge_to_the_whole(metric, draw, n, cuts, seed):
-    rng = np.random.default_rng(seed)
+@given(st.lists(st.integers(0, 24), max_size=6), st.integers(0, 2**20))
+def test_uneven_padded_batches_merge_to_the_whole(metric, draw, cuts, seed):
+    n, rng, metric = 24, np.random.default_rng(seed), compiled(metric)
     with jax.enable_x64(True):
         outputs, target = draw(seed, n)
         outputs = outputs.astype(np.float64)
         target = target.astype(np.float64) if target.dtype == np.float32 else target
         whole = m.to_host(metric(outputs, {"target": target}))
-        bounds = [0, *sorted(min(cut, n) for cut in cuts), n]  # equal cuts: batches that are all padding
+        bounds = [0, *sorted(cuts), n]  # equal cuts: batches that are all padding
         parts = [
             m.to_host(metric(*padded(outputs, target, a, b, n + 3, rng)))
             for a, b in itertools.pairwise(bounds)
@@ -174,13 +177,13 @@ def test_accuracy_over_time_steps_counts_only_those_unmasked():
 
 
 @properties
-@given(st.integers(1, 60), st.integers(0, 2**20))
+@given(st.sampled_from([1, 7, 60]), st.integers(0, 2**20))
 def test_confusion_is_scikit_learns(n, seed):
     logits, target = classified(seed, n)
     target = np.minimum(target, CLASSES - 2)  # the last class never occurs, and may be predicted
     logits[:, 0] = -9  # the first is never predicted, and may occur
     predicted = logits.argmax(-1)
-    result = m.to_host(m.confusion(CLASSES)(logits, {"target": target})).compute()
+    result = m.to_host(compiled(BATTERY["confusion"][0])(logits, {"target": target})).compute()
     labels = range(CLASSES)
     matrix = sklearn_metrics.confusion_matrix(target, predicted, labels=labels)
     np.testing.assert_array_equal(result["matrix"], matrix)

@@ -7,12 +7,16 @@ Expected:  TBD
 
 import argparse
 
-from experiments.bench import loops
+from experiments.bench import checkpoints, loops, seeds, starts
 from experiments.bench.measure import show
 
 SECTIONS = {
     "loop": loops.loop_rows,
     "scan": loops.scan_rows,
+    "seeds": seeds.seed_rows,
+    "starts": starts.start_rows,
+    "memory": starts.memory_rows,
+    "checkpoints": checkpoints.checkpoint_rows,
 }
 
 

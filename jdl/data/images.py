@@ -211,16 +211,13 @@ def _download(url: str, path: Path, name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
-            due = response.headers.get("Content-Length")
-            content = response.read()
+            content = response.read()  # raises IncompleteRead if it falls short of Content-Length
     except Exception as error:  # of half a dozen kinds: URLError, HTTPException, timeouts, truncation
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection open
         raise OSError(
             f"downloading {url} failed ({type(error).__name__}: {error}): try again later."
         ) from error
-    if due is not None and len(content) != int(due):
-        raise OSError(f"downloading {url} was cut short, {len(content)} of {due} bytes: try again later.")
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as file:

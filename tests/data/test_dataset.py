@@ -78,6 +78,11 @@ def test_split_by_sizes_seed_and_nested_arrays():
     assert not np.array_equal(members(other), members(train))
 
 
+def test_a_product_rounded_above_a_whole_number_counts_as_whole():
+    assert 0.07 * 100 > 7
+    assert len(split(labelled(), (0.93, 0.0, 0.07))[2]["target"]) == 7
+
+
 def test_regression_targets_are_not_stratified():
     data = {"input": np.arange(10.0)[:, None], "target": np.arange(10.0)}
     train, _, test = split(data, seed=5)
@@ -251,8 +256,11 @@ def test_iris_and_diabetes_hold_scikit_learns_rows():
     assert dataset.class_names == ("setosa", "versicolor", "virginica")
     assert re.search("120 train, 30 test, 3 classes", repr(dataset))
 
-    targets = load_diabetes().target
-    assert set(diabetes().train["target"]) <= set(targets)
+    bunch = load_diabetes(scaled=False)
+    train, _ = train_test_split(np.arange(442), test_size=0.2, random_state=1)
+    dataset = diabetes(split_seed=1, standardize=False)
+    np.testing.assert_array_equal(dataset.train["input"], bunch.data[train].astype(np.float32))
+    np.testing.assert_array_equal(dataset.train["target"], bunch.target[train].astype(np.float32))
     standardised = diabetes(standardize_target=True)
     np.testing.assert_allclose(standardised.train["target"].std(), 1, rtol=1e-5)
     back = standardised.target_normalizer.invert(standardised.test["target"])

@@ -231,7 +231,7 @@ def test_a_failed_fetch_leaves_nothing_behind_and_can_go_on(small, server, tmp_p
     path = "/t10k-images-idx3-ubyte.gz"
     status, body, length = server.replies[path]
     server.replies[path], error, message = {
-        "truncated": ((status, body[:-20], length), OSError, "cut short|IncompleteRead"),
+        "truncated": ((status, body[:-20], length), OSError, "IncompleteRead"),
         "truncated silently": ((status, body[:-20], None), ValueError, "truncated gzip"),
         "wrong content": (server.replies["/t10k-labels-idx1-ubyte.gz"], ValueError, "SHA-256 of its content"),
         "missing": ((404, b"", 0), OSError, "404"),

@@ -14,7 +14,7 @@ from jdl.data import epoch_indices, shuffled_index
 UNLIKELY = 1e-4
 
 
-@pytest.mark.parametrize("size", [*range(1, 11), 13, 17, 64, 65, 97, 1437, 4096, 4097, 60000, 2**16 + 1])
+@pytest.mark.parametrize("size", [*range(1, 8), 13, 64, 65, 97, 1437, 4096, 60000, 2**16 + 1])
 def test_each_index_comes_up_once(size):
     indices = epoch_indices(jax.random.key(size), 3, size)
     assert indices.dtype == jnp.int32
