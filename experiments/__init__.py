@@ -1,0 +1,1 @@
+"""Experiments to run and to copy: one file each."""

@@ -79,7 +79,5 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
         run=run,
     )
     test = {name: leaf[:2000] for name, leaf in data.test.items()}  # for the report's figures; the metrics use all
-    run.save_arrays(
-        "predictions", logits=training.predict(fitted.state, test), class_names=data.class_names, **test
-    )
+    run.save_arrays("predictions", logits=training.predict(fitted.state, test), class_names=data.class_names, **test)
     return jdl.evaluate(training, fitted.state, data.test)

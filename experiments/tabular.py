@@ -120,5 +120,6 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
 
 def peer_score(model: Any, split: jdl.data.Dataset) -> float:
     """A scikit-learn model's score on the test part, fitted on all the rest."""
-    fit_on = {name: np.concatenate([split.train[name], split.validation[name]]) for name in split.train}
+    parts = [part for part in (split.train, split.validation) if part]
+    fit_on = {name: np.concatenate([part[name] for part in parts]) for name in split.train}
     return float(model.fit(fit_on["input"], fit_on["target"]).score(split.test["input"], split.test["target"]))

@@ -85,9 +85,7 @@ class Checkpoints:
             folder = self.directory / f"{step:08d}"
             damage = _damage(folder)
             if damage:
-                warnings.warn(
-                    f"checkpoint {folder} is damaged ({damage}); using the one before it", stacklevel=2
-                )
+                warnings.warn(f"checkpoint {folder} is damaged ({damage}); using the one before it", stacklevel=2)
                 continue
             arrays = _load_arrays(folder / _ARRAYS)
             return Restored(step, _unflatten(arrays, like, folder, part), json.loads((folder / _NOTES).read_text()))
@@ -179,7 +177,9 @@ def _unflatten(arrays: Mapping[str, np.ndarray], like: PyTree, folder: Path, par
 
 def _placed(saved: np.ndarray, like: Any) -> Any:
     if _is_key(like):
-        return jax.device_put(jax.random.wrap_key_data(saved, impl=jax.random.key_impl(like)), like.sharding)
+        return jax.device_put(
+            jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like)), like.sharding
+        )
     return jax.device_put(saved, like.sharding) if isinstance(like, jax.Array) else saved
 
 
@@ -189,7 +189,7 @@ def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     # Orbax refuses arrays without elements; their shapes are all there is to them.
     empty = {name: [str(array.dtype), *array.shape] for name, array in arrays.items() if array.size == 0}
     with _one_save_at_a_time:
-        v1.save(folder, {name: array for name, array in arrays.items() if array.size})
+        v1.save(str(folder), {name: array for name, array in arrays.items() if array.size})
     (folder.parent / "empty.json").write_text(json.dumps(empty))
 
 
@@ -198,7 +198,7 @@ def _load_arrays(folder: Path) -> dict[str, np.ndarray]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Orbax has opinions on sharding; these arrays are numpy's
-        arrays = {name: np.asarray(array) for name, array in v1.load(folder).items()}
+        arrays = {name: np.asarray(array) for name, array in v1.load(str(folder)).items()}
     empty = json.loads((folder.parent / "empty.json").read_text())
     return arrays | {name: np.zeros(shape, jnp.dtype(dtype)) for name, (dtype, *shape) in empty.items()}
 

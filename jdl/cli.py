@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -79,7 +80,7 @@ def _run(name: str, arguments: list[str]) -> int:
     module = experiment.find(name)
     clash = {f.name for f in dataclasses.fields(_Options)} & {f.name for f in dataclasses.fields(module.Config)}
     if clash:
-        raise ValueError(f"the Config of {name} has fields that `jdl run` uses itself; rename {', '.join(sorted(clash))}")
+        raise ValueError(f"the Config of {name} has fields that `jdl run` uses; rename {', '.join(sorted(clash))}")
     description = (module.__doc__ or "").strip()
     command = dataclasses.make_dataclass(
         "command",
@@ -111,11 +112,9 @@ def replay(run: _RunPath, /, json: _Json = False) -> int:
     host_devices()
     copy, differences = experiment.replay(Run(run))
     verdict = "every metric agrees to the bit" if not differences else f"{len(differences)} metrics differ"
-    _console.print(f"{run} repeated in {copy.path}: {verdict}")
-    for line in differences[:20]:
-        _console.print(f"  {line}")
-    for line in experiment.environment_differences(Run(run), copy):
-        _console.print(f"  [dim]{line}[/dim]")
+    lines = [f"{run} repeated in {copy.path}: {verdict}", *differences[:20]]
+    lines += [f"environment: {line}" for line in experiment.environment_differences(Run(run), copy)]
+    _console.print("\n  ".join(lines), soft_wrap=True, markup=False)
     if json:
         _print_json({"run": str(copy.path), "agrees": not differences, "differences": differences})
     return 1 if differences else 0
@@ -146,8 +145,7 @@ def list_runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), json
         return 0
     rows = []
     for run in found:
-        intervals = _intervals(run)
-        shown = "  ".join(f"{name} {_show(interval)}" for name, interval in list(intervals.items())[:3])
+        shown = "  ".join(f"{name} {_show(interval)}" for name, interval in list(run.intervals.items())[:3])
         rows.append((str(run.path.relative_to(Path.cwd(), walk_up=True)), str(len(run.seeds)), _progress(run), shown))
     _table(("run", "seeds", "state", "final metrics (mean, 95% interval)"), rows)
     return 0
@@ -161,7 +159,7 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False)
     if json:
         _print_json({"reports": written})
     else:
-        _console.print("\n".join(written))
+        _console.print("\n".join(written), soft_wrap=True)
     return 0
 
 
@@ -201,11 +199,10 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False
 
 def comparisons(first: Run, other: Run) -> list[tuple[str, statistics.Interval, statistics.Interval]]:
     """For each final metric that both runs have: other minus first, and the probability that other is larger."""
-    results = {run.path: run.result for run in (first, other)}
-    for path, result in results.items():
-        if result is None:
-            raise ValueError(f"{path} has no result yet; finish it with `jdl resume {path}`")
-    one, two = (result["metrics"] for result in results.values() if result)
+    for run in (first, other):
+        if run.result is None:
+            raise ValueError(f"{run.path} has no result yet; finish it with `jdl resume {run.path}`")
+    one, two = ({name: np.asarray(values) for name, values in run.final.items()} for run in (first, other))
     shared = [name for name in one if name in two]
     if not shared:
         raise ValueError(f"{first.path} and {other.path} have no final metric in common ({list(one)}; {list(two)})")
@@ -213,7 +210,7 @@ def comparisons(first: Run, other: Run) -> list[tuple[str, statistics.Interval, 
         (
             name,
             statistics.difference_of_means(two[name], one[name]),
-            statistics.probability_of_improvement([[v] for v in two[name]], [[v] for v in one[name]]),
+            statistics.probability_of_improvement(two[name][:, None], one[name][:, None]),
         )
         for name in shared
     ]
@@ -224,7 +221,7 @@ def _finish(finished: Run, as_json: bool) -> int:
 
     path = write(finished)
     summary = _summary(finished)
-    rows = [(name, _show(_interval(values))) for name, values in _final(finished).items()]
+    rows = [(name, _show(interval)) for name, interval in finished.intervals.items()]
     _table(("metric", f"mean of {len(finished.seeds)} seed(s), 95% interval"), rows)
     _console.print(f"{summary['seconds']:.1f} s; report: {path}", soft_wrap=True)
     if as_json:
@@ -232,22 +229,10 @@ def _finish(finished: Run, as_json: bool) -> int:
     return 0
 
 
-def _final(run: Run) -> dict[str, list[float]]:
-    return (run.result or {"metrics": {}})["metrics"]
-
-
-def _interval(values: Sequence[float]) -> statistics.Interval:
-    return statistics.mean_interval(values)
-
-
-def _intervals(run: Run) -> dict[str, statistics.Interval]:
-    return {name: _interval(values) for name, values in _final(run).items()}
-
-
 def _summary(run: Run) -> dict[str, Any]:
     metrics = {
-        name: {**{k: _or_none(v) for k, v in _interval(values)._asdict().items()}, "values": values}
-        for name, values in _final(run).items()
+        name: {**{k: _or_none(v) for k, v in interval._asdict().items()}, "values": run.final[name]}
+        for name, interval in run.intervals.items()
     }
     return {"run": str(run.path), "seconds": (run.result or {}).get("seconds"), "metrics": metrics}
 

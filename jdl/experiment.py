@@ -197,7 +197,7 @@ def default_path(name: str) -> Path:
 
 def decode(kind: Any, value: Any) -> Any:
     """A config from its JSON, by the types of its fields; raises ValueError naming a field it does not have."""
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    if hasattr(kind, "__dataclass_fields__") and isinstance(value, Mapping):
         hints = typing.get_type_hints(kind)
         for name in value:
             if name not in hints:
@@ -224,7 +224,9 @@ def _unused(folder: Path) -> Path:
 def require_experiment(run: Run) -> None:
     """Raises LookupError for a run that a script made, which only the script can continue or repeat."""
     if not (run.path / _COPY).is_file():
-        raise LookupError(f"{run.path} was not made by an experiment (it has no {_COPY}); run its script again instead, with resume=True")
+        raise LookupError(
+            f"{run.path} was not made by an experiment (it has no {_COPY}); run its script again, with resume=True"
+        )
 
 
 def _load_file(file: Path, name: str | None = None) -> ModuleType:

@@ -16,7 +16,7 @@ from jdl.evaluate import compute, merged, padded_batches
 from jdl.learner import Learner, Metrics, State
 from jdl.loggers import LOGGERS
 from jdl.metrics import merge_axis, to_host
-from jdl.outcome import Monitor, Outcome
+from jdl.outcome import Monitor, Outcome, plain
 from jdl.placement import beside
 from jdl.progress import ProgressBar
 from jdl.runs import Row, Run, open_or_create
@@ -68,7 +68,7 @@ def fit(
     checkpoint_every = interval("checkpoint_every", checkpoint_every, 10) if run is not None else 0
     if not isinstance(source, Source):
         if source is not None and not learner.fed:
-            raise ValueError("fit was given arrays, and the learner draws no batches: give Batches(data, size), or use feed")
+            raise ValueError("fit was given arrays, and the learner draws no batches: use feed, or Batches(data, size)")
         source = Whole(source)
     monitor = Monitor(monitor) if isinstance(monitor, str) else monitor
     run = open_or_create(run, resume) if run is not None else None
@@ -87,11 +87,11 @@ def fit(
     if batches and monitor.name not in (names := _names(learner, loop.state, batches[0])):
         raise ValueError(f"monitor={monitor.name!r} is no metric of the evaluation; it has {', '.join(names)}")
 
+    intervals = [every for every in (log_every, evaluate_every, checkpoint_every, steps) if every]
     bar = ProgressBar(steps, loop.step, progress)
     try:
         while loop.step < steps and not loop.stopped:
-            event = min(_next(loop.step, every) for every in (log_every, evaluate_every, checkpoint_every, steps) if every)
-            loop.advance(min(event, steps), bar)
+            loop.advance(min(_next(loop.step, every) for every in intervals), bar)
             loop.flush(bar)
             if evaluate_every and loop.step % evaluate_every == 0:
                 loop.evaluate(batches)
@@ -111,14 +111,16 @@ class _Intervals(NamedTuple):
 
     def __call__(self, name: str, value: int | None, share: int) -> int:
         if self.steps < 1 or self.steps % self.unit:
-            nearest = max(self.unit, round(self.steps / self.unit) * self.unit)
-            raise ValueError(f"steps={self.steps} is no multiple of the learner's {self.unit} updates a call; try {nearest}")
+            raise ValueError(self._message("steps", self.steps))
         if value is None:
             return max(self.unit, self.steps // share // self.unit * self.unit)
         if value < 1 or value % self.unit:
-            nearest = max(self.unit, round(value / self.unit) * self.unit)
-            raise ValueError(f"{name}={value} is no multiple of the learner's {self.unit} updates a call; try {nearest}")
+            raise ValueError(self._message(name, value))
         return value
+
+    def _message(self, name: str, value: int) -> str:
+        nearest = max(self.unit, round(value / self.unit) * self.unit)
+        return f"{name}={value} is no multiple of the learner's {self.unit} updates a call; try {nearest}"
 
 
 def _check_labels(learner: Learner, state: State, data: Any) -> None:
@@ -209,7 +211,8 @@ class _Loop:
         values = compute(merge_axis(metrics, 0 if self.learner.runs is None else 1))
         row = self._log("train", values)
         if "train/loss" in row:
-            bar.note(f"loss {np.nanmean(np.asarray(row['train/loss'], float)):.4g}" if not self.outcome.ended.all() else "")
+            losses = [loss for loss in np.ravel(row["train/loss"]) if loss is not None]
+            bar.note(f"loss {np.mean(losses):.4g}" if losses else "")
 
     def evaluate(self, batches: list[Any]) -> None:
         """Evaluate, keep the best, stop early."""
@@ -296,15 +299,10 @@ class _Loop:
         row: Row = {"step": self.step, "seconds": round(time.monotonic() - self._clock, 3)}
         for name, value in values.items():
             if value.shape == self.outcome.shape:
-                row[f"{split}/{name}"] = _plain(np.where(self.outcome.ended, np.nan, value))
+                row[f"{split}/{name}"] = plain(np.where(self.outcome.ended, np.nan, value))
         self.rows.append(row)
         if self.run is not None:
             self.run.log(row)
         for callback in self.callbacks:
             self.stopped = bool(callback(row, self.state)) or self.stopped
         return row
-
-
-def _plain(values: np.ndarray) -> Any:
-    """Numbers for JSON, null for what is not finite."""
-    return np.where(np.isfinite(values), values.astype(object), None).tolist()

@@ -11,9 +11,9 @@ from jaxtyping import Array, Key, PyTree
 from jdl import seam
 from jdl.metrics import Mean
 
-type State = Any  # one pytree, everything that changes; it has `.key` and `.step`
-type Batch = Any  # a pytree of arrays with a leading example axis (a dict; "mask" marks padding), or None
-type Metrics = Any  # a dict of metrics (`jdl.metrics`)
+State = Any  # one pytree, everything that changes; it has `.key` and `.step`
+Batch = Any  # a pytree of arrays with a leading example axis (a dict; "mask" marks padding), or None
+Metrics = Any  # a dict of metrics (`jdl.metrics`)
 type Loss = Callable[[PyTree, Batch, Array], tuple]
 
 
@@ -27,7 +27,7 @@ class Learner(NamedTuple):
     init: Callable[[Any], State]  # (key) -> state
     step: Callable[[State, Batch], tuple[State, Metrics]]  # one update (or `steps` of them)
     evaluate: Callable[[State, Batch], Metrics]  # no update
-    predict: Callable[[State, Batch], Any] | None = None  # what reports and servers call
+    predict: Callable[[State, Batch], Any] = None  # type: ignore[assignment]  # optional: what reports and servers call
     steps: int = 1  # updates a call
     runs: int | None = None  # independent runs inside
     fed: bool = False  # batches are drawn inside: what `step` is given is the whole data set (or None), never split
@@ -62,9 +62,10 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
         (total, (weight, auxiliary)), grads = jax.value_and_grad(scalar, has_aux=True)(params)
         return seam.Summed(grads, total, weight, auxiliary)
 
+    reduced: seam.SummedGradients = summed
     for reduction in reversed(seam.current().reductions):
-        summed = reduction(summed)
-    grads, total, weight, auxiliary = summed(params, batch, key)
+        reduced = reduction(reduced)
+    grads, total, weight, auxiliary = reduced(params, batch, key)
     divisor = jnp.where(weight > 0, weight, 1)  # a batch of padding alone moves nothing
     return jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads), Mean(total, weight), auxiliary
 

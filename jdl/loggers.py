@@ -1,4 +1,4 @@
-"""Callbacks that send a fit's rows to TensorBoard or Weights & Biases, beside metrics.jsonl, which is always written."""
+"""Callbacks that send a fit's rows to TensorBoard or Weights & Biases, beside metrics.jsonl."""
 
 import os
 import time
@@ -16,8 +16,8 @@ type Logger = Callable[[Row, Any], None]
 def tensorboard(folder: str | os.PathLike) -> Logger:
     """A callback that writes event files; one curve a metric, and one a run where there are several."""
     try:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ImportError as error:
         raise ImportError("logging to TensorBoard needs its package: pip install 'jdl[tensorboard]'") from error
@@ -31,7 +31,7 @@ def tensorboard(folder: str | os.PathLike) -> Logger:
     return log
 
 
-def wandb(folder: str | os.PathLike, project: str = "jdl", mode: str | None = None, **options: Any) -> Logger:
+def wandb(folder: str | os.PathLike, project: str = "jdl", mode: Any = None, **options: Any) -> Logger:
     """A callback that logs to Weights & Biases; mode by default $WANDB_MODE, else "offline" (`wandb sync` uploads)."""
     try:
         import wandb

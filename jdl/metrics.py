@@ -203,7 +203,7 @@ class Regression:
     Computes `mse`, `rmse`, `mae` and `r2`, each the uniform average over outputs of the per-output
     value, as scikit-learn's `uniform_average`. NaN over nothing, and `r2` also over one example.
 
-    The variance of the target is merged by the pairwise formula of Chan, Golub & LeVeque (1983, eq. 2.1),
+    The variance of the target is merged by the pairwise formula of Chan, Golub & LeVeque (1983),
     never as a difference of two large sums. The target's mean is held as `shift + mean`, where
     `shift` is one of the targets, so that float32 holds it to full relative precision of the *spread*
     even where the offset is a million times larger.
@@ -365,9 +365,7 @@ def _labels(outputs: Any, batch: Batch) -> Array:
     """The integer labels, checked against the logits (shapes are known while tracing, values are not)."""
     target = _target(batch)
     if not jnp.issubdtype(target.dtype, jnp.integer):
-        raise TypeError(
-            f"batch['target'] is {target.dtype}; this metric wants integer labels (argmax one-hot targets)"
-        )
+        raise TypeError(f"batch['target'] is {target.dtype}; this metric wants integer labels (argmax one-hot targets)")
     if target.shape != outputs.shape[:-1]:
         raise ValueError(
             f"outputs are {list(outputs.shape)} and batch['target'] is {list(target.shape)}; "

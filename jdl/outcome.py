@@ -49,6 +49,12 @@ def _is_finite(state: PyTree, axis_of_runs: PyTree) -> jax.Array:
     return jnp.stack([jnp.broadcast_to(finite(leaf), axis_of_runs.shape) for leaf in numbers]).all(0)
 
 
+def plain(values: np.ndarray) -> Any:
+    """Numbers as JSON has them, null for what is not finite."""
+    nothing: Any = None
+    return np.where(np.isfinite(values), values.astype(object), nothing).tolist()
+
+
 class Outcome:
     """The book kept for each run; everything in it is saved with a checkpoint and restored."""
 
@@ -80,7 +86,8 @@ class Outcome:
         self.stale = np.where(better, 0, self.stale + 1)
         if self.monitor.patience is not None:
             tired = ~self.ended & (self.stale >= self.monitor.patience)
-            self.end(tired, state, f"stopped early at step {step}: {self.monitor.name} no better for {self.monitor.patience} evaluations")
+            since = f"{self.monitor.name} no better for {self.monitor.patience} evaluations"
+            self.end(tired, state, f"stopped early at step {step}: {since}")
 
     def end(self, which: Any, state: State, reason: str) -> None:
         """Freeze some runs in the state given."""
@@ -107,7 +114,7 @@ class Outcome:
         return {
             "ended": self.ended.tolist(),
             "reasons": self.reasons,
-            "best_value": np.where(np.isnan(self.best_value), None, self.best_value.astype(object)).tolist(),
+            "best_value": plain(self.best_value),
             "best_step": self.best_step.tolist(),
             "stale": self.stale.tolist(),
         }

@@ -16,10 +16,11 @@ from jdl import seam
 from jdl.learner import Batch, Learner, Metrics, State
 from jdl.metrics import merge_axis
 
+Device = Any  # a jax.Device, which type checkers take for a variable
 _REPLICAS = "replicas"
 
 
-def pmap(learner: Learner, devices: Sequence[jax.Device] | None = None) -> Learner:
+def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
     """One replica a device: each takes its part of the batch, and gradients, weights and metrics are summed.
 
     The state is the same everywhere. Batch normalisation sees the whole batch (Flax's own layer, its axis set here);
@@ -34,8 +35,8 @@ def pmap(learner: Learner, devices: Sequence[jax.Device] | None = None) -> Learn
             with nn.intercept_methods(_normalise_over_replicas):
                 result = summed(params, batch, jax.random.fold_in(key, jax.lax.axis_index(_REPLICAS)))
             weights, auxiliary = jax.lax.all_gather((result.weight, result.auxiliary), _REPLICAS)
-            sums = jax.lax.psum((result.gradients, result.total, result.weight), _REPLICAS)
-            return seam.Summed(*sums, seam.merge_auxiliary(auxiliary, weights, merge_axis))
+            grads, total, weight = jax.lax.psum((result.gradients, result.total, result.weight), _REPLICAS)
+            return seam.Summed(grads, total, weight, seam.merge_auxiliary(auxiliary, weights, merge_axis))
 
         return replicated
 
@@ -152,11 +153,11 @@ def _check_divides(batch: Batch, count: int) -> None:
             )
 
 
-def _mesh(devices: Sequence[jax.Device], axis: str) -> Mesh:
+def _mesh(devices: Sequence[Device], axis: str) -> Mesh:
     return Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
 
 
-def _free_devices(transform: str, devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
+def _free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[Device]:
     taken = seam.current().devices_taken
     if taken:
         warnings.warn(

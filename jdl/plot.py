@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jdl.runs import Series
-from jdl.statistics import mean_interval
+from jdl.statistics import Interval, mean_interval
 
 INK, FAINT = "#1f2733", "#8a94a3"
 COLOURS = {"train": "#3b6fb6", "validation": "#d9622b"}
@@ -59,7 +59,7 @@ def _curve(axis: Axes, series: Series, label: str, colour: str) -> None:
 def _spans_decades(series: Any) -> bool:
     values = np.concatenate([one.values.ravel() for one in series])
     values = values[np.isfinite(values)]
-    return values.size > 0 and values.min() > 0 and values.max() / values.min() > 50
+    return bool(values.size > 0 and values.min() > 0 and values.max() / values.min() > 50)
 
 
 def _settled_range(series: Any) -> tuple[float | None, float | None]:
@@ -72,13 +72,13 @@ def _settled_range(series: Any) -> tuple[float | None, float | None]:
     return float(values.min() - margin), float(values.max() + margin)
 
 
-def intervals(finals: Mapping[str, Sequence[float]]) -> Figure | None:
+def intervals(finals: Mapping[str, Sequence[float]], means: Mapping[str, Interval]) -> Figure | None:
     """Every final metric: a dot a seed, the mean, its 95% interval; one panel a group ("wine/…"), ranked."""
-    groups: dict[str, dict[str, Sequence[float]]] = {}
-    for name, values in finals.items():
+    groups: dict[str, dict[str, str]] = {}  # metrics by group, each under the name it is shown with
+    for name in finals:
         group, _, rest = name.rpartition("/")
-        key = group if rest in _siblings(finals, group) and group else name
-        groups.setdefault(key, {})[rest if key == group else name] = values
+        alone = not group or sum(other.rpartition("/")[0] == group for other in finals) == 1
+        groups.setdefault(name if alone else group, {})[name if alone else rest] = name
     if not groups:
         return None
     columns = min(3, len(groups))
@@ -86,12 +86,8 @@ def intervals(finals: Mapping[str, Sequence[float]]) -> Figure | None:
     tallest = max(map(len, groups.values()))
     figure, axes = _figure(columns, rows, width=4.4, height=0.9 + 0.42 * tallest)
     for axis, (group, members) in zip(axes, groups.items(), strict=False):
-        for place, (name, values) in enumerate(members.items()):
-            numbers = np.asarray(values, float)
-            numbers = numbers[np.isfinite(numbers)]
-            if not len(numbers):
-                continue
-            interval = mean_interval(numbers)
+        for place, name in enumerate(members.values()):
+            numbers, interval = np.asarray(finals[name], float), means[name]
             jitter = np.linspace(-0.14, 0.14, len(numbers)) if len(numbers) > 1 else np.zeros(1)
             axis.scatter(numbers, place + jitter, s=14, color=COLOURS["train"], alpha=0.45, linewidth=0)
             axis.plot([interval.low, interval.high], [place, place], color=INK, linewidth=2.2)
@@ -106,11 +102,6 @@ def intervals(finals: Mapping[str, Sequence[float]]) -> Figure | None:
     return figure
 
 
-def _siblings(finals: Mapping[str, Any], group: str) -> list[str]:
-    found = [name.rpartition("/")[2] for name in finals if name.rpartition("/")[0] == group]
-    return found if len(found) > 1 else []
-
-
 def confusion_matrix(counts: Float[np.ndarray, "classes classes"], class_names: Sequence[str]) -> Figure:
     """Rows are true classes, as shares of the row; only the mistakes are coloured strongly enough to jump out."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -123,9 +114,7 @@ def confusion_matrix(counts: Float[np.ndarray, "classes classes"], class_names: 
         share = 100 * shares[row, column]
         if share >= 0.05:
             weight = "bold" if row == column else "normal"
-            axis.text(
-                column, row, f"{share:.1f}", ha="center", va="center", fontsize=7.5, color=INK, fontweight=weight
-            )
+            axis.text(column, row, f"{share:.1f}", ha="center", va="center", fontsize=7.5, color=INK, fontweight=weight)
     ticks = range(len(counts))
     rotation = 0 if max(map(len, class_names)) < 4 else 60
     axis.set_xticks(ticks, class_names, rotation=rotation, fontsize=8)
@@ -157,14 +146,14 @@ def wrong_examples(
         return None
     columns = min(4, len(worst))
     rows = -(-len(worst) // columns)
+    titles = [str(name) for name in class_names]
     figure = Figure(figsize=(1.5 * columns, 1.85 * rows), layout="constrained")
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axis, index in zip(axes, worst, strict=False):
-        image = images[index]
-        axis.imshow(_shown(image), cmap="gray_r", interpolation="nearest")
+        axis.imshow(_shown(images[index]), cmap="gray_r", interpolation="nearest")
         said = probabilities[run_of[index], index]
-        label = f"{class_names[said.argmax()]}, {100 * said.max():.0f}%"
-        axis.set_title(f"{class_names[target[index]]} → {label}", fontsize=7, color=INK, pad=3)
+        label = f"{titles[int(said.argmax())]}, {100 * said.max():.0f}%"
+        axis.set_title(f"{titles[int(target[index])]} → {label}", fontsize=7, color=INK, pad=3)
         note = f"{wrong[:, index].sum()} of {len(wrong)} wrong" if len(wrong) > 1 else ""
         axis.set_xlabel(note, fontsize=6.5, color=FAINT, labelpad=2)
         axis.set_xticks([])

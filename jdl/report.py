@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from scipy.special import softmax
 
 from jdl import plot
-from jdl.runs import Run, Series, write_text
-from jdl.statistics import mean_interval
+from jdl.runs import Run, write_text
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -40,15 +39,14 @@ def write(run: Run) -> Path:
     series = dict(run.metrics)
     for part in _parts(run):
         series |= {f"{name} ({part.path.name})": one for name, one in part.metrics.items()}
-    finals = (run.result or {"metrics": {}})["metrics"]
     figures: dict[str, Figure | None] = {
         "learning_curves": plot.learning_curves(series),
-        "final_metrics": plot.intervals(finals) if len(finals) > 1 else None,
+        "final_metrics": plot.intervals(run.final, run.intervals) if len(run.final) > 1 else None,
         **_prediction_figures(run),
     }
     sources = {name: _save(run, name, figure) for name, figure in figures.items() if figure is not None}
     path = run.path / "report.html"
-    write_text(path, _page(run, sources, finals, series))
+    write_text(path, _page(run, sources))
     return path
 
 
@@ -59,12 +57,14 @@ def _parts(run: Run) -> list[Run]:
 def _prediction_figures(run: Run) -> dict[str, Figure | None]:
     """From what the experiment kept as "predictions": logits [runs, examples, classes], target, input."""
     arrays = run.load_arrays("predictions")
-    if arrays is None or "logits" not in arrays or not np.issubdtype(arrays["target"].dtype, np.integer):
+    if arrays is None or not {"logits", "target", "input"} <= arrays.keys():
         return {}
     logits, target = arrays["logits"], arrays["target"]
+    if not np.issubdtype(target.dtype, np.integer):
+        return {}
     logits = logits if logits.ndim == 3 else logits[None]
     classes = logits.shape[-1]
-    names = [str(name) for name in arrays.get("class_names", np.arange(classes))]
+    names = [str(name) for name in arrays.get("class_names", range(classes))]
     counts = np.zeros((classes, classes))
     np.add.at(counts, (np.tile(target, len(logits)), logits.argmax(-1).ravel()), 1)
     return {
@@ -85,7 +85,7 @@ def _save(run: Run, name: str, figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _page(run: Run, figures: dict[str, str], finals: dict[str, list[float]], series: dict[str, Series]) -> str:
+def _page(run: Run, figures: dict[str, str]) -> str:
     description = run.description
     name = description["experiment"] or run.path.name
     environment = run.environment
@@ -96,9 +96,9 @@ def _page(run: Run, figures: dict[str, str], finals: dict[str, list[float]], ser
     body = [f"<h1>{html.escape(name)}</h1><p class=lead>{html.escape(' · '.join(lead))}</p>"]
     if run.result is None:
         body.append("<p class='note warn'>This run is not finished; the figures show what there is.</p>")
-    body.append(_tiles(finals))
+    body.append(_tiles(run))
     if "learning_curves" in figures:
-        note = "Mean over the seeds with its 95% bootstrap interval." if len(run.seeds) > 1 else "One seed: no interval."
+        note = "Mean over the seeds, 95% bootstrap interval." if len(run.seeds) > 1 else "One seed: no interval."
         body.append(_section("Learning curves", figures["learning_curves"], note))
     pair = []
     if "confusion_matrix" in figures:
@@ -110,7 +110,7 @@ def _page(run: Run, figures: dict[str, str], finals: dict[str, list[float]], ser
     if "final_metrics" in figures:
         note = "A dot a seed; mean and 95% bootstrap interval."
         body.append(_section("Final metrics", figures["final_metrics"], note))
-    body.append(f"<section><h2>Numbers</h2>{_numbers(finals, run.seeds)}</section>")
+    body.append(f"<section><h2>Numbers</h2>{_numbers(run)}</section>")
     body.append(
         "<div class=pair>"
         f"<section><h2>Config</h2>{_facts(_flat(description['config']))}</section>"
@@ -122,12 +122,12 @@ def _page(run: Run, figures: dict[str, str], finals: dict[str, list[float]], ser
     )
 
 
-def _tiles(finals: dict[str, list[float]]) -> str:
+def _tiles(run: Run) -> str:
     tiles = []
-    for name, values in list(finals.items())[:4]:
-        interval = mean_interval(values)
-        spread = f"95% [{interval.low:.4g}, {interval.high:.4g}]" if len(values) > 1 else "one seed"
-        tiles.append(f"<div class=tile><span>{html.escape(name)}</span><b>{interval.mean:.4g}</b><span>{spread}</span></div>")
+    for name, interval in list(run.intervals.items())[:4]:
+        spread = f"95% [{interval.low:.4g}, {interval.high:.4g}]" if len(run.seeds) > 1 else "one seed"
+        title = html.escape(name)
+        tiles.append(f"<div class=tile><span>{title}</span><b>{interval.mean:.4g}</b><span>{spread}</span></div>")
     return f"<div class=tiles>{''.join(tiles)}</div>"
 
 
@@ -135,13 +135,13 @@ def _section(title: str, source: str, note: str) -> str:
     return f"<section><h2>{title}</h2><img src='{source}' alt='{title}'><p class=note>{note}</p></section>"
 
 
-def _numbers(finals: dict[str, list[float]], seeds: tuple[int, ...]) -> str:
-    if not finals:
+def _numbers(run: Run) -> str:
+    if not run.final:
         return "<p class=note>No final metrics yet.</p>"
-    head = "".join(f"<th>seed {seed}</th>" for seed in seeds)
+    head = "".join(f"<th>seed {seed}</th>" for seed in run.seeds)
     rows = []
-    for name, values in finals.items():
-        interval = mean_interval(values)
+    for name, interval in run.intervals.items():
+        values = run.final[name]
         spread = f"[{interval.low:.4g}, {interval.high:.4g}]" if len(values) > 1 else ""
         cells = "".join(f"<td>{value:.4g}</td>" for value in values)
         rows.append(f"<tr><td>{html.escape(name)}</td><td><b>{interval.mean:.4g}</b></td><td>{spread}</td>{cells}</tr>")
@@ -158,8 +158,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _facts(facts: dict[str, Any]) -> str:
+    shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
     rows = [
-        f"<tr><th>{html.escape(name)}</th><td class=value>{html.escape(v if isinstance(v, str) else json.dumps(v))}</td></tr>"
-        for name, v in facts.items()
+        f"<tr><th>{html.escape(name)}</th><td class=value>{html.escape(value)}</td></tr>"
+        for name, value in shown.items()
     ]
     return f"<table>{''.join(rows)}</table>" if rows else "<p class=note>Nothing set.</p>"

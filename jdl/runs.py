@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jdl.placement import environment_devices
+from jdl.statistics import Interval, mean_interval
 
 type Row = dict[str, Any]
 
@@ -75,9 +76,21 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The final metrics, None while the run is unfinished: `{"seconds", "metrics": {name: [one a seed]}}`."""
+        """What result.json holds, `{"seconds", "metrics": {name: [one a seed]}}`; None while the run is unfinished."""
         file = self.path / "result.json"
         return json.loads(file.read_text()) if file.is_file() else None
+
+    @property
+    def final(self) -> dict[str, list[float]]:
+        """The final metrics by name, one value a seed; empty while the run is unfinished."""
+        return (self.result or {"metrics": {}})["metrics"]
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """Mean and 95% bootstrap interval of each final metric; NaN where a seed's value is not finite."""
+        nothing = Interval(*[np.float64(np.nan)] * 3)
+        arrays = {name: np.asarray(values) for name, values in self.final.items()}
+        return {name: mean_interval(a) if np.isfinite(a).all() else nothing for name, a in arrays.items()}
 
     @property
     def rows(self) -> list[Row]:
@@ -230,7 +243,8 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise OSError(f"{path} could not be written ({error.strerror}); free space there or choose another folder") from error
+        message = f"{path} could not be written ({error.strerror}); free space there or choose another folder"
+        raise OSError(message) from error
 
 
 def differences(first: Sequence[Row], second: Sequence[Row]) -> list[str]:

@@ -17,7 +17,6 @@ from jaxtyping import Array, PyTree
 from jdl.metrics import Metric, is_metric
 
 
-
 class Summed(NamedTuple):
     """Sums over a batch, not yet divided: gradients of the total, the total, its weight, and what the loss adds."""
 
@@ -27,7 +26,7 @@ class Summed(NamedTuple):
     auxiliary: PyTree
 
 
-type SummedGradients = Callable[[PyTree, PyTree, Array], Summed]
+SummedGradients = Callable[[PyTree, PyTree, Array], Summed]
 
 
 class Seam(NamedTuple):
@@ -39,8 +38,8 @@ class Seam(NamedTuple):
     watched: bool = False  # a loop around this one already looks for what is slow inside loops
 
 
-_seam: contextvars.ContextVar[Seam] = contextvars.ContextVar("jdl_seam", default=Seam())
-_PLAIN = _seam.get()
+_PLAIN = Seam()
+_seam: contextvars.ContextVar[Seam] = contextvars.ContextVar("jdl_seam", default=_PLAIN)
 
 
 def current() -> Seam:
@@ -54,9 +53,7 @@ def untouched() -> bool:
 
 
 @contextlib.contextmanager
-def reduced(
-    reduction: Callable[[SummedGradients], SummedGradients] | None = None, **changes: Any
-) -> Iterator[None]:
+def reduced(reduction: Callable[[SummedGradients], SummedGradients] | None = None, **changes: Any) -> Iterator[None]:
     """While this context is open, steps that are traced take `reduction` around their gradients."""
     seam = _seam.get()
     reductions = seam.reductions if reduction is None else (*seam.reductions, reduction)

@@ -6,9 +6,9 @@ without it. Everything is NumPy in float64 and the same for the same seed.
 A percentile interval over few runs is too narrow, for two reasons: the spread of n values is a factor
 √((n − 1)/n) below the unbiased one, and a normal quantile stands where Student's t belongs. The
 intervals of a mean and of a difference of means undo both by widening the percentiles (Hesterberg 2015,
-"What Teachers Should Know about the Bootstrap", section 3.3, the *expanded percentile interval*). A
-bootstrap mean never leaves the range of the data, so under about five runs no percentile is wide enough:
-read such intervals as lower bounds on the uncertainty.
+"What Teachers Should Know about the Bootstrap", the *expanded percentile interval*). A bootstrap mean
+never leaves the range of the data, though, so no percentile is wide enough for the fewest runs: for
+normal data the 95% interval covers 50, 74, 87, 92 and 93% with 2, 3, 4, 5 and 6 runs, and its 95% from 8.
 
 The aggregates of Agarwal et al. 2021 ("Deep RL at the Edge of the Statistical Precipice") take plain
 percentiles of a bootstrap stratified by task, as published.
@@ -48,7 +48,7 @@ def mean_interval(
     `values` has its runs on `axis`; the other axes (the points of a curve) are treated alike, each on
     its own, under the same resamples. One run gives the mean, and NaN for both ends.
 
-    Raises ValueError for NaN or infinite values, naming the runs. Source: Hesterberg 2015, section 3.3.
+    Raises ValueError for NaN or infinite values, naming the runs. Source: Hesterberg 2015.
 
     >>> interval = mean_interval(np.array([[0.90], [0.92], [0.91], [0.95], [0.89]]))
     >>> [f"{bound[0]:.3f}" for bound in interval]
@@ -81,7 +81,7 @@ def difference_of_means(
     runs paired by seed, `mean_interval(x - y)` is the narrower.
 
     Raises ValueError for NaN or infinite values, naming the runs, and for shapes that disagree.
-    Sources: Hesterberg 2015, section 3.3; Welch 1947.
+    Sources: Hesterberg 2015; Welch 1947.
     """
     _check_resampling(level, resamples)
     x_runs, y_runs = _runs_first("x", x, axis), _runs_first("y", y, axis)
@@ -198,10 +198,11 @@ def performance_profile(
 def _shares(n: int, resamples: int, generator: np.random.Generator) -> Float[np.ndarray, "resamples n"]:
     """How large a share each of n runs has in each resample; a row times the runs is a bootstrap mean.
 
-    Resampling n indices with replacement is drawing their counts from a multinomial, and a product with
-    counts resamples a whole curve in one matrix product: ten times as fast as `scipy.stats.bootstrap`.
+    A product with these resamples a whole curve in one matrix product: ten times as fast as
+    `scipy.stats.bootstrap`.
     """
-    return generator.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+    index = generator.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(index.ravel(), minlength=resamples * n).reshape(resamples, n) / n
 
 
 def _resampled_means(runs: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:

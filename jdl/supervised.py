@@ -130,7 +130,7 @@ def per_example(loss: Callable, outputs: Any, batch: Batch) -> tuple[Float[Array
         shapes = jax.tree.map(jnp.shape, outputs)
         raise ValueError(
             f"the loss has shape {jnp.shape(losses)} for {examples} examples (outputs {shapes}, "
-            f'target {jnp.shape(batch.get("target"))}); it must return one number an example, shape ({examples},): '
+            f"target {jnp.shape(batch.get('target'))}); it must return one number an example, shape ({examples},): "
             "average over the other axes, and make outputs and target agree"
         )
     mask = batch.get("mask")
@@ -146,8 +146,9 @@ def check_batch(batch: Any, expected: Mapping[str, tuple[tuple[int, ...], Any]])
             raise ValueError(f"the batch has no {name!r} (its keys: {sorted(batch)}); the learner's example had one")
         leaf = batch[name]
         if np.shape(leaf)[1:] != shape:
+            made_for = ", ".join(["batch", *map(str, shape)])
             raise ValueError(
-                f"batch[{name!r}] has shape {np.shape(leaf)}, the learner was made for (batch, {str(shape)[1:]}; "
+                f"batch[{name!r}] has shape {np.shape(leaf)}, the learner was made for ({made_for}); "
                 "reshape the data, or make the learner with an example of this shape"
             )
         if jnp.result_type(leaf) != dtype:
@@ -184,7 +185,7 @@ def _flatten(tree: PyTree) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
-def _mode_argument(model: nn.Module) -> Callable[[bool], dict[str, bool]]:
+def _mode_argument(model: nn.Module) -> Callable[[bool], dict[str, Any]]:
     """How this model is told that it trains: `train=`, `deterministic=`, or not at all."""
     parameters = inspect.signature(type(model).__call__).parameters
     if "train" in parameters:

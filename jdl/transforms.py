@@ -46,9 +46,7 @@ def jit(learner: Learner, *, donate: bool = True) -> Learner:
     )
 
 
-def feed(
-    learner: Learner, batch_size: int, augment: Callable[[Array, Batch], Batch] | None = None
-) -> Learner:
+def feed(learner: Learner, batch_size: int, augment: Callable[[Array, Batch], Batch] | None = None) -> Learner:
     """Draw shuffled batches on the device: `step` is then given the whole data set.
 
     Each epoch visits the examples in an order of its own and leaves out a remainder smaller than a batch. The place
@@ -198,12 +196,14 @@ def population(
     """
     sizes = {len(leaf) for leaf in jax.tree.leaves(hyperparameters)}
     if len(sizes) != 1 or sizes == {0}:
-        raise ValueError(f"population: the hyper-parameters' leading axes are {sorted(sizes)}; give each as many settings")
+        raise ValueError(
+            f"population: the leading axes are {sorted(sizes)}; give each hyper-parameter as many settings"
+        )
     runs = sizes.pop()
     settings = jax.tree.map(jnp.asarray, hyperparameters)
     template = make(jax.tree.map(lambda leaf: leaf[0], settings))
     if template.runs is not None:
-        raise ValueError("population: make returns a learner of one run; for several seeds use seeds(population(...), n)")
+        raise ValueError("population: make returns a learner of one run; for more use seeds(population(...), n)")
     place = functools.partial(over_runs, runs=runs, placement=placement, spread=spread, transform="population")
 
     def each(name: str) -> Callable[..., Any]:

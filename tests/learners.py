@@ -92,7 +92,6 @@ def cnn_batch_norm() -> Case:
         clip_norm=1.0,
     )
 
-
     def init(key):
         state = learner.init(key)  # Flax keeps running statistics in float32, which would hide in rounding
         return state.replace(collections=jax.tree.map(lambda a: a.astype(jnp.result_type(float)), state.collections))

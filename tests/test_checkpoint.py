@@ -24,7 +24,11 @@ def tree(value=1.0):
 
 
 def bits(leaf):
-    return np.asarray(jax.random.key_data(leaf) if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+    return np.asarray(
+        jax.random.key_data(leaf)
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf
+    )
 
 
 def saved(folder, steps=(1, 2, 3)):
@@ -38,7 +42,8 @@ def saved(folder, steps=(1, 2, 3)):
 def test_what_is_saved_comes_back(tmp_path):
     checkpoints = saved(tmp_path)
     restored = checkpoints.restore(tree())
-    assert restored.step == 3 and restored.notes == {"note": 3}
+    assert restored.step == 3
+    assert restored.notes == {"note": 3}
     for one, other in zip(jax.tree.leaves(restored.tree), jax.tree.leaves(tree(3.0)), strict=True):
         np.testing.assert_array_equal(bits(one), bits(other))
         assert bits(one).dtype == bits(other).dtype
@@ -59,7 +64,7 @@ def test_saving_copies_what_the_next_step_may_overwrite(tmp_path):
         checkpoints.save(step, state)
         state = advance(state)
     checkpoints.close()
-    for step in checkpoints.steps():
+    for _ in checkpoints.steps():
         np.testing.assert_array_equal(Checkpoints(tmp_path).restore({"x": jnp.zeros(1000)}).tree["x"], 4.0)
 
 

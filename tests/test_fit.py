@@ -87,7 +87,9 @@ def walking(values):
         return state["step"]
 
     def step(state, batch):
-        return {"key": state["key"], "step": state["step"] + 1}, {"loss": jdl.metrics.Mean(table[0] * 0 + 1.0, 1.0 + table[0] * 0)}
+        return {"key": state["key"], "step": state["step"] + 1}, {
+            "loss": jdl.metrics.Mean(table[0] * 0 + 1.0, 1.0 + table[0] * 0)
+        }
 
     def evaluate(state, batch):
         return {"score": jdl.metrics.Mean(table[number(state) - 1], jnp.ones(()))}
@@ -121,7 +123,8 @@ def test_early_stopping_is_each_runs_own():
     )  # fmt: skip
     np.testing.assert_array_equal(fitted.state["step"], [6, 3])
     np.testing.assert_array_equal(fitted.best["step"], [6, 1])
-    assert fitted.ended[0] == "" and "step 3" in fitted.ended[1]
+    assert fitted.ended[0] == ""
+    assert "step 3" in fitted.ended[1]
     assert fitted.rows[-1]["validation/score"] == [6.0, None]
 
 
@@ -140,7 +143,8 @@ def test_a_diverged_run_keeps_its_last_good_state_and_the_others_go_on(tmp_path)
         fitted = jdl.fit(
             exploding(data, [0.1, 40.0]), data, steps=60, log_every=5, checkpoint_every=10, run=tmp_path / "run"
         )
-    assert fitted.ended[0] == "" and fitted.ended[1].startswith("diverged at step 1")
+    assert fitted.ended[0] == ""
+    assert fitted.ended[1].startswith("diverged at step 1")
     assert all(np.isfinite(leaf).all() for leaf in leaves(fitted.state))
     np.testing.assert_array_equal(fitted.state.step, [60, 10])
     # and the run beside it is what it would have been alone
@@ -150,18 +154,16 @@ def test_a_diverged_run_keeps_its_last_good_state_and_the_others_go_on(tmp_path)
     )
     # the step that is named is the first whose loss is not finite
     state, learner = exploding(data, [40.0]).init(jax.random.key(0)), exploding(data, [40.0])
-    for step in range(1, 60):
+    step, finite = 0, True
+    while finite:
         state, metrics = learner.step(state, data)
-        if not np.isfinite(metrics["loss"].total[0]):
-            break
+        step, finite = step + 1, np.isfinite(metrics["loss"].total[0])
     assert fitted.ended[1] == f"diverged at step {step}: not finite"
 
 
 def test_a_single_diverged_run_stops():
     data = linear_data()
-    learner = jdl.jit(
-        jdl.feed(jdl.supervised(Scalar(), jdl.losses.squared_error, optax.sgd(40.0), example=data), 64)
-    )
+    learner = jdl.jit(jdl.feed(jdl.supervised(Scalar(), jdl.losses.squared_error, optax.sgd(40.0), example=data), 64))
     with pytest.warns(RuntimeWarning, match="the run diverged"):
         fitted = jdl.fit(learner, data, steps=1000, log_every=10)
     assert fitted.rows[-1]["step"] < 100
@@ -281,7 +283,9 @@ def test_loggers_write_what_the_log_holds(tmp_path):
 
     data = linear_data()
     run = runs.create(tmp_path / "run", log=("tensorboard",))
-    fitted = jdl.fit(jdl.jit(jdl.seeds(jdl.feed(linear_learner(), 16), 2)), data, steps=10, log_every=5, checkpoint_every=10, run=run)
+    fitted = jdl.fit(
+        jdl.jit(jdl.seeds(jdl.feed(linear_learner(), 16), 2)), data, steps=10, log_every=5, checkpoint_every=10, run=run
+    )
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     scalars = events.Scalars("train/loss/run_1")

@@ -31,9 +31,7 @@ def batch(made: Case, index: int, size: int = BATCH) -> dict[str, np.ndarray]:
 def plain(tree):
     """Arrays as numpy, keys as their bits."""
     return jax.tree.map(
-        lambda leaf: np.asarray(
-            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        ),
+        lambda leaf: np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf),
         tree,
     )
 

@@ -82,10 +82,7 @@ def test_uneven_padded_batches_merge_to_the_whole(metric, draw, cuts, seed):
         target = target.astype(np.float64) if target.dtype == np.float32 else target
         whole = m.to_host(metric(outputs, {"target": target}))
         bounds = [0, *sorted(cuts), n]  # equal cuts: batches that are all padding
-        parts = [
-            m.to_host(metric(*padded(outputs, target, a, b, n + 3, rng)))
-            for a, b in itertools.pairwise(bounds)
-        ]
+        parts = [m.to_host(metric(*padded(outputs, target, a, b, n + 3, rng))) for a, b in itertools.pairwise(bounds)]
         expected = whole.compute()
         close(merged_in_any_order(parts, rng).compute(), expected, rtol=1e-12, atol=1e-12)
 
@@ -122,13 +119,13 @@ def test_inside_jit_vmap_and_scan_as_outside(metric, draw):
     close(computed, host, rtol=2e-4, atol=1e-6)
     for run in range(2):
         flat = (outputs[run].reshape(36, *outputs.shape[3:]), targets[run].reshape(36, *targets.shape[3:]))
-        alone = m.to_host(metric(flat[0], {"target": flat[1]})).compute()
+        alone = m.to_host(compiled(metric)(flat[0], {"target": flat[1]})).compute()
         close(jax.tree.map(lambda x, run=run: x[run], host), alone, rtol=2e-4, atol=1e-6)
 
 
 @battery
 def test_what_is_masked_is_as_if_absent_also_all_of_it(metric, draw):
-    outputs, target = draw(0, 6)
+    (outputs, target), metric = draw(0, 6), compiled(metric)
     with np.errstate(all="raise"):
         nothing = m.to_host(metric(*padded(outputs, target, 0, 0, 4, np.random.default_rng(0))))
         some = m.to_host(metric(outputs, {"target": target}))
@@ -142,7 +139,8 @@ def test_what_is_masked_is_as_if_absent_also_all_of_it(metric, draw):
 
 @battery
 def test_metrics_are_pytrees_whatever_the_leaves(metric, draw):
-    value = metric(draw(0, 4)[0], {"target": draw(0, 4)[1]})
+    outputs, target = draw(0, 6)
+    value = compiled(metric)(outputs, {"target": target})
     assert m.is_metric(value)
     assert not m.is_metric(type(value))
     names = jax.tree.map(lambda leaf: "a sharding", value)  # as out_shardings and vmap's axes do
@@ -204,7 +202,7 @@ def test_confusion_leaves_out_labels_out_of_range():
 @pytest.mark.parametrize("outputs", [(), (1,), (3,)])
 def test_regression_is_scikit_learns(outputs):
     predicted, target = regressed(3, 50, outputs)
-    result = m.to_host(m.regression(predicted, {"target": target})).compute()
+    result = m.to_host(compiled(m.regression)(predicted, {"target": target})).compute()
     expected = {
         "mse": sklearn_metrics.mean_squared_error(target, predicted),
         "rmse": sklearn_metrics.root_mean_squared_error(target, predicted),
@@ -217,21 +215,21 @@ def test_regression_is_scikit_learns(outputs):
 def test_regression_of_a_constant_target_and_of_one_example():
     constant = np.full(9, 0.1, np.float32)
     for predicted in (constant, constant + np.arange(9, dtype=np.float32)):
-        parts = [m.regression(predicted[a:b], {"target": constant[a:b]}) for a, b in ((0, 2), (2, 9))]
+        parts = [compiled(m.regression)(predicted[a:b], {"target": constant[a:b]}) for a, b in ((0, 2), (2, 9))]
         expected = sklearn_metrics.r2_score(constant, predicted)
-        assert parts[0].merge(parts[1]).compute()["r2"] == expected
-    assert np.isnan(m.regression(constant[:1], {"target": constant[:1]}).compute()["r2"])
+        assert m.to_host(parts[0]).merge(m.to_host(parts[1])).compute()["r2"] == expected
+    assert np.isnan(compiled(m.regression)(constant[:1], {"target": constant[:1]}).compute()["r2"])
 
 
 def test_r2_in_float32_survives_an_offset():
     predicted, target = regressed(4, 4096, offset=1e5)
     expected = sklearn_metrics.r2_score(target.astype(np.float64), predicted.astype(np.float64))
-    batches = jax.vmap(lambda o, t: m.regression(o, {"target": t}))(
+    batches = jax.jit(jax.vmap(lambda o, t: m.regression(o, {"target": t})))(
         predicted.reshape(64, 64), target.reshape(64, 64)
     )
-    merged = jax.jit(m.merge_axis)(batches)
-    assert merged.compute()["r2"].dtype == jnp.float32
-    close(merged.compute()["r2"], expected, rtol=1e-5)
+    r2 = jax.jit(lambda batches: m.merge_axis(batches).compute()["r2"])(batches)
+    assert r2.dtype == jnp.float32
+    close(r2, expected, rtol=1e-5)
     # What it guards against: the textbook sum of squares is useless here.
     naive = jnp.sum(jnp.square(jnp.asarray(target))) - jnp.sum(jnp.asarray(target)) ** 2 / len(target)
     assert abs(naive / (len(target) * target.astype(np.float64).var()) - 1) > 0.1
@@ -256,7 +254,7 @@ def test_calibration_is_the_plain_loop(bins):
     logits, target = classified(5, 300)
     with jax.enable_x64(True):
         logits = logits.astype(np.float64)
-        result = m.calibration(bins)(logits, {"target": target}).compute()
+        result = jax.jit(m.calibration(bins))(logits, {"target": target}).compute()
         close(result, calibration_by_loop(logits, target, bins), rtol=1e-12)
 
 

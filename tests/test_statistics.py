@@ -144,9 +144,7 @@ def test_iqm_interval_is_a_stratified_bootstrap():
 def test_iqm_interval_covers():
     rng = np.random.default_rng(10)
     truth = 0.0  # normal tasks of one mean: the middle half's mean is the mean
-    hits = [
-        covered(s.iqm_interval(rng.normal(size=(10, 20)), resamples=500, seed=i), truth) for i in range(300)
-    ]
+    hits = [covered(s.iqm_interval(rng.normal(size=(10, 20)), resamples=500, seed=i), truth) for i in range(300)]
     assert 0.9 < np.mean(hits) < 0.985
 
 

@@ -11,7 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+_DISTURBANCE = 0.05  # the share of the machine that others may use during a round
+_PATIENCE = 20.0  # seconds to wait for a quiet moment
 
 
 class Row(NamedTuple):
@@ -41,12 +45,64 @@ def seconds(program: Callable[[], object]) -> float:
 
 
 def interleaved(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each measure gives, once a round, taking turns; every other round goes backwards, against drift."""
-    found: dict[str, list[float]] = {name: [] for name in measures}
-    for number in range(rounds):
-        for name in list(measures)[:: -1 if number % 2 else 1]:
-            found[name].append(measures[name]())
-    return found
+    """What each measure gives, once a round, taking turns; every other round goes backwards, against drift.
+
+    A round in which other programs took more than `_DISTURBANCE` of the machine is measured again, up to `rounds`
+    times in all; then the least disturbed ones count, and a line on the error stream says so.
+    """
+    found: list[tuple[float, dict[str, float]]] = []
+    while len(found) < 2 * rounds and sum(share <= _DISTURBANCE for share, _ in found) < rounds:
+        order = list(measures)[:: -1 if len(found) % 2 else 1]
+        _wait_for_quiet()
+        before = _ticks()
+        values = {name: measures[name]() for name in order}
+        found.append((_foreign_share(before, _ticks()), values))
+    found.sort(key=lambda pair: pair[0])
+    if found[rounds - 1][0] > _DISTURBANCE:
+        worst = f"{found[rounds - 1][0]:.0%}"
+        print(f"{', '.join(measures)}: others used up to {worst} of the machine meanwhile", file=sys.stderr)
+    return {name: [values[name] for _, values in found[:rounds]] for name in measures}
+
+
+class _Ticks(NamedTuple):
+    """Processor time since boot: of everybody, of this process group, and how much there was."""
+
+    everybody: int
+    ours: int
+    all: int
+
+
+def _ticks() -> _Ticks:
+    try:
+        times = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    except OSError:  # no Linux: nobody is seen
+        return _Ticks(0, 0, 0)
+    idle = times[3] + times[4]
+    group, ours = os.getpgid(0), 0
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = file.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(fields[2]) == group:
+            ours += sum(int(field) for field in fields[11:15])  # itself and its children that ended
+    return _Ticks(sum(times) - idle, ours, sum(times))
+
+
+def _foreign_share(before: _Ticks, after: _Ticks) -> float:
+    """The share of the machine that programs of others used in between."""
+    busy = (after.everybody - before.everybody) - (after.ours - before.ours)
+    return max(0.0, busy / max(1, after.all - before.all))
+
+
+def _wait_for_quiet() -> None:
+    """Wait while others use the machine, `_PATIENCE` seconds at most."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < _PATIENCE:
+        before = _ticks()
+        time.sleep(0.3)
+        if _foreign_share(before, _ticks()) <= _DISTURBANCE:
+            return
 
 
 def compared(name: str, ours: Sequence[float], reference: Sequence[float], bar: float, unit: str = "steps/s") -> Row:

@@ -22,7 +22,7 @@ EVERY = {
 }
 
 
-def pictures(batch=64, height=9, width=7, channels=2, dtype=np.float32):
+def pictures(batch=32, height=9, width=7, channels=2, dtype=np.float32):
     values = np.random.default_rng(0).uniform(1, 255, (batch, height, width, channels))
     return values.astype(dtype)
 
@@ -159,7 +159,7 @@ def test_compose_applies_in_order_with_keys_of_its_own():
 
 
 def test_on_changes_one_array_of_the_batch():
-    batch = {"input": pictures(), "target": np.arange(64), "other": pictures()}
+    batch = {"input": pictures(), "target": np.arange(32), "other": pictures()}
     key = jax.random.key(0)
     out = on(shift(1))(key, batch)
     np.testing.assert_array_equal(out["input"], shift(1)(key, batch["input"]))

@@ -76,24 +76,22 @@ def test_epochs_and_keys_differ():
 
 
 def test_the_same_under_jit_vmap_and_scan():
-    key, size = jax.random.key(4), 101
-    whole = epoch_indices(key, 2, size)
-    np.testing.assert_array_equal(whole, epoch_indices(key, 2, size))
-    one_by_one = [int(shuffled_index(key, 2, position, size)) for position in range(10)]
-    np.testing.assert_array_equal(whole[:10], one_by_one)
-    jitted = jax.jit(lambda key, epoch, position: shuffled_index(key, epoch, position, size))
-    np.testing.assert_array_equal(jitted(key, jnp.int32(2), jnp.arange(size)), whole)
-    np.testing.assert_array_equal(
-        jax.vmap(lambda p: shuffled_index(key, 2, p, size))(jnp.arange(size)), whole
+    size = 5000
+    keys, positions = jax.random.split(jax.random.key(4), 3), jnp.arange(100)
+    whole = epoch_indices(keys[1], 2, size)[:100]
+    jitted = jax.jit(lambda epoch, position: shuffled_index(keys[1], epoch, position, size))
+    np.testing.assert_array_equal([jitted(2, position) for position in range(100)], whole)
+    over_positions = jax.vmap(lambda position: shuffled_index(keys[1], 2, position, size))(positions)
+    np.testing.assert_array_equal(over_positions, whole)
+    over_keys = jax.vmap(lambda key, epoch: shuffled_index(key, epoch, positions, size))(
+        keys, jnp.arange(1, 4)
     )
-    over_epochs = jax.vmap(lambda epoch: epoch_indices(key, epoch, size))(jnp.arange(4))
-    np.testing.assert_array_equal(over_epochs[2], whole)
-    keys = jax.random.split(key, 3)
-    over_keys = jax.vmap(lambda key: epoch_indices(key, 2, size))(keys)
-    for i in range(3):
-        np.testing.assert_array_equal(over_keys[i], epoch_indices(keys[i], 2, size))
-    _, scanned = jax.lax.scan(lambda _, p: (None, shuffled_index(key, 2, p, size)), None, jnp.arange(size))
-    np.testing.assert_array_equal(scanned, whole)
+    np.testing.assert_array_equal(over_keys[1], whole)
+
+    def step(position, _):
+        return position + 1, shuffled_index(keys[1], 2, position, size)
+
+    np.testing.assert_array_equal(jax.lax.scan(step, 0, length=100)[1], whole)
 
 
 @pytest.mark.parametrize("size", [3, 5, 1437])

@@ -1,0 +1,102 @@
+"""Steps per second beside PyTorch's, eager, on as many threads as there are cores.
+
+Command:   python -m experiments.bench.torch_peer --torch-python PATH [--json] [--rounds 7]
+           PATH is a Python that has PyTorch and NumPy, and needs nothing else (`make bench-torch` builds one).
+Time:      TBD
+Expected:  TBD
+
+The same networks, data, batch size, optimiser (Adam) and order of work on either side: batches are gathered from
+NumPy arrays in memory. The two sides are processes that take turns. Ours has two ways to train, the plain loop and
+`scan(feed(...))`.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from experiments.bench.measure import Worker, compared, interleaved, serve, show
+
+BARS = {"mlp": 1.3, "cnn": 1.0}
+
+
+def torch_training(name: str) -> Callable[[], float]:
+    """Steps per second of a PyTorch loop over batches from memory."""
+    import numpy as np
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    count, steps = (12_800, 400) if name == "mlp" else (1_280, 30)
+    random = np.random.default_rng(0)
+    shape = (count, 784) if name == "mlp" else (count, 1, 28, 28)
+    inputs, targets = random.random(shape, np.float32), random.integers(0, 10, count)
+    if name == "mlp":
+        layers = [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
+    else:
+        layers = [
+            *[nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
+            *[nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
+            *[nn.Flatten(), nn.Linear(7 * 7 * 64, 128), nn.ReLU(), nn.Linear(128, 10)],
+        ]
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def measure() -> float:
+        begin, per_epoch, order = time.perf_counter(), count // 128, np.arange(count)
+        losses = []
+        for number in range(steps):
+            place = number % per_epoch
+            if place == 0:
+                order = random.permutation(count)
+            indices = order[place * 128 : (place + 1) * 128]
+            batch, target = torch.from_numpy(inputs[indices]), torch.from_numpy(targets[indices])
+            loss = nn.functional.cross_entropy(model(batch), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        torch.stack(losses).mean().item()
+        return steps / (time.perf_counter() - begin)
+
+    return measure
+
+
+def our_training(name: str, way: str) -> Callable[[], float]:
+    """Steps per second of the framework."""
+    from experiments.bench import loops  # JAX is not on the other side
+
+    task = loops.tasks()[name]
+    return loops.our_loop(task) if way == "loop" else loops.our_scan_in_fit(task)
+
+
+def main() -> None:
+    """Measure and print; or, as a worker, serve one side."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--torch-python", default=sys.executable, metavar="PATH", help="a Python with PyTorch")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON on the last line")
+    parser.add_argument("--rounds", type=int, default=7, help="how often each program has its turn")
+    parser.add_argument("--worker", nargs=2, metavar=("NETWORK", "SIDE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        name, side = options.worker
+        serve(torch_training(name) if side == "torch" else our_training(name, side))
+        return
+    rows = []
+    for name, bar in BARS.items():
+        workers = {
+            side: Worker([python, "-m", "experiments.bench.torch_peer", "--worker", name, side])
+            for side, python in {"loop": sys.executable, "scan": sys.executable, "torch": options.torch_python}.items()
+        }
+        rates = interleaved(workers, options.rounds)
+        for worker in workers.values():
+            worker.close()
+        label = {"mlp": "MLP 784-512-512-10", "cnn": "CNN 28x28"}[name]
+        rows += [compared(f"{way} / PyTorch: {label}", rates[way], rates["torch"], bar) for way in ("loop", "scan")]
+    show(rows, "the framework beside PyTorch, eager", options.json)
+
+
+if __name__ == "__main__":
+    main()
