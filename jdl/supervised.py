@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jdl.learner import Batch, Learner, fold, gradients, step_key
 from jdl.metrics import Mean, Metric
@@ -23,12 +23,12 @@ _SOWN = ("losses", "metrics", "intermediates")
 class TrainState:
     """Everything that changes while a model trains."""
 
-    key: Key[Array, "..."]
-    step: Int[Array, "..."]
-    params: PyTree
-    collections: PyTree  # Flax's mutable collections, such as batch statistics
-    optimizer: optax.OptState
-    average: PyTree = None  # exponential moving average of the parameters, where asked for
+    key: Any  # typed as Any, each of them: JAX fills a pytree's fields with whatever it maps over it
+    step: Any
+    params: Any
+    collections: Any  # Flax's mutable collections, such as batch statistics
+    optimizer: Any
+    average: Any = None  # exponential moving average of the parameters, where asked for
 
 
 def supervised(

@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from learners import CASES, Case, in_precision
+from learners import CASES, Case, DropoutMLP, Linear, in_precision
 
 import jdl
 from jdl.evaluate import compute
@@ -36,14 +37,43 @@ def plain(tree):
     )
 
 
-def train(learner: jdl.Learner, batches, key=None):
+def train(learner: jdl.Learner, batches, key=None, start=None):
     """The state after some calls of step, and the metrics of each, in order."""
-    learner = jdl.jit(learner)
-    state, metrics = learner.init(jax.random.key(7) if key is None else key), []
+    learner = jdl.jit(learner, donate=False)
+    state, metrics = start or learner.init(jax.random.key(7) if key is None else key), []
     for one in batches:
         state, measured = learner.step(state, one)
         metrics.append(plain(measured))
     return plain(state), metrics
+
+
+@functools.cache
+def start(name: str, x64: bool, exempt: bool = False):
+    """The state that runs of a case begin with."""
+    return jax.jit(exact_case(name, x64, exempt).learner.init)(jax.random.key(7))
+
+
+@functools.cache
+def trained(name: str, kind: str, x64: bool = False, exempt: bool = False, run: int | None = None):
+    """The plain ways of training that transforms are held against, each trained once."""
+    made = exact_case(name, x64, exempt)
+    key = jax.random.key(7) if run is None else jax.random.fold_in(jax.random.key(7), run)
+    begin = start(name, x64, exempt) if run is None else None
+    if kind == "steps":
+        return train(made.learner, [batch(made, i) for i in range(3)], key, begin)
+    if kind == "fed":
+        return train(jdl.feed(made.learner, BATCH), [made.data] * STEPS, key, begin)
+    if kind == "scanned":
+        return train(jdl.scan(made.learner, 3), [whole(made)], key, begin)
+    if kind == "seeds":
+        return train(jdl.seeds(made.learner, 2, spread=False), [batch(made, 0)])
+    assert kind == "fed and scanned"
+    return train(jdl.scan(jdl.feed(made.learner, BATCH), 2), [made.data] * 2, key, begin)
+
+
+def whole(made: Case):
+    """The examples of three batches."""
+    return {key: leaf[: 3 * BATCH] for key, leaf in made.data.items()}
 
 
 def same_bits(one, other):
@@ -72,10 +102,8 @@ def name(request):
 
 
 def test_scan_is_a_loop(name):
-    made = case(name)
-    state, metrics = train(made.learner, [batch(made, i) for i in range(3)])
-    whole = {key: leaf[: 3 * BATCH] for key, leaf in made.data.items()}
-    scanned, (stacked,) = train(jdl.scan(made.learner, 3), [whole])
+    state, metrics = trained(name, "steps")
+    scanned, (stacked,) = trained(name, "scanned")
     same_bits(scanned, state)
     same_bits(stacked, jax.tree.map(lambda *leaves: np.stack(leaves), *metrics))
 
@@ -85,7 +113,7 @@ def test_feed_draws_what_batches_gives(name):
     key = jax.random.key(7)
     source = jdl.Batches(made.data, BATCH, key)
     state, metrics = train(made.learner, [source.next() for _ in range(STEPS)])
-    fed, fed_metrics = train(jdl.feed(made.learner, BATCH), [made.data] * STEPS)
+    fed, fed_metrics = trained(name, "fed")
     same_bits(fed, state)
     same_bits(fed_metrics, metrics)
 
@@ -98,9 +126,7 @@ def test_seeds_by_map_keep_every_runs_bits(name, spread):
         jdl.seeds(jdl.scan(jdl.feed(made.learner, BATCH), 2), runs, placement="map", spread=spread), [made.data] * 2
     )
     for index in (0, 3, 9):
-        alone, alone_metrics = train(
-            jdl.scan(jdl.feed(made.learner, BATCH), 2), [made.data] * 2, jax.random.fold_in(jax.random.key(7), index)
-        )
+        alone, alone_metrics = trained(name, "fed and scanned", run=index)
         same_bits(run_of(together, index), alone)
         same_bits([run_of(m, index) for m in metrics], alone_metrics)
 
@@ -118,21 +144,18 @@ def test_chosen_seeds_repeat_single_runs(name):
 
 def test_seeds_by_vmap(name, x64):
     made = case(name, True)
-    together, metrics = train(jdl.seeds(made.learner, 3, placement="vmap"), [batch(made, i) for i in range(2)])
-    for index in range(3):
-        key = jax.random.fold_in(jax.random.key(7), index)
-        alone, alone_metrics = train(made.learner, [batch(made, i) for i in range(2)], key)
+    together, metrics = train(jdl.seeds(made.learner, 3, placement="vmap"), [batch(made, i) for i in range(3)])
+    for index in (0, 2):
+        alone, alone_metrics = trained(name, "steps", True, run=index)
         close(run_of(together, index), alone)
         close([run_of(m, index) for m in metrics], alone_metrics)
 
 
-def exact_case(name, exempt) -> Case:
-    """The case, its random masks switched off where the transform is exempt from keeping them."""
-    made = case(name, True)
+@functools.cache
+def exact_case(name: str, x64: bool, exempt: bool) -> Case:
+    """The case, its random masks switched off where a transform is exempt from keeping them."""
+    made = case(name, x64)
     if exempt and made.random:
-        import optax
-        from learners import DropoutMLP
-
         learner = jdl.supervised(
             DropoutMLP(rate=0.0), jdl.losses.cross_entropy, optax.adam(1e-2), example=made.data,
             metrics={"accuracy": jdl.metrics.accuracy},
@@ -154,12 +177,13 @@ WHOLE_BATCH = {
 
 @pytest.mark.parametrize("transform", WHOLE_BATCH)
 def test_the_whole_batch_counts_however_it_is_split(name, transform, x64):
-    made = exact_case(name, exempt=transform != "shard")
+    exempt = transform != "shard"
+    made = exact_case(name, True, exempt)
     if "accumulate" in transform and made.batch_statistics:
         pytest.skip("statistics over the batch are exempt under accumulate (the transform's documentation says so)")
-    batches = [batch(made, i) for i in range(3)]
-    state, metrics = train(made.learner, batches)
-    split, split_metrics = train(WHOLE_BATCH[transform](made.learner), batches)
+    state, metrics = trained(name, "steps", True, exempt)
+    begin = None if "shard" in transform else start(name, True, exempt)  # shard places the state from the start
+    split, split_metrics = train(WHOLE_BATCH[transform](made.learner), [batch(made, i) for i in range(3)], start=begin)
     close(split, state)
     close([computed(m) for m in split_metrics], [computed(m) for m in metrics])
 
@@ -174,10 +198,11 @@ OF_SEVERAL_STEPS = {
 
 @pytest.mark.parametrize("transform", OF_SEVERAL_STEPS)
 def test_several_steps_over_devices(name, transform, x64):
-    made = exact_case(name, exempt=True)
-    whole = {key: leaf[: 3 * BATCH] for key, leaf in made.data.items()}
-    state, (metrics,) = train(jdl.scan(made.learner, 3), [whole])
-    split, (split_metrics,) = train(OF_SEVERAL_STEPS[transform](made.learner), [whole])
+    made = exact_case(name, True, True)
+    state, (metrics,) = trained(name, "scanned", True, True)
+    split, (split_metrics,) = train(
+        OF_SEVERAL_STEPS[transform](made.learner), [whole(made)], start=start(name, True, True)
+    )
     close(split, state)
     close(computed(split_metrics), computed(metrics))
 
@@ -193,9 +218,11 @@ OF_DRAWN_BATCHES = {
 
 @pytest.mark.parametrize("transform", OF_DRAWN_BATCHES)
 def test_drawn_batches_over_devices(name, transform, x64):
-    made = exact_case(name, exempt=True)
-    state, metrics = train(jdl.feed(made.learner, BATCH), [made.data] * STEPS)
-    split, split_metrics = train(OF_DRAWN_BATCHES[transform](made.learner), [made.data] * STEPS)
+    made = exact_case(name, True, True)
+    state, metrics = trained(name, "fed", True, True)
+    split, split_metrics = train(
+        OF_DRAWN_BATCHES[transform](made.learner), [made.data] * STEPS, start=start(name, True, True)
+    )
     close(split, state)
     close([computed(m) for m in split_metrics], [computed(m) for m in metrics])
 
@@ -209,20 +236,21 @@ OF_RUNS = {
 
 @pytest.mark.parametrize("transform", OF_RUNS)
 def test_runs_of_split_batches(name, transform, x64):
-    made = exact_case(name, exempt=True)
+    made = exact_case(name, True, True)
     if "accumulate" in transform and made.batch_statistics:
         pytest.skip("statistics over the batch are exempt under accumulate (the transform's documentation says so)")
-    state, _ = train(jdl.seeds(made.learner, 2, spread=False), [batch(made, 0)])
+    state, _ = trained(name, "seeds", True, True)
     split, _ = train(OF_RUNS[transform](made.learner), [batch(made, 0)])
     close(split, state)
 
 
 def test_evaluation_is_the_same_everywhere(name, x64):
     made = case(name, True)
-    state = jdl.jit(made.learner).init(jax.random.key(0))
+    state = start(name, True)
     alone = computed(jdl.jit(made.learner).evaluate(state, made.data))
-    for transform in (jdl.pmap, jdl.shard, lambda l: jdl.accumulate(l, 2), lambda l: jdl.scan(l, 2)):
-        close(computed(jdl.jit(transform(made.learner)).evaluate(state, made.data)), alone)
+    close(computed(jdl.jit(jdl.pmap(made.learner)).evaluate(state, made.data)), alone)
+    for same in (jdl.shard(made.learner), jdl.accumulate(made.learner, 2), jdl.scan(made.learner, 2)):
+        assert same.evaluate is made.learner.evaluate
     in_parts = jdl.evaluate(made.learner, state, made.data, batch_size=40)  # 96 examples: the last batch is padded
     if name == "adversarial":
         assert np.isfinite(in_parts["verdict"])
@@ -271,9 +299,6 @@ def test_masks_under_pmap_differ_between_replicas():
 
 
 def make(setting):
-    import optax
-    from learners import Linear
-
     data = case("linear", True).data
     return jdl.supervised(
         Linear(), jdl.losses.squared_error, optax.sgd(setting["rate"], momentum=setting["momentum"]), example=data
@@ -307,16 +332,13 @@ def test_seeds_of_a_population_have_one_axis_of_runs(x64):
 
 def test_scan_of_seeds_puts_the_runs_first():
     made = case("linear")
-    whole = {key: leaf[: 3 * BATCH] for key, leaf in made.data.items()}
-    _, (inside,) = train(jdl.seeds(jdl.scan(made.learner, 3), 2), [whole])
-    _, (outside,) = train(jdl.scan(jdl.seeds(made.learner, 2), 3), [whole])
+    _, (inside,) = train(jdl.seeds(jdl.scan(made.learner, 3), 2), [whole(made)])
+    _, (outside,) = train(jdl.scan(jdl.seeds(made.learner, 2), 3), [whole(made)])
     assert inside["loss"].total.shape == (2, 3)
     same_bits(outside, inside)
 
 
 def test_merged_metrics_of_steps_are_those_of_all_examples(x64):
-    made = case("cnn_batch_norm", True)
-    whole = {key: leaf[: 3 * BATCH] for key, leaf in made.data.items()}
-    _, (stacked,) = train(jdl.scan(made.learner, 3), [whole])
+    _, (stacked,) = trained("cnn_batch_norm", "scanned", True)
     merged = merge_axis(to_host(stacked), 0)
     assert merged["confusion"].counts.sum() == 3 * BATCH

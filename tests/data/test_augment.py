@@ -96,9 +96,7 @@ def test_rotation_is_scipys(shape):
     images = pictures(len(degrees), *shape)
     out = rotated(images, degrees)
     for image, angle, turned in zip(images, degrees, out, strict=True):
-        expected = scipy.ndimage.rotate(
-            image.astype(np.float64), angle, reshape=False, order=1, mode="grid-constant"
-        )
+        expected = scipy.ndimage.rotate(image.astype(np.float64), angle, reshape=False, order=1, mode="grid-constant")
         np.testing.assert_allclose(turned, expected, atol=2e-3)  # of 255, coordinates in float32
     np.testing.assert_array_equal(out[0], images[0])
     rounded = rotated(images.astype(np.uint8), degrees)

@@ -164,9 +164,7 @@ def test_fashion_mnist_options(small, tmp_path):
     for part in ("train", "validation", "test"):
         images = getattr(raw, part)["input"]
         np.testing.assert_allclose(getattr(unit, part)["input"], images / 255, rtol=1e-6)
-        np.testing.assert_allclose(
-            normal.normalizer.invert(getattr(normal, part)["input"]), images / 255, atol=1e-6
-        )
+        np.testing.assert_allclose(normal.normalizer.invert(getattr(normal, part)["input"]), images / 255, atol=1e-6)
     np.testing.assert_allclose(normal.train["input"].std(), 1, rtol=1e-5)
     other = fashion_mnist(folder, uint8=True, validation=0.5, split_seed=1)
     assert not np.array_equal(other.train["input"], raw.train["input"])

@@ -83,9 +83,7 @@ def test_the_same_under_jit_vmap_and_scan():
     np.testing.assert_array_equal([jitted(2, position) for position in range(100)], whole)
     over_positions = jax.vmap(lambda position: shuffled_index(keys[1], 2, position, size))(positions)
     np.testing.assert_array_equal(over_positions, whole)
-    over_keys = jax.vmap(lambda key, epoch: shuffled_index(key, epoch, positions, size))(
-        keys, jnp.arange(1, 4)
-    )
+    over_keys = jax.vmap(lambda key, epoch: shuffled_index(key, epoch, positions, size))(keys, jnp.arange(1, 4))
     np.testing.assert_array_equal(over_keys[1], whole)
 
     def step(position, _):
@@ -98,9 +96,7 @@ def test_the_same_under_jit_vmap_and_scan():
 def test_positions_outside_wrap_and_do_not_hang(size):
     whole = np.asarray(epoch_indices(jax.random.key(0), 0, size))
     positions = np.array([size, size + 1, 2 * size - 1, -1, -size])
-    np.testing.assert_array_equal(
-        shuffled_index(jax.random.key(0), 0, positions, size), whole[positions % size]
-    )
+    np.testing.assert_array_equal(shuffled_index(jax.random.key(0), 0, positions, size), whole[positions % size])
 
 
 @pytest.mark.parametrize("size", [0, -4, 2**31])

@@ -54,9 +54,7 @@ def arrays(case, dtype="float64"):
         "dimension_numbers": LAYOUTS[len(size)],
         "feature_group_count": groups,
     }
-    outputs = jnp.asarray(
-        random.normal(size=lax.conv_general_dilated(inputs, kernel, **options).shape), dtype
-    )
+    outputs = jnp.asarray(random.normal(size=lax.conv_general_dilated(inputs, kernel, **options).shape), dtype)
     return inputs, kernel, outputs, options
 
 
@@ -137,9 +135,7 @@ def test_half_precision_sums_in_float32():
 def test_vmap(axes, groups):
     with jax.enable_x64(True):
         inputs, kernel = pair(features=2, channels=2, groups=groups, runs=3)
-        chosen = [
-            array if axis == 0 else array[0] for array, axis in zip((inputs, kernel), axes, strict=True)
-        ]
+        chosen = [array if axis == 0 else array[0] for array, axis in zip((inputs, kernel), axes, strict=True)]
         run = [
             jax.jit(jax.vmap(gradients(convolve, feature_group_count=groups), axes))(*chosen)
             for convolve in (conv_general_dilated, lax.conv_general_dilated)
@@ -330,9 +326,7 @@ def test_the_layer_is_flaxs(kernel_size, options):
         (_, outputs), gradient = jax.value_and_grad(value, has_aux=True)(variables)
         return variables, outputs, gradient
 
-    ours, theirs = (
-        jax.jit(variables_outputs_and_gradients, static_argnums=0)(one) for one in (Conv, nn.Conv)
-    )
+    ours, theirs = (jax.jit(variables_outputs_and_gradients, static_argnums=0)(one) for one in (Conv, nn.Conv))
     jax.tree.map(np.testing.assert_array_equal, ours[:2], theirs[:2])
     close(ours[2], theirs[2], tolerance=2e-3 if "dtype" in options else 1e-5)
 
@@ -375,9 +369,7 @@ WRAPS = {
     ),
     "map": lambda step: lambda v: lax.map(lambda _: step(v)[0], jnp.arange(2)),
     "remat": lambda step: jax.checkpoint(step),
-    "cond": lambda step: (
-        lambda v: lax.cond(v["params"]["Conv_0"]["bias"][0] > 0, lambda v: step(v)[0], lambda v: v, v)
-    ),
+    "cond": lambda step: lambda v: lax.cond(v["params"]["Conv_0"]["bias"][0] > 0, lambda v: step(v)[0], lambda v: v, v),
 }
 
 

@@ -39,9 +39,7 @@ def test_values_and_gradients_equal_flax(case, ties):
     with jax.enable_x64(True):
         # With three values nearly every window has several equal maxima.
         x = jnp.asarray(random.integers(0, 3, shape) if ties else random.normal(size=shape), "float64")
-        ours, theirs = (
-            jax.jit(lambda x, pool=pool: pulled(pool, x, *options))(x) for pool in (max_pool, nn.max_pool)
-        )
+        ours, theirs = (jax.jit(lambda x, pool=pool: pulled(pool, x, *options))(x) for pool in (max_pool, nn.max_pool))
         np.testing.assert_array_equal(ours[0], theirs[0])
         np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-14, atol=1e-14)
 
@@ -61,8 +59,7 @@ def test_padding_never_wins():
 def test_dtype_is_kept(dtype):
     x = jax.random.normal(jax.random.key(0), (2, 5, 6, 2), dtype)
     ours, theirs = (
-        jax.jit(lambda x, pool=pool: pulled(pool, x, (2, 2), (2, 2), "VALID"))(x)
-        for pool in (max_pool, nn.max_pool)
+        jax.jit(lambda x, pool=pool: pulled(pool, x, (2, 2), (2, 2), "VALID"))(x) for pool in (max_pool, nn.max_pool)
     )
     assert ours[1].dtype == dtype
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
