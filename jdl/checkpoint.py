@@ -176,10 +176,12 @@ def _unflatten(arrays: Mapping[str, np.ndarray], like: PyTree, folder: Path, par
 
 
 def _placed(saved: np.ndarray, like: Any) -> Any:
+    """A saved array as what it was: a Python number, a key or an array on the devices of `like`."""
+    if isinstance(like, bool | int | float):
+        return type(like)(saved.item())
     if _is_key(like):
-        return jax.device_put(
-            jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like)), like.sharding
-        )
+        keys = jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
+        return jax.device_put(keys, like.sharding)
     return jax.device_put(saved, like.sharding) if isinstance(like, jax.Array) else saved
 
 

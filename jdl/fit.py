@@ -132,7 +132,7 @@ def _check_labels(learner: Learner, state: State, data: Any) -> None:
         return
     outputs = jax.eval_shape(learner.predict, state, {k: v for k, v in data.items() if k != "mask"})
     shape = getattr(outputs, "shape", ())
-    if len(shape) < 2 or shape[:-1][-target.ndim :] != target.shape:
+    if len(shape) < 2 or shape[-1] < 2 or shape[:-1][-target.ndim :] != target.shape:
         return
     seen = target[np.asarray(data["mask"]) > 0] if "mask" in data else target
     if seen.size and (seen.min() < 0 or seen.max() >= shape[-1]):

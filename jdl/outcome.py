@@ -101,7 +101,7 @@ class Outcome:
     def not_finite(self, state: State) -> np.ndarray:
         """Which running runs have a NaN in their state."""
         finite = np.asarray(_is_finite(state, jnp.zeros(self.shape)))
-        return ~finite & ~self.ended
+        return np.asarray(~finite & ~self.ended)
 
     def compose(self, state: State) -> State:
         """The state with every ended run as it was when it ended."""

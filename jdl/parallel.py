@@ -47,7 +47,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
         count = len(chosen)
         several = learner.steps if not learner.fed else 1  # a batch that holds several steps is split within each
 
-        def split(leaf: Array) -> Array:
+        def split(leaf: Any) -> Array:
             if jnp.ndim(leaf) == 0 or len(leaf) % (several * count):
                 unit = several * count
                 raise ValueError(
@@ -55,7 +55,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
                     + (f" and {several} steps" if several > 1 else "")
                     + f"; its leading axis must be a multiple of {unit}"
                 )
-            return leaf.reshape(several, count, -1, *leaf.shape[1:])
+            return jnp.reshape(leaf, (several, count, -1, *leaf.shape[1:]))
 
         def join(leaf: Array) -> Array:  # [several, 1, size, ...] -> [several * size, ...]
             return leaf.reshape(-1, *leaf.shape[3:])

@@ -240,7 +240,7 @@ def _at_least_one(transform: str, n: int) -> None:
         raise ValueError(f"{transform}(learner, {n}): n is at least 1")
 
 
-def _split(transform: str, n: int, leaf: Array) -> Array:
+def _split(transform: str, n: int, leaf: Any) -> Array:
     """[n * size, ...] -> [n, size, ...], in order."""
     if jnp.ndim(leaf) == 0 or len(leaf) % n:
         raise ValueError(

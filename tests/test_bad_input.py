@@ -159,8 +159,8 @@ def test_a_population_of_nothing_or_of_uneven_settings():
 def test_options_of_supervised():
     with pytest.raises(ValueError, match=r"average_decay=1\.5 is not between 0 and 1"):
         learner(average_decay=1.5)
-    with pytest.raises(ValueError, match="clip_norm=0 is not positive"):
-        learner(clip_norm=0)
+    with pytest.raises(ValueError, match="clip_norm=0.0 is not positive"):
+        learner(clip_norm=0.0)
     with pytest.raises(ValueError, match='example has no "input"'):
         learner(example={"x": np.zeros((1, 4))})
     with pytest.raises(
@@ -171,9 +171,9 @@ def test_options_of_supervised():
 
 def test_a_loss_that_returns_no_weight():
     with pytest.raises(TypeError, match=r"returns \(total, weight\)"):
-        jdl.gradients(lambda params, batch, key: params.sum(), jnp.ones(2), None, None)
+        jdl.gradients(lambda params, batch, key: params.sum(), jnp.ones(2), None, jax.random.key(0))
     with pytest.raises(TypeError, match=r"the total of a loss is a floating scalar, this one has shape \(2,\)"):
-        jdl.gradients(lambda params, batch, key: (params, 1.0), jnp.ones(2), None, None)
+        jdl.gradients(lambda params, batch, key: (params, 1.0), jnp.ones(2), None, jax.random.key(0))
 
 
 def test_a_run_directory_that_exists(tmp_path):

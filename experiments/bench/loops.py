@@ -99,7 +99,7 @@ def by_hand(task: Task) -> tuple[Callable, Callable]:
 
     def step(state, batch):
         def loss(params):
-            logits = task.model.apply(params, batch["input"])
+            logits: Any = task.model.apply(params, batch["input"])
             return optax.softmax_cross_entropy_with_integer_labels(logits, batch["target"]).mean()
 
         params, optimizer_state = state

@@ -42,7 +42,9 @@ def memory_rows(rounds: int) -> list[Row]:
         if status != 0:
             raise RuntimeError(f"{command} ended with status {os.waitstatus_to_exitcode(status)}")
     peak = usage.ru_maxrss * 1024 / GIGABYTE
-    return [Row(f"peak memory of jdl run {EXPERIMENT} --seeds {SEEDS}, GB", [peak], 1.5, f"{peak:.2f} GB", at_most=True)]
+    return [
+        Row(f"peak memory of jdl run {EXPERIMENT} --seeds {SEEDS}, GB", [peak], 1.5, f"{peak:.2f} GB", at_most=True)
+    ]
 
 
 def _cache(folder: Path) -> dict[str, str]:

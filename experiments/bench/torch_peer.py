@@ -24,8 +24,8 @@ BARS = {"mlp": 1.3, "cnn": 1.0}
 def torch_training(name: str) -> Callable[[], float]:
     """Steps per second of a PyTorch loop over batches from memory."""
     import numpy as np
-    import torch
-    from torch import nn
+    import torch  # type: ignore  # in an environment of its own
+    from torch import nn  # type: ignore
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)

@@ -77,9 +77,7 @@ def cutout(size: int) -> Augmentation:
         if size > min(height, width):
             raise ValueError(f"cutout: size is {size}, larger than images of {height} by {width} pixels.")
         centres = jax.random.randint(key, (images.shape[0], 2), 0, jnp.array([height, width]))
-        hidden = (
-            _band(centres[:, 0], size, height)[:, :, None] & _band(centres[:, 1], size, width)[:, None, :]
-        )
+        hidden = _band(centres[:, 0], size, height)[:, :, None] & _band(centres[:, 1], size, width)[:, None, :]
         return jnp.where(hidden[..., None], jnp.zeros((), images.dtype), images)
 
     return augment
@@ -132,9 +130,7 @@ def rotated(images: Images, degrees: Float[Array | np.ndarray, " batch"]) -> Aug
         for column, column_weight in ((left, 1 - (columns - left)), (left + 1, columns - left)):
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             place = jnp.where(inside, row * width + column, 0).astype(jnp.int32)
-            corner = jnp.take_along_axis(
-                pixels, place.reshape(batch, -1, 1), axis=1, mode="promise_in_bounds"
-            )
+            corner = jnp.take_along_axis(pixels, place.reshape(batch, -1, 1), axis=1, mode="promise_in_bounds")
             turned += (row_weight * column_weight * inside)[..., None] * corner.reshape(images.shape)
     if jnp.issubdtype(images.dtype, jnp.integer):
         # Interpolation stays within the range of the pixels; only rounding is left to do.
@@ -150,9 +146,7 @@ def _crop(name: str, padding: int, mode: str) -> Augmentation:
         images = _as_images(images)
         batch, height, width, _ = images.shape
         if padding >= min(height, width):
-            raise ValueError(
-                f"{name} is {padding}: it must be less than the sides, {height} by {width} pixels."
-            )
+            raise ValueError(f"{name} is {padding}: it must be less than the sides, {height} by {width} pixels.")
         around = (padding, padding)
         padded = jnp.pad(images, ((0, 0), around, around, (0, 0)), mode=mode)
         corners = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)

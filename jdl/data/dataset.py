@@ -27,8 +27,7 @@ def check(data: Mapping[str, Any], num_classes: int | None = None, name: str = "
     """
     if not isinstance(data, Mapping):
         raise ValueError(
-            f"{name} is a {type(data).__name__}, not a dict of arrays: pass "
-            f'{{"input": inputs, "target": targets}}.'
+            f'{name} is a {type(data).__name__}, not a dict of arrays: pass {{"input": inputs, "target": targets}}.'
         )
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(data), is_leaf=lambda leaf: isinstance(leaf, list))
     arrays = {name + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
@@ -39,9 +38,7 @@ def check(data: Mapping[str, Any], num_classes: int | None = None, name: str = "
     sizes = {key: array.shape[0] for key, array in arrays.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{key} has {size}" for key, size in sizes.items())
-        raise ValueError(
-            f"every array of {name} needs the same number of examples along axis 0, but {listed}."
-        )
+        raise ValueError(f"every array of {name} needs the same number of examples along axis 0, but {listed}.")
     if 0 in sizes.values():
         raise ValueError(f"{name} has no examples: axis 0 of {', '.join(sizes)} has length 0.")
     if num_classes is not None and "target" in data:
@@ -249,9 +246,7 @@ def _num_examples(data: Mapping[str, Any]) -> int:
     return jax.tree.leaves(dict(data))[0].shape[0]
 
 
-def _counts(
-    num_examples: int, fractions: Sequence[float], sizes: Sequence[int] | None
-) -> tuple[int, int, int]:
+def _counts(num_examples: int, fractions: Sequence[float], sizes: Sequence[int] | None) -> tuple[int, int, int]:
     asked = fractions if sizes is None else sizes
     what = "fractions" if sizes is None else "sizes"
     if len(asked) != 3 or min(asked) < 0:
@@ -266,9 +261,7 @@ def _counts(
         counts = (num_examples - validation - test, validation, test)
     else:
         if sum(sizes) > num_examples:
-            raise ValueError(
-                f"sizes is {tuple(sizes)}, which sums to {sum(sizes)}, but data has {num_examples}."
-            )
+            raise ValueError(f"sizes is {tuple(sizes)}, which sums to {sum(sizes)}, but data has {num_examples}.")
         counts = (int(sizes[0]), int(sizes[1]), int(sizes[2]))
     for part, count, wanted in zip(PARTS, counts, asked, strict=True):
         if count <= 0 and (part != "validation" or wanted > 0):
@@ -300,7 +293,5 @@ def _divide(
                 f"{len(classes)} classes: enlarge the part, or split with stratify=False."
             )
     chosen = None if labels is None else labels[index]
-    left, right = train_test_split(
-        index, train_size=kept, test_size=drawn, stratify=chosen, random_state=seed
-    )
+    left, right = train_test_split(index, train_size=kept, test_size=drawn, stratify=chosen, random_state=seed)
     return np.asarray(left), np.asarray(right)

@@ -34,9 +34,7 @@ CHECKSUMS = {
 IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
-def digits(
-    split_seed: int = 0, fractions: Sequence[float] = (0.8, 0.0, 0.2), normalize: bool = False
-) -> Dataset:
+def digits(split_seed: int = 0, fractions: Sequence[float] = (0.8, 0.0, 0.2), normalize: bool = False) -> Dataset:
     """1797 handwritten digits, float32 `[examples, 8, 8, 1]` in [0, 1] (Alpaydin and Kaynak 1998, UCI).
 
     `normalize` standardises by the training part's one mean and deviation.
@@ -73,9 +71,7 @@ def fashion_mnist(
     ValueError names a file whose content is not the published one (`verify=False` accepts it).
     """
     if not 0 <= validation < 1:
-        raise ValueError(
-            f"validation is {validation}: it must be a fraction of the training part, in [0, 1)."
-        )
+        raise ValueError(f"validation is {validation}: it must be a fraction of the training part, in [0, 1).")
     source = _locate(folder, fetch, base_url)
     train = _load_part(source, "train", verify)
     test = _load_part(source, "t10k", verify)
@@ -134,9 +130,7 @@ def _parse_idx(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
     due = start + math.prod(shape) * dtype.itemsize
     if len(content) != due:
         fault = "is truncated" if len(content) < due else "has bytes to spare"
-        raise ValueError(
-            f"{path} {fault}: {len(content)} bytes, where shape {shape} of {dtype.name} makes {due}."
-        )
+        raise ValueError(f"{path} {fault}: {len(content)} bytes, where shape {shape} of {dtype.name} makes {due}.")
     # Copied, to the machine's byte order and so that it may be written to.
     return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
 
@@ -191,9 +185,7 @@ def _locate(folder: str | os.PathLike[str] | None, fetch: bool, base_url: str) -
     for named, origin in ((folder, "folder"), (from_environment, ENVIRONMENT_VARIABLE)):
         if named:
             if missing := _missing(Path(named)):
-                raise FileNotFoundError(
-                    f"{origin} is {named}, which has no {', '.join(missing)} (.gz): {ways}."
-                )
+                raise FileNotFoundError(f"{origin} is {named}, which has no {', '.join(missing)} (.gz): {ways}.")
             return Path(named)
     cache = _cache_folder()
     for candidate in (DEBIAN_FOLDER, cache):
@@ -215,9 +207,7 @@ def _download(url: str, path: Path, name: str) -> None:
     except Exception as error:  # of half a dozen kinds: URLError, HTTPException, timeouts, truncation
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection open
-        raise OSError(
-            f"downloading {url} failed ({type(error).__name__}: {error}): try again later."
-        ) from error
+        raise OSError(f"downloading {url} failed ({type(error).__name__}: {error}): try again later.") from error
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as file:

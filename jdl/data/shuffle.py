@@ -72,9 +72,7 @@ def _num_rounds(size: int) -> int:
     return 8 if size > 4096 else 12 if size > 64 else 24
 
 
-def _permute(
-    index: UInt32[Array, "..."], round_keys: UInt32[Array, " rounds"], size: int
-) -> UInt32[Array, "..."]:
+def _permute(index: UInt32[Array, "..."], round_keys: UInt32[Array, " rounds"], size: int) -> UInt32[Array, "..."]:
     """Permute the cells of the grid: add to each coordinate in turn a hash of the other."""
     rows, columns = _grid(size)
     row, column = index % rows, index // rows

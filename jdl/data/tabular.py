@@ -27,9 +27,7 @@ def wine(split_seed: int = 0, fractions: Sequence[float] = FRACTIONS, standardiz
     return _classification("wine", load_wine, split_seed, fractions, standardize)
 
 
-def breast_cancer(
-    split_seed: int = 0, fractions: Sequence[float] = FRACTIONS, standardize: bool = True
-) -> Dataset:
+def breast_cancer(split_seed: int = 0, fractions: Sequence[float] = FRACTIONS, standardize: bool = True) -> Dataset:
     """569 tumours, 30 measurements of cell nuclei each; 0 malignant, 1 benign (Street et al. 1993, UCI)."""
     from sklearn.datasets import load_breast_cancer
 

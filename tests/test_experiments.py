@@ -1,0 +1,52 @@
+"""The experiments reach what they promise. Minutes each: `make test-slow`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jdl.data import images
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(tmp_path, *arguments, limit=900):
+    result = subprocess.run(
+        [sys.executable, "-m", "jdl", "run", *arguments, "--run-dir", str(tmp_path / "run"), "--json"],
+        cwd=ROOT, capture_output=True, text=True, timeout=limit,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.strip().splitlines()[-1])["metrics"]
+
+
+@pytest.mark.slow
+def test_xor_ends_with_all_four_right(tmp_path):
+    assert run(tmp_path, "xor", "--seeds", "8")["accuracy"]["values"] == [1.0] * 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_digits_reaches_98_5_percent(tmp_path):
+    accuracy = run(tmp_path, "digits", "--seeds", "8")["accuracy"]
+    assert len(accuracy["values"]) == 8
+    assert accuracy["mean"] >= 0.985
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_tabular_stands_beside_scikit_learn(tmp_path):
+    scores = run(tmp_path, "tabular", "--seeds", "8")
+    for table in ("breast_cancer (accuracy)", "wine (accuracy)", "diabetes (R²)"):
+        peers = {name: score["mean"] for name, score in scores.items() if name.startswith(table) and "jdl" not in name}
+        assert len(peers) == 4
+        assert scores[f"{table}/jdl MLP"]["high"] >= max(peers.values()) - 0.05, (table, peers)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_fashion_mnist_reaches_91_5_percent_in_five_epochs(tmp_path):
+    if not images.DEBIAN_FOLDER.is_dir():
+        pytest.skip("no Fashion-MNIST: apt-get install dataset-fashion-mnist")
+    assert run(tmp_path, "fashion_mnist", limit=1100)["accuracy"]["mean"] >= 0.915
