@@ -78,11 +78,12 @@ def training(name: str, runs: int | None) -> tuple[Any, Callable[[], float]]:
 
     def measure() -> float:
         nonlocal state
-        begin, calls = time.perf_counter(), 0
+        begin, calls, before = time.perf_counter(), 0, None
         while time.perf_counter() - begin < SECONDS:
-            state, _ = learner.step(state, data)
-            jax.block_until_ready(state)  # or the queue would outlive the clock
-            calls += 1
+            state, metrics = learner.step(state, data)
+            jax.block_until_ready(before)  # one call runs and one waits, as in `fit`: else the queue outlives the clock
+            before, calls = metrics, calls + 1
+        jax.block_until_ready(state)
         return calls * learner.steps * (runs or 1) / (time.perf_counter() - begin)
 
     return learner, measure
