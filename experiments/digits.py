@@ -53,7 +53,7 @@ def learner(config: Config) -> jdl.Learner:
     """One run."""
     data = dataset(config)
     steps = config.epochs * (len(data.train["target"]) // config.batch_size)
-    schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
+    schedule = optax.cosine_decay_schedule(config.learning_rate, max(1, steps))
     return jdl.supervised(
         ConvNet(config.dropout),
         jdl.losses.cross_entropy,
@@ -70,11 +70,11 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     augment = jdl.data.augment.on(jdl.data.augment.shift(config.shift))
     one = jdl.scan(jdl.feed(learner(config), config.batch_size, augment), config.steps_per_call)
     training = jdl.jit(jdl.seeds(one, run.seeds))
-    per_epoch = len(data.train["target"]) // config.batch_size
+    per_epoch = max(1, len(data.train["target"]) // config.batch_size)
     fitted = jdl.fit(
         training,
         data.train,
-        steps=config.epochs * per_epoch // config.steps_per_call * config.steps_per_call,
+        steps=max(1, config.epochs * per_epoch // config.steps_per_call) * config.steps_per_call,
         validation=data.validation,
         log_every=config.steps_per_call,
         evaluate_every=config.steps_per_call * 2,

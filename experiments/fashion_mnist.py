@@ -49,7 +49,7 @@ class ConvNet(nn.Module):
 
 def learner(config: Config) -> jdl.Learner:
     """One run."""
-    schedule = optax.cosine_decay_schedule(config.learning_rate, config.epochs * (55_000 // config.batch_size))
+    schedule = optax.cosine_decay_schedule(config.learning_rate, max(1, config.epochs * (55_000 // config.batch_size)))
     return jdl.supervised(
         ConvNet(config.dropout),
         jdl.losses.cross_entropy,
@@ -68,7 +68,7 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     augment = jdl.data.augment.on(jdl.data.augment.flip()) if config.flip else None
     one = jdl.scan(jdl.feed(learner(config), config.batch_size, augment), config.steps_per_call)
     training = jdl.jit(jdl.seeds(one, run.seeds))
-    per_epoch = len(data.train["target"]) // config.batch_size
+    per_epoch = max(config.steps_per_call, len(data.train["target"]) // config.batch_size)
     fitted = jdl.fit(
         training,
         data.train,

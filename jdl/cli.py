@@ -46,8 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--traceback" in arguments:
             raise
         message = error.args[0] if isinstance(error, LookupError) and error.args else error
-        print(f"jdl: {message}", file=sys.stderr)
+        kind = f"{type(error).__name__}: " if isinstance(error, KeyError | IndexError | TypeError) else ""
+        print(f"jdl: {kind}{message} (--traceback shows where)", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        print("jdl: stopped; `jdl runs` lists the run, `jdl resume RUN` continues it", file=sys.stderr)
+        status = 130
     sys.exit(status)
 
 
@@ -77,6 +81,7 @@ def run(name: Annotated[str, tyro.conf.Positional]) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    host_devices()  # first: an experiment that touches JAX when it is imported would start it with one device
     module = experiment.find(name)
     clash = {f.name for f in dataclasses.fields(_Options)} & {f.name for f in dataclasses.fields(module.Config)}
     if clash:
@@ -94,7 +99,6 @@ def _run(name: str, arguments: list[str]) -> int:
     numbers = options.seed_list or tuple(range(options.seeds))
     if not numbers or min(numbers) < 0:
         raise ValueError(f"--seeds {options.seeds}: give at least 1 run (or --seed-list with seeds from 0 up)")
-    host_devices()
     prepared = experiment.prepare(module, chosen.config, numbers, options.run_dir, options.log)
     return _finish(experiment.execute(prepared), options.json)
 
@@ -176,8 +180,8 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False
                     "run": str(other.path),
                     "against": str(first.path),
                     "metric": name,
-                    "difference": difference._asdict(),
-                    "probability_larger": probability._asdict(),
+                    "difference": {k: _or_none(v) for k, v in difference._asdict().items()},
+                    "probability_larger": {k: _or_none(v) for k, v in probability._asdict().items()},
                 }
             )
     if json:
@@ -187,8 +191,8 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False
         (
             Path(line["run"]).name,
             line["metric"],
-            _show(statistics.Interval(**line["difference"]), sign=True),
-            _show(statistics.Interval(**line["probability_larger"])),
+            _show(tuple(line["difference"].values()), sign=True),
+            _show(tuple(line["probability_larger"].values())),
         )
         for line in compared
     ]
@@ -231,7 +235,10 @@ def _finish(finished: Run, as_json: bool) -> int:
 
 def _summary(run: Run) -> dict[str, Any]:
     metrics = {
-        name: {**{k: _or_none(v) for k, v in interval._asdict().items()}, "values": run.final[name]}
+        name: {
+            **{k: _or_none(v) for k, v in interval._asdict().items()},
+            "values": [_or_none(v) for v in run.final[name]],
+        }
         for name, interval in run.intervals.items()
     }
     return {"run": str(run.path), "seconds": (run.result or {}).get("seconds"), "metrics": metrics}
@@ -239,11 +246,11 @@ def _summary(run: Run) -> dict[str, Any]:
 
 def _or_none(value: Any) -> float | None:
     number = float(value)
-    return number if number == number else None
+    return number if np.isfinite(number) else None
 
 
-def _show(interval: statistics.Interval, sign: bool = False) -> str:
-    mean, low, high = (float(value) for value in interval)
+def _show(interval: Sequence[Any], sign: bool = False) -> str:
+    mean, low, high = (np.nan if value is None else float(value) for value in interval)
     spec = "+.4g" if sign else ".4g"
     return f"{mean:{spec}}" if low != low else f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]"
 

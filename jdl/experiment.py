@@ -101,7 +101,8 @@ def execute(run: Run) -> Run:
     metrics = module.main(decode(module.Config, run.config), run)
     if not isinstance(metrics, Mapping):
         raise TypeError(f"main of {run.path / _COPY} returned {type(metrics).__name__}; return a dict of final metrics")
-    run.finish(metrics, time.monotonic() - start)
+    before = run.result  # of a finished run that was resumed: it took the time that it took
+    run.finish(metrics, before["seconds"] if before else time.monotonic() - start)
     return run
 
 

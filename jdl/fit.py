@@ -16,7 +16,7 @@ from jdl.evaluate import compute, merged, padded_batches
 from jdl.learner import Learner, Metrics, State
 from jdl.loggers import LOGGERS
 from jdl.metrics import merge_axis, to_host
-from jdl.outcome import Monitor, Outcome, plain
+from jdl.outcome import Monitor, Outcome, copied, plain
 from jdl.placement import beside
 from jdl.progress import ProgressBar
 from jdl.runs import Row, Run, open_or_create
@@ -53,14 +53,17 @@ def fit(
 ) -> Fitted:
     """Train for a number of updates, from the key or from the run's last checkpoint.
 
-    source: a `Source`; a plain dict of arrays serves a learner made by `feed`. validation: evaluated every
-    `evaluate_every` updates; its `monitor` (a name, or a `Monitor` with mode and patience) picks the best state and
-    stops early. run: a run directory for the log and the checkpoints; a folder that already holds a run is continued
-    if resume=True, else an error. callbacks: `(row, state) -> True to stop`, called with every row of the log.
-    progress: show a bar; by default on a terminal alone. All intervals count updates, default to a hundredth
-    (log) and a tenth (evaluation, checkpoints) of `steps`, and are multiples of `learner.steps`.
+    source: a `Source`; a plain dict of arrays serves a learner made by `feed`.
+    validation: evaluated every `evaluate_every` updates; its `monitor` (the name of a loss or score, or a `Monitor`
+    with mode and patience) picks the best state and stops early.
+    run: a run directory for the log and the checkpoints; a folder that already holds a run is continued if
+    resume=True, else an error.
+    callbacks: `(row, state) -> True to stop`, called with every row of the log (copy a state to keep it: the next
+    step takes its memory). progress: show a bar; by default on a terminal alone.
+    All intervals count updates, default to a hundredth (log) and a tenth (evaluation, checkpoints) of `steps`, and
+    are multiples of `learner.steps`.
 
-    A run whose loss is no longer finite ends at that step with a warning and the state of its last checkpoint.
+    A run whose metrics are no longer finite ends at that step with a warning and the state of its last checkpoint.
     """
     interval = _Intervals(learner.steps, steps)
     log_every = interval("log_every", log_every, 100)
@@ -70,7 +73,7 @@ def fit(
         if source is not None and not learner.fed:
             raise ValueError("fit was given arrays, and the learner draws no batches: use feed, or Batches(data, size)")
         source = Whole(source)
-    monitor = Monitor(monitor) if isinstance(monitor, str) else monitor
+    monitor = Monitor.of(monitor) if isinstance(monitor, str) else monitor
     run = open_or_create(run, resume) if run is not None else None
     if run is not None:
         callbacks = [*callbacks, *(LOGGERS[name](run.path / name) for name in run.log_to)]
@@ -148,7 +151,8 @@ def _next(step: int, every: int) -> int:
 
 def _names(learner: Learner, state: State, batch: Any) -> list[str]:
     shapes = jax.eval_shape(learner.evaluate, state, batch)
-    return sorted(compute(jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)))
+    values = compute(jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes))
+    return sorted(name for name, value in values.items() if value.ndim == (learner.runs is not None))
 
 
 class _Loop:
@@ -182,6 +186,11 @@ class _Loop:
         self.rows = self.run.truncate(step)
         if restored is None:
             return
+        if step % self.learner.steps:
+            raise ValueError(
+                f"the checkpoint of step {step} cannot be continued {self.learner.steps} updates a call; "
+                "resume with the number of steps a call (scan) that the run was started with"
+            )
         self.step = step
         self.state = restored.tree["state"]
         self.source.restore(restored.tree["source"])
@@ -244,7 +253,7 @@ class _Loop:
     def finish(self) -> Fitted:
         """What the fit leaves."""
         state = self.outcome.compose(self.state)
-        best = state if self.outcome.best is None else self.outcome.best
+        best = copied(state) if self.outcome.best is None else self.outcome.best  # of its own: steps donate states
         return Fitted(state, best, self.rows, self.outcome.reasons)
 
     def close(self) -> None:
@@ -281,18 +290,17 @@ class _Loop:
             name = "the run" if self.learner.runs is None else f"run {run}"
             reason = f"diverged at step {step}: not finite"
             self.outcome.end(which.reshape(self.outcome.shape), good, reason)
-            warnings.warn(f"{name} {reason}; its state is kept as of step {kept}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{name} {reason}; its state is kept as of step {kept[run]}", RuntimeWarning, stacklevel=2)
         self.stopped = self.stopped or bool(self.outcome.ended.all())
 
-    def _last_good(self) -> tuple[State, int]:
+    def _last_good(self) -> tuple[State, np.ndarray]:
         """The newest state known to be finite: the last checkpoint's, else the best, else the first."""
         if self.checkpoints is not None:
             restored = self.checkpoints.restore(self._tree(self.state, self.state))
             if restored is not None:
-                return restored.tree["state"], restored.step
-        if self.outcome.best is not None:
-            return self.outcome.best, int(np.max(self.outcome.best_step))
-        return self.learner.init(self.key), 0
+                return restored.tree["state"], np.full(self.outcome.ended.size, restored.step)
+        steps = np.maximum(self.outcome.best_step, 0).reshape(-1)
+        return self.outcome.last_best(self.learner.init(self.key)), steps
 
     def _log(self, split: str, values: Mapping[str, np.ndarray]) -> Row:
         """Log one row: a number for each metric, or one for each run, null for a run that has ended."""

@@ -21,6 +21,12 @@ class Monitor(NamedTuple):
     mode: Literal["min", "max"] = "min"
     patience: int | None = None  # evaluations without improvement; None never stops early
 
+    @classmethod
+    def of(cls, name: str) -> "Monitor":
+        """The monitor of a metric whose name says which way is better: a score ("accuracy", "fit/r2") or a loss."""
+        scores = ("accuracy", "top", "precision", "recall", "f1", "r2", "score", "return")
+        return cls(name, "max" if name.split("/")[-1].startswith(scores) else "min")
+
 
 @jax.jit
 def _select(chosen: Bool[jax.Array, "..."], new: PyTree, old: PyTree) -> PyTree:
@@ -33,7 +39,8 @@ def _select(chosen: Bool[jax.Array, "..."], new: PyTree, old: PyTree) -> PyTree:
 
 
 @jax.jit
-def _copy(state: PyTree) -> PyTree:
+def copied(state: PyTree) -> PyTree:
+    """A state in memory of its own."""
     return jax.tree.map(jnp.copy, state)
 
 
@@ -45,6 +52,8 @@ def _is_finite(state: PyTree, axis_of_runs: PyTree) -> jax.Array:
         axes = tuple(range(axis_of_runs.ndim, leaf.ndim))
         return ~jnp.isnan(leaf).any(axes)
 
+    if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state)):
+        return jnp.ones(axis_of_runs.shape, bool)
     numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.stack([jnp.broadcast_to(finite(leaf), axis_of_runs.shape) for leaf in numbers]).all(0)
 
@@ -72,6 +81,10 @@ class Outcome:
         self.stale = np.zeros(self.shape, int)  # evaluations since the best
         self.best: State | None = None
         self._frozen: State | None = None
+
+    def last_best(self, first: State) -> State:
+        """Per run the best state, or the first one where none was judged good."""
+        return first if self.best is None else _select(jnp.asarray(self.best_step >= 0), self.best, first)
 
     def judge(self, value: Any, step: int, state: State) -> None:
         """Take in a value of the monitored metric: keep the best states, end the runs whose patience is out."""
@@ -127,4 +140,4 @@ class Outcome:
         self.best_step = np.asarray(notes["best_step"])
         self.stale = np.asarray(notes["stale"])
         self.best = best
-        self._frozen = _copy(state) if self.ended.any() else None
+        self._frozen = copied(state) if self.ended.any() else None

@@ -41,7 +41,7 @@ def host_devices(count: int | None = None) -> int:
                 "call jdl.host_devices() before the first JAX operation",
                 stacklevel=2,
             )
-    return jax.local_device_count("cpu")
+    return jax.local_device_count()
 
 
 def over_runs(

@@ -82,8 +82,9 @@ class Run:
 
     @property
     def final(self) -> dict[str, list[float]]:
-        """The final metrics by name, one value a seed; empty while the run is unfinished."""
-        return (self.result or {"metrics": {}})["metrics"]
+        """The final metrics by name, one value a seed, NaN for null; empty while the run is unfinished."""
+        metrics = (self.result or {"metrics": {}})["metrics"]
+        return {name: [np.nan if value is None else value for value in values] for name, values in metrics.items()}
 
     @property
     def intervals(self) -> dict[str, Interval]:
@@ -126,8 +127,11 @@ class Run:
 
     def log(self, row: Row) -> None:
         """Append a row to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written ({error.strerror}); free space there, then resume") from error
 
     def truncate(self, step: int) -> list[Row]:
         """Forget the rows after a step, which a resumed run writes again; returns the others."""
@@ -155,7 +159,8 @@ class Run:
 
     def finish(self, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """Write the final metrics; each is a number or one a seed."""
-        plain = {name: np.atleast_1d(np.asarray(value, float)).tolist() for name, value in metrics.items()}
+        values = {name: np.atleast_1d(np.asarray(value, float)).tolist() for name, value in metrics.items()}
+        plain = {name: [v if np.isfinite(v) else None for v in one] for name, one in values.items()}
         result = {"seconds": round(seconds, 3), "metrics": plain}
         write_json(self.path / "result.json", result)
         return result
@@ -178,9 +183,10 @@ def create(
         raise FileExistsError(
             f"the run directory {path} exists; continue it (`jdl resume {path}`, or resume=True), or choose another"
         )
+    description = {"experiment": experiment, "config": dict(config or {}), "seeds": list(seeds), "log": list(log)}
+    json.dumps(description, default=_plain)  # before anything is made: a field of a type that JSON cannot hold
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", environment())
-    description = {"experiment": experiment, "config": dict(config or {}), "seeds": list(seeds), "log": list(log)}
     write_json(folder / "config.json", description)  # last: it makes the folder a run
     return Run(folder)
 
@@ -230,7 +236,14 @@ def _git_revision() -> dict[str, Any] | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader, or a kill, sees the old file or the new one."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has no type for, as one it has."""
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a config holds {value!r} of type {type(value).__name__}; use numbers, strings, paths and tuples")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -123,7 +123,7 @@ def supervised(
 
 
 def per_example(loss: Callable, outputs: Any, batch: Batch) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """The loss of each example and its weight (1, or the mask); a loss of another shape is an error."""
+    """The loss of each example and its weight: 1, or 0 where the mask is; a loss of another shape is an error."""
     losses = loss(outputs, batch)
     examples = len(jax.tree.leaves(batch["input"])[0])
     if jnp.shape(losses) != (examples,):
@@ -134,7 +134,11 @@ def per_example(loss: Callable, outputs: Any, batch: Batch) -> tuple[Float[Array
             "average over the other axes, and make outputs and target agree"
         )
     mask = batch.get("mask")
-    return losses, jnp.ones_like(losses) if mask is None else mask.astype(losses.dtype)
+    if mask is None:
+        return losses, jnp.ones_like(losses)
+    if jnp.shape(mask) != (examples,):
+        raise ValueError(f'batch["mask"] has shape {jnp.shape(mask)}; it is one number an example, shape ({examples},)')
+    return losses, (jnp.asarray(mask) > 0).astype(losses.dtype)
 
 
 def check_batch(batch: Any, expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:

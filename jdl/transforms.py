@@ -65,7 +65,11 @@ def feed(learner: Learner, batch_size: int, augment: Callable[[Array, Batch], Ba
                 f"feed(batch_size={batch_size}) is larger than the data ({size} examples); use at most {size}"
             )
         epoch, place = jnp.divmod(state.step // learner.steps, size // batch_size)
-        positions = seam.current().share(place * batch_size + jnp.arange(batch_size, dtype=jnp.int32))
+        positions = place * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+        if learner.steps == 1:
+            positions = seam.current().share(positions)
+        else:  # a batch of several steps is shared out within each
+            positions = jax.vmap(seam.current().share)(_split("feed", learner.steps, positions)).reshape(-1)
         indices = shuffled_index(fold(state.key, "shuffle"), epoch, positions, size)
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], data)
         if augment is not None:
@@ -88,7 +92,9 @@ def scan(learner: Learner, n: int) -> Learner:
             one, batches, body = batch, None, lambda state, _: learner.step(state, batch)
         else:
             batches = jax.tree.map(functools.partial(_split, f"scan(learner, {n})", n), batch)
-            one, body = jax.tree.map(lambda leaf: leaf[0], batches), learner.step
+            one = jax.tree.map(lambda leaf: leaf[0], batches)
+            # A new function each time: lax.scan keeps traces by function, and those do not know of the seam.
+            body = lambda state, batch: learner.step(state, batch)  # noqa: E731
         with _watching_convolutions("scan", learner.step, state, one):
             state, metrics = jax.lax.scan(body, state, batches, length=n)
         if learner.runs is not None:  # [n, runs, ...] -> [runs, n, ...]

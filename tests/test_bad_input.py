@@ -159,7 +159,7 @@ def test_a_population_of_nothing_or_of_uneven_settings():
 def test_options_of_supervised():
     with pytest.raises(ValueError, match=r"average_decay=1\.5 is not between 0 and 1"):
         learner(average_decay=1.5)
-    with pytest.raises(ValueError, match="clip_norm=0.0 is not positive"):
+    with pytest.raises(ValueError, match=r"clip_norm=0\.0 is not positive"):
         learner(clip_norm=0.0)
     with pytest.raises(ValueError, match='example has no "input"'):
         learner(example={"x": np.zeros((1, 4))})
@@ -274,3 +274,21 @@ def test_the_log_is_whole_after_a_cut_line(tmp_path):
     assert run.truncate(1) == run.rows
     run.log({"step": 2, "train/loss": 1.0})
     assert [row["step"] for row in run.rows] == [1, 2]
+
+
+def test_a_mask_of_another_shape_and_one_of_shares():
+    state = learner().init(jax.random.key(0))
+    with pytest.raises(
+        ValueError, match=r'batch\["mask"\] has shape \(12, 1\); it is one number an example, shape \(12,\)'
+    ):
+        learner().evaluate(state, data() | {"mask": np.ones((12, 1), np.float32)})
+    whole = learner().evaluate(state, data())["loss"].compute()
+    half = learner().evaluate(state, data() | {"mask": np.full(12, 0.5, np.float32)})["loss"].compute()
+    np.testing.assert_allclose(half, whole, rtol=1e-6)  # a mask says who counts, not how much
+
+
+def test_a_config_that_json_cannot_hold(tmp_path):
+    assert runs.create(tmp_path / "path", {"folder": tmp_path}).config["folder"] == str(tmp_path)
+    with pytest.raises(TypeError, match=r"a config holds .* of type complex; use numbers"):
+        runs.create(tmp_path / "other", {"number": 1j})
+    assert not (tmp_path / "other").exists()

@@ -291,3 +291,19 @@ def test_loggers_write_what_the_log_holds(tmp_path):
     scalars = events.Scalars("train/loss/run_1")
     assert [event.step for event in scalars] == [5, 10]
     np.testing.assert_allclose([e.value for e in scalars], [row["train/loss"][1] for row in fitted.rows], rtol=1e-6)
+
+
+def test_a_monitors_name_says_which_way_is_better():
+    from jdl.outcome import Monitor
+
+    ways = {"loss": "min", "accuracy": "max", "fit/r2": "max", "fit/rmse": "min", "c/f1_macro": "max"}
+    for name, mode in ways.items():
+        assert Monitor.of(name) == Monitor(name, mode)
+
+
+def test_without_a_checkpoint_a_diverged_run_keeps_its_own_best_or_its_first_state():
+    data = linear_data()
+    with pytest.warns(RuntimeWarning, match="run 1 diverged at step"):
+        fitted = jdl.fit(exploding(data, [0.1, 40.0]), data, steps=60, log_every=20, evaluate_every=20, validation=data)
+    assert all(np.isfinite(leaf).all() for leaf in leaves(fitted.state))
+    np.testing.assert_array_equal(fitted.state.step, [60, 0])

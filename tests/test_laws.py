@@ -295,6 +295,28 @@ def test_masks_under_pmap_differ_between_replicas():
     np.testing.assert_allclose(metrics["draws"].compute(), np.mean(np.square(draws)), rtol=1e-6)
 
 
+def test_a_traced_step_is_not_taken_for_another_transform(x64):
+    """lax.scan keeps the traces of a function: those of a plain step must not serve an accumulated one."""
+    made = case("linear", True)
+    base = jdl.scan(made.learner, 2)
+    begin = start("linear", True)
+
+    def loops(learner):
+        return str(jax.make_jaxpr(learner.step)(begin, batch(made, 0))).count("scan[")
+
+    assert (loops(base), loops(jdl.accumulate(base, 2))) == (1, 2)
+    assert (loops(jdl.accumulate(base, 2)), loops(base)) == (2, 1)
+
+
+@pytest.mark.parametrize("transform", [jdl.pmap, jdl.shard])
+def test_a_batch_of_several_steps_is_shared_out_within_each(transform, x64):
+    made = case("linear", True)
+    several = jdl.feed(jdl.scan(made.learner, 2), 2 * BATCH)
+    state, _ = train(several, [made.data], start=start("linear", True))
+    split, _ = train(transform(several), [made.data], start=start("linear", True))
+    close(split, state)
+
+
 # Populations --------------------------------------------------------------------------------------------------------
 
 

@@ -92,9 +92,7 @@ def variants(size: int) -> dict[str, Variant]:
         scanned = 2 if name == "XLA" else STEPS
         programs["scan"] = (partial(many, network, scanned), variables, scanned)
         if name == "ours":
-            runs = jax.vmap(lambda key, n=network: n.init(key, images))(
-                jax.random.split(jax.random.key(0), SEEDS)
-            )
+            runs = jax.vmap(lambda key, n=network: n.init(key, images))(jax.random.split(jax.random.key(0), SEEDS))
             programs["seeds"] = (partial(seeds, network), runs, STEPS * SEEDS)
         for way, (program, start, steps) in programs.items():
             # The data are arguments: as constants they would be folded at compile time.
@@ -150,9 +148,7 @@ def main() -> None:
             rows.append({"name": f"{size}x{size} {name}", "ratio": value, "bar": bar, "ok": value >= bar})
     print()
     for row in rows:
-        print(
-            f"{row['name']:32} {row['ratio']:6.2f}   bar {row['bar']:.2f}   {'ok' if row['ok'] else 'BELOW'}"
-        )
+        print(f"{row['name']:32} {row['ratio']:6.2f}   bar {row['bar']:.2f}   {'ok' if row['ok'] else 'BELOW'}")
     if options.json:
         print(json.dumps({"rows": rows}))
 

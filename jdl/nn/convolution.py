@@ -252,9 +252,7 @@ def _cpu_kernel_gradient(geometry: _Geometry, inputs: Array, outputs: Array) -> 
     offsets = list(_offsets(geometry, inputs))
     if geometry.depthwise:
         wide = jnp.promote_types(inputs.dtype, jnp.float32)
-        sums = [
-            jnp.sum(offset.astype(wide) * outputs.astype(wide), range(inputs.ndim - 1)) for offset in offsets
-        ]
+        sums = [jnp.sum(offset.astype(wide) * outputs.astype(wide), range(inputs.ndim - 1)) for offset in offsets]
         return jnp.stack(sums).reshape(*geometry.kernel_size, features, channels).astype(inputs.dtype)
     if groups == 1 and math.prod(geometry.kernel_size) * features <= _NARROW_WINDOW:
         offsets = [jnp.concatenate(offsets, -1)]
@@ -271,9 +269,7 @@ def _contract(inputs: Array, outputs: Array, geometry: _Geometry) -> Array:
     accumulator = jnp.promote_types(inputs.dtype, jnp.float32)
     if geometry.groups > 1:
         equation = "ngi,ngo->igo"
-        return jnp.einsum(
-            equation, inputs, outputs, precision=geometry.precision, preferred_element_type=accumulator
-        )
+        return jnp.einsum(equation, inputs, outputs, precision=geometry.precision, preferred_element_type=accumulator)
     product = lax.dot_general(
         inputs[:, 0],
         outputs[:, 0],

@@ -83,12 +83,9 @@ def _cpu_gradient(window, strides, padding, x: Array, pooled: Array, gradient: A
     """Send each window's gradient to its first maximum, by elementwise operations that XLA fuses."""
     batch, *output_size, features = pooled.shape
     # Pad, or crop what no window covers, to the extent of all windows together.
-    extent = [
-        (size - 1) * step + width for size, step, width in zip(output_size, strides, window, strict=True)
-    ]
+    extent = [(size - 1) * step + width for size, step, width in zip(output_size, strides, window, strict=True)]
     borders = [
-        (low, covered - size - low)
-        for (low, _), covered, size in zip(padding, extent, x.shape[1:-1], strict=True)
+        (low, covered - size - low) for (low, _), covered, size in zip(padding, extent, x.shape[1:-1], strict=True)
     ]
     lowest = jnp.array(-jnp.inf, x.dtype)
     padded = lax.pad(x, lowest, [(0, 0, 0), *((low, high, 0) for low, high in borders), (0, 0, 0)])
@@ -96,10 +93,7 @@ def _cpu_gradient(window, strides, padding, x: Array, pooled: Array, gradient: A
     # Where in its window the first maximum is. The last place needs no look: it is what remains.
     first = jnp.full(pooled.shape, len(offsets) - 1, jnp.int32)
     for number, offset in reversed(list(enumerate(offsets[:-1]))):
-        stop = [
-            start + (size - 1) * step + 1
-            for start, size, step in zip(offset, output_size, strides, strict=True)
-        ]
+        stop = [start + (size - 1) * step + 1 for start, size, step in zip(offset, output_size, strides, strict=True)]
         seen = lax.slice(padded, (0, *offset, 0), (batch, *stop, features), (1, *strides, 1))
         first = jnp.where(seen == pooled, number, first)
     if window == strides:
