@@ -1,7 +1,9 @@
 # make train, make test: each builds .venv first. EXTRA=cuda12 (or cuda13, tpu) builds it for an accelerator.
 VENV ?= .venv
-EXTRA ?=
+# What was built before stays: `make train` after `make env EXTRA=cuda12` keeps the accelerator's environment.
+EXTRA ?= $(filter-out cpu,$(firstword $(patsubst $(VENV)/.built-%,%,$(wildcard $(VENV)/.built-*))))
 BIN := $(VENV)/bin
+TORCH ?= .venv-torch
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
 
 .PHONY: train test test-slow test-browser check env bench bench-torch clean
@@ -35,5 +37,13 @@ $(STAMP): pyproject.toml constraints.txt
 bench: env  ## the framework's speed beside hand-written loops
 	$(BIN)/python -m experiments.bench.core
 
+bench-torch: env $(TORCH)/.built  ## beside PyTorch (CPU, 2 threads), which has an environment of its own
+	$(BIN)/python -m experiments.bench.torch_peer --torch-python $(TORCH)/bin/python
+
+$(TORCH)/.built:
+	@python=$$(sh ./find-python) && $$python -m venv --clear $(TORCH)
+	$(TORCH)/bin/python -m pip install --quiet torch==2.13.0 numpy
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-torch
+	rm -rf $(VENV) $(TORCH)
