@@ -265,7 +265,9 @@ class _Loop:
         """[calls] of [(runs), (steps)] -> [(runs), updates], in float64."""
         axis = 0 if self.learner.runs is None else 1
         join = np.concatenate if self.learner.steps > 1 else np.stack
-        return jax.tree.map(lambda *leaves: join(leaves, axis), *map(to_host, pending))
+        columns = zip(*map(jax.tree.leaves, pending), strict=True)  # leaf by leaf: a tree's overhead a call would show
+        stacked = [join([np.asarray(leaf) for leaf in column], axis) for column in columns]
+        return to_host(jax.tree.unflatten(jax.tree.structure(pending[0]), stacked))
 
     def _first_not_finite(self, metrics: Metrics, first: int) -> dict[int, int]:
         """The runs whose metrics hold a number that is not finite, and the update that measured it first."""

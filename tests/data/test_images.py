@@ -63,7 +63,7 @@ def test_digits_with_validation_and_normalised():
 def test_read_idx(tmp_path, code, zipped):
     array = np.arange(24).reshape(2, 3, 4)
     path = tmp_path / "array"
-    path.write_bytes(gzip.compress(idx(array, code)) if zipped else idx(array, code))
+    path.write_bytes(gzip.compress(idx(array, code), mtime=0) if zipped else idx(array, code))
     read = read_idx(path)
     np.testing.assert_array_equal(read, array)
     assert read.dtype.isnative
@@ -115,7 +115,7 @@ def write(folder, contents, zipped=False):
     folder.mkdir(parents=True)
     for name, content in contents.items():
         path = folder / (f"{name}.gz" if zipped else name)
-        path.write_bytes(gzip.compress(content) if zipped else content)
+        path.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
     return folder
 
 
@@ -203,7 +203,7 @@ def server():
 
 
 def serve(server, contents):
-    zipped = {name: gzip.compress(content) for name, content in contents.items()}
+    zipped = {name: gzip.compress(content, mtime=0) for name, content in contents.items()}
     server.replies = {f"/{name}.gz": (200, body, len(body)) for name, body in zipped.items()}
 
 
