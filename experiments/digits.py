@@ -1,6 +1,6 @@
 """A convolutional network on handwritten digits (scikit-learn's 8x8 images), the framework's first real run.
 
-Run:       jdl run digits --seeds 8     (see experiments/README.md for the time)
+Run:       jdl run digits --seeds 8     (see experiments/README.md)
 Expected:  see experiments/README.md
 Data:      a stratified fifth is the test part; a tenth of all is held out for validation, which is looked at and
            never selected on. The split has its own seed: the runs differ by initialisation, order and shifts.

@@ -1,6 +1,6 @@
 """A small convolutional network on Fashion-MNIST, five epochs.
 
-Run:       jdl run fashion_mnist            (see experiments/README.md for the time)
+Run:       jdl run fashion_mnist            (see experiments/README.md)
 Expected:  see experiments/README.md; the data set's own page lists 2-layer CNNs at 91.6 to 93.4% (longer training)
 Data:      the folder of Debian's dataset-fashion-mnist, --folder PATH, or --fetch. 5,000 training images are held out
            for validation, which is looked at and never selected on.

@@ -1,6 +1,6 @@
 """An MLP beside scikit-learn's models on three small tables: breast cancer, wine (accuracy) and diabetes (R²).
 
-Run:       jdl run tabular --seeds 8     (see experiments/README.md for the time)
+Run:       jdl run tabular --seeds 8     (see experiments/README.md)
 Expected:  see experiments/README.md
 Data:      seed i is split i: every model is trained and tested on the same splits (60% training, 20% validation, 20%
            test, stratified). The MLP stops early on the validation part; the others are fitted on training and

@@ -1,8 +1,8 @@
 """The framework's speed beside what one would write by hand.
 
 Command:   python -m experiments.bench.core [--json] [--rounds 7] [--only loop scan seeds starts memory checkpoints]
-Time:      TBD
-Expected:  TBD
+Time:      about 8 minutes on 2 cores
+Expected:  the table in experiments/bench/README.md
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 Command:   python -m experiments.bench.torch_peer --torch-python PATH [--json] [--rounds 7]
            PATH is a Python that has PyTorch and NumPy, and needs nothing else (`make bench-torch` builds one).
-Time:      TBD
-Expected:  TBD
+Time:      about 3 minutes on 2 cores
+Expected:  the table in experiments/bench/README.md
 
 The same networks, data, batch size, optimiser (Adam) and order of work on either side: batches are gathered from
 NumPy arrays in memory. The two sides are processes that take turns. Ours has two ways to train, the plain loop and
