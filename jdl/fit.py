@@ -1,5 +1,6 @@
 """The loop around a learner's step: batches in, metrics out, checkpoints, early stopping. It knows no model."""
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from jdl.metrics import merge_axis, to_host
 from jdl.outcome import Monitor, Outcome, copied, plain
 from jdl.placement import beside
 from jdl.progress import ProgressBar
-from jdl.runs import Row, Run, open_or_create
+from jdl.runs import Row, Run, locked, open_or_create
 from jdl.source import Source, Whole
 
 type Callback = Callable[[Row, State], bool | None]
@@ -74,25 +75,30 @@ def fit(
             raise ValueError("fit was given arrays, and the learner draws no batches: use feed, or Batches(data, size)")
         source = Whole(source)
     monitor = Monitor.of(monitor) if isinstance(monitor, str) else monitor
-    run = open_or_create(run, resume) if run is not None else None
-    if run is not None:
-        callbacks = [*callbacks, *(LOGGERS[name](run.path / name) for name in run.log_to)]
     key = jax.random.key(key) if isinstance(key, int) else key
     if validation is not None:
         check(validation)
-    loop = _Loop(learner, source, key, Outcome(learner.runs, monitor), run, callbacks)
-    loop.start()
+    state = learner.init(key)
     for data in (getattr(source, "data", None), validation):
-        _check_labels(learner, loop.state, data)
-    if isinstance(source, Whole) and source.data is not None:
-        source.data = beside(loop.state, source.data)
-    batches = [beside(loop.state, b) for b in padded_batches(validation, evaluation_batch_size)] if validation else []
-    if batches and monitor.name not in (names := _names(learner, loop.state, batches[0])):
+        _check_labels(learner, state, data)
+    batches = (
+        [beside(state, batch) for batch in padded_batches(validation, evaluation_batch_size)] if validation else []
+    )
+    if batches and monitor.name not in (names := _names(learner, state, batches[0])):
         raise ValueError(f"monitor={monitor.name!r} is no metric of the evaluation; it has {', '.join(names)}")
+    if isinstance(source, Whole) and source.data is not None:
+        source.data = beside(state, source.data)
 
-    intervals = [every for every in (log_every, evaluate_every, checkpoint_every, steps) if every]
-    bar = ProgressBar(steps, loop.step, progress)
+    # Nothing is written before this: a mistake above leaves no folder behind.
+    run = open_or_create(run, resume) if run is not None else None
+    if run is not None:
+        callbacks = [*callbacks, *(LOGGERS[name](run.path / name) for name in run.log_to)]
+    loop = _Loop(learner, source, key, state, Outcome(learner.runs, monitor), run, callbacks)
+    bar = ProgressBar(steps, 0, False)
     try:
+        loop.start()
+        bar = ProgressBar(steps, loop.step, progress)
+        intervals = [every for every in (log_every, evaluate_every, checkpoint_every, steps) if every]
         while loop.step < steps and not loop.stopped:
             loop.advance(min(_next(loop.step, every) for every in intervals), bar)
             loop.flush(bar)
@@ -163,6 +169,7 @@ class _Loop:
         learner: Learner,
         source: Source,
         key: Array,
+        state: State,
         outcome: Outcome,
         run: Run | None,
         callbacks: Sequence[Callback],
@@ -170,7 +177,8 @@ class _Loop:
         self.learner, self.source, self.key = learner, source, key
         self.outcome, self.run, self.callbacks = outcome, run, callbacks
         self.checkpoints = Checkpoints(run.checkpoint_folder) if run else None
-        self.state = learner.init(key)
+        self.lock = locked(run.path) if run else contextlib.nullcontext()
+        self.state = state
         self.step = 0
         self.rows: list[Row] = []
         self.stopped = False
@@ -258,8 +266,9 @@ class _Loop:
 
     def close(self) -> None:
         """Return when the last checkpoint is on disk."""
-        if self.checkpoints is not None:
-            self.checkpoints.close()
+        with self.lock:
+            if self.checkpoints is not None:
+                self.checkpoints.close()
 
     def _stack(self, pending: list[Metrics]) -> Metrics:
         """[calls] of [(runs), (steps)] -> [(runs), updates], in float64."""

@@ -38,7 +38,7 @@ def wandb(folder: str | os.PathLike, project: str = "jdl", mode: Any = None, **o
     except ImportError as error:
         raise ImportError("logging to Weights & Biases needs its package: pip install 'jdl[wandb]'") from error
     mode = mode or os.environ.get("WANDB_MODE", "offline")
-    session = wandb.init(project=project, dir=str(folder), mode=mode, **options)
+    session = wandb.init(project=project, dir=str(folder), mode=mode, reinit="create_new", **options)
 
     def log(row: Row, state: Any) -> None:
         session.log(dict(scalars(row)), step=row["step"])

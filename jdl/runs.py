@@ -1,6 +1,7 @@
 """A run is a directory: config, seeds, environment, metrics, checkpoints, figures, report."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,6 +37,7 @@ class Run:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path).absolute()
+        self.fitted = False  # whether a fit of this process was given it: there is one log and one set of checkpoints
         if not (self.path / "config.json").is_file():
             raise FileNotFoundError(
                 f"{path} is no run directory (it has no config.json); `jdl runs` lists those under ./runs"
@@ -194,10 +196,24 @@ def create(
 def open_or_create(run: Run | str | os.PathLike, resume: bool) -> Run:
     """The run that `fit` was given, opened where it is to be continued."""
     if isinstance(run, Run):
+        if run.fitted:
+            raise ValueError(f"{run} already holds a fit of this process; give the next one run.part('its name')")
+        run.fitted = True
         return run
     if resume and (Path(run) / "config.json").is_file():
         return Run(run)
     return create(run)
+
+
+def locked(folder: Path) -> IO[str]:
+    """Hold a run directory for this process alone until the file is closed; a kill lets go of it too."""
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise OSError(f"{folder} is being trained by another process; wait for it, or choose another run") from error
+    return file
 
 
 def environment() -> dict[str, Any]:

@@ -307,3 +307,26 @@ def test_without_a_checkpoint_a_diverged_run_keeps_its_own_best_or_its_first_sta
         fitted = jdl.fit(exploding(data, [0.1, 40.0]), data, steps=60, log_every=20, evaluate_every=20, validation=data)
     assert all(np.isfinite(leaf).all() for leaf in leaves(fitted.state))
     np.testing.assert_array_equal(fitted.state.step, [60, 0])
+
+
+def test_a_mistake_leaves_no_run_directory_behind(tmp_path):
+    learner = jdl.jit(jdl.feed(linear_learner(), 16))
+    with pytest.raises(ValueError, match="is no metric"):
+        jdl.fit(learner, linear_data(), steps=10, validation=linear_data(), monitor="wrong", run=tmp_path / "run")
+    jdl.fit(learner, linear_data(), steps=10, validation=linear_data(), run=tmp_path / "run")
+
+
+def test_a_run_holds_one_fit_and_its_parts_others(tmp_path):
+    learner, run = jdl.jit(jdl.feed(linear_learner(), 16)), runs.create(tmp_path / "run")
+    jdl.fit(learner, linear_data(), steps=10, run=run)
+    with pytest.raises(ValueError, match=r"already holds a fit .*run\.part"):
+        jdl.fit(learner, linear_data(), steps=10, run=run)
+    jdl.fit(learner, linear_data(), steps=10, run=run.part("second"))
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path):
+    learner = jdl.jit(jdl.feed(linear_learner(), 16))
+    jdl.fit(learner, linear_data(), steps=10, run=tmp_path / "run")
+    with runs.locked(tmp_path / "run"), pytest.raises(OSError, match="being trained by another process"):
+        jdl.fit(learner, linear_data(), steps=20, run=tmp_path / "run", resume=True)
+    jdl.fit(learner, linear_data(), steps=20, run=tmp_path / "run", resume=True)
