@@ -4,6 +4,8 @@ VENV ?= .venv
 EXTRA ?= $(filter-out cpu,$(firstword $(patsubst $(VENV)/.built-%,%,$(wildcard $(VENV)/.built-*))))
 BIN := $(VENV)/bin
 TORCH ?= .venv-torch
+# Any Python with a CPU build of PyTorch at hand; the newest may find only the CUDA build, which is gigabytes.
+TORCH_PYTHON ?= python3
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
 
 .PHONY: train test test-slow test-browser check env bench bench-torch clean
@@ -41,7 +43,7 @@ bench-torch: env $(TORCH)/.built  ## beside PyTorch (CPU, 2 threads), which has 
 	$(BIN)/python -m experiments.bench.torch_peer --torch-python $(TORCH)/bin/python
 
 $(TORCH)/.built:
-	@python=$$(sh ./find-python) && $$python -m venv --clear $(TORCH)
+	$(TORCH_PYTHON) -m venv --clear $(TORCH)
 	$(TORCH)/bin/python -m pip install --quiet torch==2.13.0 numpy
 	@touch $@
 

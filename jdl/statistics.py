@@ -198,8 +198,7 @@ def performance_profile(
 def _shares(n: int, resamples: int, generator: np.random.Generator) -> Float[np.ndarray, "resamples n"]:
     """How large a share each of n runs has in each resample; a row times the runs is a bootstrap mean.
 
-    A product with these resamples a whole curve in one matrix product: ten times as fast as
-    `scipy.stats.bootstrap`.
+    A product with these resamples a whole curve in one matrix product, faster than `scipy.stats.bootstrap`.
     """
     index = generator.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
     return np.bincount(index.ravel(), minlength=resamples * n).reshape(resamples, n) / n
