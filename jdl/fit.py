@@ -1,6 +1,7 @@
 """The loop around a learner's step: batches in, metrics out, checkpoints, early stopping. It knows no model."""
 
 import contextlib
+import functools
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -161,6 +163,17 @@ def _names(learner: Learner, state: State, batch: Any) -> list[str]:
     return sorted(name for name, value in values.items() if value.ndim == (learner.runs is not None))
 
 
+_CHUNK = (
+    64  # calls whose metrics are joined on the device: fetching each by itself would cost more than the step's call
+)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _joined(calls: tuple[Metrics, ...], axis: int, several: bool) -> Metrics:
+    """The metrics of several calls along one axis, a new one where a call takes a single step."""
+    return jax.tree.map(lambda *leaves: (jnp.concatenate if several else jnp.stack)(leaves, axis), *calls)
+
+
 class _Loop:
     """One fit under way: the state, what was measured since the last row, and the book of outcomes."""
 
@@ -273,10 +286,9 @@ class _Loop:
     def _stack(self, pending: list[Metrics]) -> Metrics:
         """[calls] of [(runs), (steps)] -> [(runs), updates], in float64."""
         axis = 0 if self.learner.runs is None else 1
-        join = np.concatenate if self.learner.steps > 1 else np.stack
-        columns = zip(*map(jax.tree.leaves, pending), strict=True)  # leaf by leaf: a tree's overhead a call would show
-        stacked = [join([np.asarray(leaf) for leaf in column], axis) for column in columns]
-        return to_host(jax.tree.unflatten(jax.tree.structure(pending[0]), stacked))
+        chunks = [tuple(pending[start : start + _CHUNK]) for start in range(0, len(pending), _CHUNK)]
+        joined = [to_host(_joined(chunk, axis, self.learner.steps > 1)) for chunk in chunks]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis), *joined)
 
     def _first_not_finite(self, metrics: Metrics, first: int) -> dict[int, int]:
         """The runs whose metrics hold a number that is not finite, and the update that measured it first."""
