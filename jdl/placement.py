@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jdl import seam
+from jdl.memory import keep_scratch_memory
 
 type Placement = Literal["map", "vmap"]
 
@@ -26,12 +27,13 @@ def host_devices(count: int | None = None) -> int:
     """Make each CPU core a JAX device, so that `seeds` and `population` can spread runs; returns how many there are.
 
     Call it before JAX is first used (the `jdl` command does); once a backend runs this is no longer possible, and a
-    warning says so. count: how many, by default the cores this process may use.
+    warning says so. It also lets the CPU keep its scratch memory (`jdl.memory`). count: how many, by default the cores this process may use.
     """
     if count is None:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if count < 1:
         raise ValueError(f"host_devices(count={count}): there is at least 1 device")
+    keep_scratch_memory()
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:

@@ -1,5 +1,6 @@
 """What feeds a learner. A source is the only impure object: it gives batches and knows its place."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +11,15 @@ from jaxtyping import Array, PyTree
 from jdl.data.dataset import check
 from jdl.data.shuffle import epoch_indices
 from jdl.learner import Batch, State, fold
+
+
+_DRAWN_AT_ONCE = 16384  # indices; for small data, a dispatch an epoch would cost more than its steps
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _orders(key: Array, epochs: Array, size: int) -> Array:
+    """The orders [epochs, size] of several epochs."""
+    return jax.vmap(lambda epoch: epoch_indices(key, epoch, size))(epochs)
 
 
 @runtime_checkable
@@ -40,17 +50,21 @@ class Batches:
         self.shuffle = shuffle
         self.position = 0  # batches consumed
         self._key = fold(jax.random.key(key) if isinstance(key, int) else key, "shuffle")
-        self._epoch = -1
-        self._order = np.arange(self.size)
+        self._first, self._orders = 0, np.empty((0, self.size), np.int32)  # of the epochs from `_first` on
 
     def next(self, state: State = None) -> dict[str, np.ndarray]:
         epoch, place = divmod(self.position, self.size // self.batch_size)
-        if self.shuffle and epoch != self._epoch:
-            self._order = np.asarray(epoch_indices(self._key, epoch, self.size))
-            self._epoch = epoch
-        indices = self._order[place * self.batch_size : (place + 1) * self.batch_size]
+        indices = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         self.position += 1
         return {name: leaf[indices] for name, leaf in self.data.items()}
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.size)
+        if not 0 <= epoch - self._first < len(self._orders):
+            epochs = epoch + np.arange(max(1, _DRAWN_AT_ONCE // self.size))
+            self._first, self._orders = epoch, np.asarray(_orders(self._key, epochs, self.size))
+        return self._orders[epoch - self._first]
 
     def save(self) -> dict[str, int]:
         return {"position": self.position}

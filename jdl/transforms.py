@@ -18,6 +18,7 @@ from jdl import seam
 from jdl.compilation import use_compilation_cache
 from jdl.data.shuffle import shuffled_index
 from jdl.learner import Batch, Learner, Metrics, State, fold, step_key
+from jdl.memory import keep_scratch_memory
 from jdl.metrics import merge_axis
 from jdl.nn.convolution import weight_gradient_convolutions
 from jdl.placement import Placement, over_runs, warn_if_runs_stay_on_one_core
@@ -26,6 +27,7 @@ from jdl.placement import Placement, over_runs, warn_if_runs_stay_on_one_core
 def jit(learner: Learner, *, donate: bool = True) -> Learner:
     """Compile a learner's functions; a step takes over the memory of the state it is given, unless donate=False."""
     use_compilation_cache()
+    keep_scratch_memory()
 
     def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         fast = jax.jit(function, **options)

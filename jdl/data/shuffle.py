@@ -34,8 +34,9 @@ def shuffled_index(
     [0, 1, 2, 3, 4]
     """
     _check_size(size)
-    rounds = _num_rounds(size)
-    round_keys = jax.random.bits(jax.random.fold_in(key, epoch), (rounds,), jnp.uint32)
+    # The random words depend on the key alone, so that they are drawn once for a loop of steps, not in each.
+    words = jax.random.bits(key, (_num_rounds(size),), jnp.uint32)
+    round_keys = _hash(words ^ _hash(jnp.asarray(epoch).astype(jnp.uint32) + jnp.uint32(0x9E3779B9)))
     # The modulo is a safeguard: a point that starts outside the data may sit on a cycle that never enters it,
     # and would be walked for ever.
     start = (jnp.asarray(position) % size).astype(jnp.uint32)

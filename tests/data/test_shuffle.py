@@ -60,6 +60,17 @@ def test_first_positions_and_pairs_are_even(size):
         assert chisquare(counts[pairs > 0], expected[pairs > 0]).pvalue > UNLIKELY
 
 
+def test_epochs_of_one_key_are_independent():
+    key, size, epochs = jax.random.key(2), 5, 60000
+    orders = np.asarray(jax.vmap(lambda epoch: epoch_indices(key, epoch, size))(jnp.arange(epochs)))
+    permutations = orders @ (size ** np.arange(size))
+    _, counts = np.unique(permutations, return_counts=True)
+    assert len(counts) == 120 and chisquare(counts).pvalue > UNLIKELY
+    for lag in (1, 2, 256):  # where an example stands in one epoch says nothing of where it stands in a later one
+        pairs = np.bincount(orders[:-lag, 0] * size + orders[lag:, 0], minlength=size * size)
+        assert chisquare(pairs).pvalue > UNLIKELY
+
+
 def test_successive_indices_do_not_follow_each_other():
     indices = np.asarray(epoch_indices(jax.random.key(1), 0, 60000)).astype(np.float64)
     for lag in (1, 2, 245):  # 245 is a side of the grid
