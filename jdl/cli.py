@@ -1,4 +1,7 @@
-"""The command `jdl`: find, run, resume, repeat, look at and compare experiments."""
+"""The command `jdl`: find, run, resume, repeat, look at and compare experiments.
+
+An error is one line; with --traceback, anywhere, also where it came from.
+"""
 
 import dataclasses
 import json
@@ -108,6 +111,10 @@ def resume(run: _RunPath, /, json: _Json = False) -> int:
     host_devices()
     found = Run(run)
     experiment.require_experiment(found)
+    if found.result is None:
+        before = found.environment
+        for line in experiment.environment_differences(before, found.resumed()):
+            print(f"jdl: the environment has changed since the run was made: {line}", file=sys.stderr)
     return _finish(experiment.execute(found), json)
 
 
@@ -117,7 +124,9 @@ def replay(run: _RunPath, /, json: _Json = False) -> int:
     copy, differences = experiment.replay(Run(run))
     verdict = "every metric agrees to the bit" if not differences else f"{len(differences)} metrics differ"
     lines = [f"{run} repeated in {copy.path}: {verdict}", *differences[:20]]
-    lines += [f"environment: {line}" for line in experiment.environment_differences(Run(run), copy)]
+    lines += [
+        f"environment: {line}" for line in experiment.environment_differences(Run(run).environment, copy.environment)
+    ]
     _console.print("\n  ".join(lines), soft_wrap=True, markup=False)
     if json:
         _print_json({"run": str(copy.path), "agrees": not differences, "differences": differences})
@@ -126,7 +135,7 @@ def replay(run: _RunPath, /, json: _Json = False) -> int:
 
 def list_experiments(json: _Json = False) -> int:
     """List the experiments in ./experiments, with the first line of each."""
-    rows = [(name, (experiment.find(name).__doc__ or "").strip().split("\n")[0]) for name in experiment.names()]
+    rows = list(experiment.descriptions().items())
     if not rows:
         raise LookupError(f"there is no folder ./{experiment.FOLDER} with experiments here; change to one that has it")
     if json:

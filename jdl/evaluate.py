@@ -21,19 +21,19 @@ def evaluate(learner: Learner, state: State, data: Mapping[str, Any], batch_size
     return compute(merged(learner, state, padded_batches(data, batch_size)))
 
 
-def padded_batches(data: Mapping[str, Any], batch_size: int) -> list[dict[str, np.ndarray]]:
+def padded_batches(data: Mapping[str, Any], batch_size: int) -> list[dict[str, Any]]:
     """Batches of one size that cover each example once; where there are several, a mask marks the padding."""
     if batch_size < 1:
         raise ValueError(f"evaluation batch_size={batch_size}: a batch has at least 1 example")
-    arrays = {name: np.asarray(leaf) for name, leaf in data.items()}
-    size = len(next(iter(arrays.values())))
+    arrays = jax.tree.map(np.asarray, dict(data))
+    size = len(jax.tree.leaves(arrays)[0])
     if size <= batch_size:
         return [arrays]
     arrays = {"mask": np.ones(size, np.float32), **arrays}
     padding = -size % batch_size
-    padded = {name: np.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1)) for name, leaf in arrays.items()}
+    padded = jax.tree.map(lambda leaf: np.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1)), arrays)
     return [
-        {name: leaf[start : start + batch_size] for name, leaf in padded.items()}
+        jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], padded)
         for start in range(0, size, batch_size)
     ]
 

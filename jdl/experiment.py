@@ -4,6 +4,7 @@ An experiment is a Python file. `Config` is a frozen dataclass with a default fo
 returns the final metrics, each a number or one a seed; `learner(config)`, if it has one, lets a loaded run predict.
 """
 
+import ast
 import dataclasses
 import difflib
 import hashlib
@@ -29,12 +30,26 @@ from jdl.transforms import jit, seeds
 
 FOLDER = Path("experiments")
 _COPY = "experiment.py"
+_REQUIRED = {"Config", "main"}
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """The experiments of a folder, by module name."""
-    files = sorted(folder.glob("*.py")) if folder.is_dir() else []
-    return [file.stem for file in files if not file.stem.startswith("_")]
+    """The experiments of a folder, by module name; nothing is imported."""
+    return list(descriptions(folder))
+
+
+def descriptions(folder: Path = FOLDER) -> dict[str, str]:
+    """The first line of each experiment of a folder, by module name; other modules are passed over."""
+    found = {}
+    for file in sorted(folder.glob("*.py")) if folder.is_dir() else []:
+        try:
+            tree = ast.parse(file.read_text())
+        except (SyntaxError, UnicodeDecodeError) as error:
+            found[file.stem] = f"cannot be read as Python: {error}"
+            continue
+        if {getattr(node, "name", None) for node in tree.body} >= _REQUIRED:
+            found[file.stem] = (ast.get_docstring(tree) or "").strip().split("\n")[0]
+    return found
 
 
 def find(name: str) -> ModuleType:
@@ -89,15 +104,19 @@ def prepare(
     """A new run directory with all it takes to repeat the run, the experiment's source among it."""
     file = Path(typing.cast(str, module.__file__))
     folder = default_path(file.stem) if path is None else Path(path)
-    prepared = runs.create(folder, dataclasses.asdict(config), experiment=file.stem, seeds=numbers, log=log)
+    package = module.__name__.rpartition(".")[0]
+    root = file.absolute().parents[len(package.split(".")) if package else 0]
+    source = {"package": package, "path": sorted({str(root), str(file.absolute().parent)})}
+    values = dataclasses.asdict(config)
+    prepared = runs.create(folder, values, experiment=file.stem, seeds=numbers, log=log, source=source)
     shutil.copyfile(file, prepared.path / _COPY)
     return prepared
 
 
 def execute(run: Run) -> Run:
     """Run, or go on with, the experiment of a run directory, from the copy of its source there."""
-    module = _load_file(run.path / _COPY)
-    start = time.monotonic()
+    module = _load_copy(run)
+    start = time.monotonic() - _seconds(run)
     metrics = module.main(decode(module.Config, run.config), run)
     if not isinstance(metrics, Mapping):
         raise TypeError(f"main of {run.path / _COPY} returned {type(metrics).__name__}; return a dict of final metrics")
@@ -109,26 +128,29 @@ def execute(run: Run) -> Run:
 def replay(run: Run, path: str | Path | None = None) -> tuple[Run, list[str]]:
     """Repeat a run in a directory of its own; returns it and the differences, none where they agree to the bit."""
     require_experiment(run)
+    if run.result is None:
+        raise ValueError(
+            f"{run.path} is not finished, so there is nothing to agree with; `jdl resume {run.path}` first"
+        )
     folder = Path(path) if path else _unused(run.path.with_name(run.path.name + "-replay"))
-    copy = runs.create(folder, run.config, experiment=run.description["experiment"], seeds=run.seeds)
+    given = run.description
+    copy = runs.create(folder, run.config, experiment=given["experiment"], seeds=run.seeds, source=given.get("source"))
     shutil.copyfile(run.path / _COPY, copy.path / _COPY)
     execute(copy)
     found = runs.differences(run.rows, copy.rows)
     for part in sorted(entry.parent.name for entry in run.path.glob("*/config.json")):
         found += [f"{part}: {line}" for line in runs.differences(Run(run.path / part).rows, Run(copy.path / part).rows)]
-    before, after = run.result, copy.result
-    if before and after and before["metrics"] != after["metrics"]:
-        found += [
-            f"final {name}: {before['metrics'].get(name)} and {after['metrics'].get(name)}"
-            for name in sorted(before["metrics"].keys() | after["metrics"].keys())
-            if before["metrics"].get(name) != after["metrics"].get(name)
-        ]
+    before, after = run.result["metrics"], (copy.result or {})["metrics"]  # null where not finite: those agree too
+    found += [
+        f"final {name}: {before.get(name)} and {after.get(name)}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
     return copy, found
 
 
-def environment_differences(one: Run, other: Run) -> list[str]:
-    """What differs between the environments of two runs that could change their numbers."""
-    first, second = one.environment, other.environment
+def environment_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """What differs between two environments (`run.environment`) that could change a run's numbers."""
     found = []
     for name in ("python", "devices", "packages", "git", "variables", "x64"):
         if first.get(name) != second.get(name):
@@ -173,7 +195,7 @@ class LoadedRun(Run):
         if not (self.path / _COPY).is_file() and not (self.path.parent / _COPY).is_file():
             raise LookupError(f"{self.path} was not made by an experiment; give its learner: jdl.load(path, learner)")
         folder = self.path if (self.path / _COPY).is_file() else self.path.parent
-        module = _load_file(folder / _COPY)
+        module = _load_copy(Run(folder))
         if not hasattr(module, "learner"):
             raise LookupError(
                 f"the experiment of {self.path} has no learner(config); give one: jdl.load(path, learner)"
@@ -230,12 +252,24 @@ def require_experiment(run: Run) -> None:
         )
 
 
-def _load_file(file: Path, name: str | None = None) -> ModuleType:
-    for folder in (str(Path.cwd()), str(file.parent.absolute())):
+def _seconds(run: Run) -> float:
+    """What an unfinished run took so far, by its log."""
+    parts = [run, *(Run(file.parent) for file in run.path.glob("*/config.json"))]
+    return sum((part.rows[-1]["seconds"] for part in parts if part.rows), 0.0)
+
+
+def _load_copy(run: Run) -> ModuleType:
+    """A run's copy of its experiment, among the modules that the original stood among."""
+    source = run.description.get("source") or {"package": "", "path": []}
+    return _load_file(run.path / _COPY, package=source["package"], path=source["path"])
+
+
+def _load_file(file: Path, name: str | None = None, package: str = "", path: Sequence[str] = ()) -> ModuleType:
+    for folder in (str(Path.cwd()), str(file.parent.absolute()), *path):
         if folder not in sys.path:
             sys.path.append(folder)
     digest = hashlib.sha256(str(file.absolute()).encode()).hexdigest()[:8]
-    name = name or f"{file.stem}_{digest}"
+    name = name or ".".join(filter(None, (package, f"{file.stem}_{digest}")))
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise LookupError(f"{file} cannot be loaded as a Python module")
@@ -246,7 +280,7 @@ def _load_file(file: Path, name: str | None = None) -> ModuleType:
 
 
 def _checked(module: ModuleType, name: str) -> ModuleType:
-    missing = [part for part in ("Config", "main") if not hasattr(module, part)]
+    missing = [part for part in sorted(_REQUIRED) if not hasattr(module, part)]
     if missing:
         raise TypeError(f"{name} is no experiment: it has no {' and no '.join(missing)}; see experiments/xor.py")
     if not dataclasses.is_dataclass(module.Config) or not module.Config.__dataclass_params__.frozen:  # type: ignore

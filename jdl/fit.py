@@ -93,9 +93,8 @@ def fit(
 
     # Nothing is written before this: a mistake above leaves no folder behind.
     run = open_or_create(run, resume) if run is not None else None
-    if run is not None:
-        callbacks = [*callbacks, *(LOGGERS[name](run.path / name) for name in run.log_to)]
-    loop = _Loop(learner, source, key, state, Outcome(learner.runs, monitor), run, callbacks)
+    loggers = [LOGGERS[name](run.path / name) for name in run.log_to] if run is not None else []
+    loop = _Loop(learner, source, key, state, Outcome(learner.runs, monitor), run, [*callbacks, *loggers])
     bar = ProgressBar(steps, 0, False)
     try:
         loop.start()
@@ -111,6 +110,8 @@ def fit(
         return loop.finish()
     finally:
         bar.close(loop.step)
+        for logger in loggers:
+            logger.close()
         loop.close()
 
 

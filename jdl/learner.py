@@ -48,7 +48,9 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
 
     `loss(params, batch, key)` returns `(total, weight)` or `(total, weight, auxiliary)`: the loss summed over the
     examples, how many count (the unmasked ones), and a pytree of metrics and running statistics. Everything that
-    has an example axis must come in through `batch`: `accumulate` and `pmap` split that and nothing else.
+    has an example axis must come in through `batch`: `accumulate` and `pmap` split that and nothing else. A loop of
+    your own around this (`jax.lax.scan`, `jax.checkpoint`) needs its body defined inside the step: JAX keeps traces
+    by function, and a kept one does not know which transforms are around it now.
 
     Returns the gradients of total / weight (zero where the weight is zero), the loss as a `Mean`, and the auxiliary
     pytree, each over the whole batch however it was split.

@@ -4,13 +4,21 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jdl.runs import Row
 
-type Logger = Callable[[Row, Any], None]
+
+class Logger(NamedTuple):
+    """A callback of `fit`, and what to call when there are no more rows."""
+
+    log: Callable[[Row, Any], None]
+    close: Callable[[], Any]
+
+    def __call__(self, row: Row, state: Any) -> None:
+        self.log(row, state)
 
 
 def tensorboard(folder: str | os.PathLike) -> Logger:
@@ -28,7 +36,7 @@ def tensorboard(folder: str | os.PathLike) -> Logger:
         writer.add_event(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
         writer.flush()
 
-    return log
+    return Logger(log, writer.close)
 
 
 def wandb(folder: str | os.PathLike, project: str = "jdl", mode: Any = None, **options: Any) -> Logger:
@@ -43,7 +51,7 @@ def wandb(folder: str | os.PathLike, project: str = "jdl", mode: Any = None, **o
     def log(row: Row, state: Any) -> None:
         session.log(dict(scalars(row)), step=row["step"])
 
-    return log
+    return Logger(log, session.finish)
 
 
 LOGGERS = {"tensorboard": tensorboard, "wandb": wandb}

@@ -25,7 +25,7 @@ def keep_scratch_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or _accelerator_possible() or any(map(os.environ.get, _CHOSEN_BY_USER)):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(option, value) == 1 for option, value in _OPTIONS.values()])
+    return min(mallopt(option, value) for option, value in _OPTIONS.values()) == 1
 
 
 def _accelerator_possible() -> bool:

@@ -40,6 +40,15 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
 
         return replicated
 
+    def init(key: Array) -> State:
+        chosen = _free_devices("pmap", devices)
+        if len(chosen) == 1:
+            return learner.init(key)
+        # Where steps will have it, so that they are compiled once and data is put beside it.
+        return jax.lax.with_sharding_constraint(
+            learner.init(key), NamedSharding(_mesh(chosen, _REPLICAS), PartitionSpec())
+        )
+
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         chosen = _free_devices("pmap", devices)
         if len(chosen) == 1:
@@ -98,7 +107,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
             check_vma=False,
         )(state, batch)
 
-    return learner._replace(step=step, evaluate=evaluate)
+    return learner._replace(init=init, step=step, evaluate=evaluate)
 
 
 def shard(learner: Learner, mesh: Mesh | None = None, rules: Sequence[tuple[str, PartitionSpec]] = ()) -> Learner:

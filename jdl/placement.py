@@ -27,7 +27,8 @@ def host_devices(count: int | None = None) -> int:
     """Make each CPU core a JAX device, so that `seeds` and `population` can spread runs; returns how many there are.
 
     Call it before JAX is first used (the `jdl` command does); once a backend runs this is no longer possible, and a
-    warning says so. It also lets the CPU keep its scratch memory (`jdl.memory`). count: how many, by default the cores this process may use.
+    warning says so. It also lets the CPU's programs keep their scratch memory (`jdl.memory`). count: how many, by
+    default the cores this process may use.
     """
     if count is None:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -74,7 +75,11 @@ def over_runs(
                 out_specs=each,
                 check_vma=False,
             )(states, *shared)
-            return jax.tree.map(lambda leaf: leaf[:runs], results) if padding else results
+            if not padding:
+                return results
+            # Copies everywhere, of states and of what a step makes of them: a program for each would be compiled.
+            whole = NamedSharding(mesh, same)
+            return jax.lax.with_sharding_constraint(jax.tree.map(lambda leaf: leaf[:runs], results), whole)
 
     return mapped
 

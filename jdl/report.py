@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.special import softmax
 
 from jdl import plot
-from jdl.runs import Run, write_text
+from jdl.runs import Run, write_bytes, write_text
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -81,7 +81,7 @@ def _save(run: Run, name: str, figure: Figure) -> str:
     figure.savefig(buffer, format="png", dpi=130)
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.png").write_bytes(buffer.getvalue())
+    write_bytes(folder / f"{name}.png", buffer.getvalue())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

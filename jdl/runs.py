@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -65,6 +66,13 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Versions, devices, git revision, of the process that made the run."""
         return json.loads((self.path / "environment.json").read_text())
+
+    def resumed(self) -> dict[str, Any]:
+        """Keep the environment of a process that goes on with the run, beside the first; returns it."""
+        now = environment()
+        resumed = [*self.environment.get("resumed", []), now]
+        write_json(self.path / "environment.json", {**self.environment, "resumed": resumed})
+        return now
 
     @property
     def log_to(self) -> tuple[str, ...]:
@@ -145,10 +153,10 @@ class Run:
 
     def save_arrays(self, name: str, **arrays: Any) -> Path:
         """Keep arrays beside the log, for reports and notebooks, as `name`.npz."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
         path = self.path / f"{name}.npz"
-        temporary = self.path / f"{name}.writing.npz"
-        np.savez_compressed(temporary, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
-        temporary.replace(path)
+        write_bytes(path, buffer.getvalue())
         return path
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray] | None:
@@ -175,10 +183,12 @@ def create(
     experiment: str | None = None,
     seeds: Sequence[int] = (0,),
     log: Sequence[str] = (),
+    source: Mapping[str, Any] | None = None,
 ) -> Run:
     """A new run directory; raises FileExistsError where the folder holds anything.
 
-    log: where `fit` sends the metrics beside metrics.jsonl (`jdl.loggers`).
+    log: where `fit` sends the metrics beside metrics.jsonl (`jdl.loggers`). source: the package that the experiment
+    belongs to, and the folders that it imports from.
     """
     folder = Path(path).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -186,6 +196,8 @@ def create(
             f"the run directory {path} exists; continue it (`jdl resume {path}`, or resume=True), or choose another"
         )
     description = {"experiment": experiment, "config": dict(config or {}), "seeds": list(seeds), "log": list(log)}
+    if source is not None:
+        description["source"] = dict(source)
     json.dumps(description, default=_plain)  # before anything is made: a field of a type that JSON cannot hold
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", environment())
@@ -263,11 +275,16 @@ def _plain(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, sync, rename. Raises OSError naming the folder where it cannot."""
+    """Write a text file as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync, rename. Raises OSError naming the folder where it cannot."""
     temporary = path.with_name(path.name + ".writing")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -283,6 +300,6 @@ def differences(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
         found.append(f"{len(first)} rows and {len(second)} rows")
     for one, other in zip(first, second, strict=False):
         for name in sorted((one.keys() | other.keys()) - set(_TIMES)):
-            if one.get(name) != other.get(name):
+            if json.dumps(one.get(name)) != json.dumps(other.get(name)):  # as text: NaN agrees with NaN
                 found.append(f"step {one['step']}, {name}: {one.get(name)} and {other.get(name)}")
     return found

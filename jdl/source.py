@@ -12,7 +12,6 @@ from jdl.data.dataset import check
 from jdl.data.shuffle import epoch_indices
 from jdl.learner import Batch, State, fold
 
-
 _DRAWN_AT_ONCE = 16384  # indices; for small data, a dispatch an epoch would cost more than its steps
 
 
@@ -40,8 +39,8 @@ class Batches:
 
     def __init__(self, data: Mapping[str, Any], batch_size: int, key: Array | int = 0, shuffle: bool = True) -> None:
         check(data)
-        self.data = {name: np.asarray(leaf) for name, leaf in data.items()}
-        self.size = len(next(iter(self.data.values())))
+        self.data = jax.tree.map(np.asarray, dict(data))
+        self.size = len(jax.tree.leaves(self.data)[0])
         if not 1 <= batch_size <= self.size:
             raise ValueError(
                 f"Batches(batch_size={batch_size}): the data has {self.size} examples; use 1 to {self.size}"
@@ -52,11 +51,11 @@ class Batches:
         self._key = fold(jax.random.key(key) if isinstance(key, int) else key, "shuffle")
         self._first, self._orders = 0, np.empty((0, self.size), np.int32)  # of the epochs from `_first` on
 
-    def next(self, state: State = None) -> dict[str, np.ndarray]:
+    def next(self, state: State = None) -> dict[str, Any]:
         epoch, place = divmod(self.position, self.size // self.batch_size)
         indices = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         self.position += 1
-        return {name: leaf[indices] for name, leaf in self.data.items()}
+        return jax.tree.map(lambda leaf: leaf[indices], self.data)
 
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:

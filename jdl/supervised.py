@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -42,7 +42,7 @@ def supervised(
     average_decay: float | None = None,
     rngs: Sequence[str] = ("dropout",),
 ) -> Learner:
-    """A learner that fits `model(batch["input"])` to `batch["target"]`.
+    """A learner that fits `model(batch["input"])` to `batch["target"]`; either may be a pytree of arrays.
 
     model: a Linen module (an NNX one through `flax.nnx.bridge.to_linen`); a `train` or `deterministic` argument
     of its call is passed. What it sows in "losses" (means over the batch) is added to the loss, what it sows in
@@ -62,14 +62,15 @@ def supervised(
         if not clip_norm > 0:
             raise ValueError(f"clip_norm={clip_norm} is not positive; give the largest global gradient norm allowed")
         optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
-    expected = {name: (np.shape(leaf)[1:], jnp.result_type(leaf)) for name, leaf in example.items() if name != "mask"}
+    expected = _shapes({name: leaf for name, leaf in example.items() if name != "mask"})
+    inputs = _shapes({"input": example["input"]})
     metrics = dict(metrics or {})
     mode = _mode_argument(model)
 
     def init(key: Array) -> TrainState:
-        shape, dtype = expected["input"]
         keys = {name: fold(key, name) for name in ("params", *rngs)}
-        variables = dict(model.init(keys, jnp.zeros((1, *shape), dtype), **mode(False)))
+        one = jax.tree.map(lambda leaf: jnp.zeros((1, *np.shape(leaf)[1:]), jnp.result_type(leaf)), example["input"])
+        variables = dict(model.init(keys, one, **mode(False)))
         params = variables.pop("params", {})
         collections = {name: value for name, value in variables.items() if name not in _SOWN}
         average = None if average_decay is None else params
@@ -108,9 +109,9 @@ def supervised(
 
     def predict(state: TrainState, batch: Batch) -> Any:
         params = state.params if state.average is None else state.average
-        inputs = batch["input"] if isinstance(batch, Mapping) else batch
-        check_batch({"input": inputs}, {"input": expected["input"]})
-        return model.apply({"params": params, **state.collections}, inputs, **mode(False))
+        given = batch["input"] if isinstance(batch, Mapping) and "input" in batch else batch
+        check_batch({"input": given}, inputs)
+        return model.apply({"params": params, **state.collections}, given, **mode(False))
 
     def evaluate(state: TrainState, batch: Batch) -> dict[str, Metric]:
         check_batch(batch, expected)
@@ -141,23 +142,36 @@ def per_example(loss: Callable, outputs: Any, batch: Batch) -> tuple[Float[Array
     return losses, (jnp.asarray(mask) > 0).astype(losses.dtype)
 
 
-def check_batch(batch: Any, expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
+class _Shape(NamedTuple):
+    """Of one example, in one array of a batch."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def _shapes(batch: Any) -> dict[str, _Shape]:
+    """By path: "['input']", "['input']['ids']"."""
+    return {
+        jax.tree_util.keystr(path): _Shape(np.shape(leaf)[1:], jnp.result_type(leaf)) for path, leaf in _flatten(batch)
+    }
+
+
+def check_batch(batch: Any, expected: Mapping[str, _Shape]) -> None:
     """Hold a batch against the shapes and types a learner was made for; raises ValueError naming the difference."""
     if not isinstance(batch, Mapping):
-        raise ValueError(f"a batch is a dict with {sorted(expected)}, this one is a {type(batch).__name__}")
+        raise ValueError(f"a batch is a dict like the learner's example, this one is a {type(batch).__name__}")
+    found = _shapes(batch)
     for name, (shape, dtype) in expected.items():
-        if name not in batch:
-            raise ValueError(f"the batch has no {name!r} (its keys: {sorted(batch)}); the learner's example had one")
-        leaf = batch[name]
-        if np.shape(leaf)[1:] != shape:
-            made_for = ", ".join(["batch", *map(str, shape)])
+        if name not in found:
+            raise ValueError(f"batch{name} is missing (there are {', '.join(found)}); the learner's example had one")
+        if found[name].shape != shape:
             raise ValueError(
-                f"batch[{name!r}] has shape {np.shape(leaf)}, the learner was made for ({made_for}); "
-                "reshape the data, or make the learner with an example of this shape"
+                f"batch{name} has shape {('batch', *found[name].shape)}, the learner was made for "
+                f"{('batch', *shape)}; reshape the data, or make the learner with an example of this shape"
             )
-        if jnp.result_type(leaf) != dtype:
+        if found[name].dtype != dtype:
             raise ValueError(
-                f"batch[{name!r}] has type {jnp.result_type(leaf)}, the learner was made for {dtype}; "
+                f"batch{name} has type {found[name].dtype}, the learner was made for {dtype}; "
                 f"convert it with .astype({str(dtype)!r}), or make the learner with an example of this type"
             )
 
@@ -191,7 +205,8 @@ def _flatten(tree: PyTree) -> list[tuple[Any, Any]]:
 
 def _mode_argument(model: nn.Module) -> Callable[[bool], dict[str, Any]]:
     """How this model is told that it trains: `train=`, `deterministic=`, or not at all."""
-    parameters = inspect.signature(type(model).__call__).parameters
+    wrapped = getattr(model, "nnx_class", type(model))  # what the bridge from NNX passes its arguments on to
+    parameters = inspect.signature(wrapped.__call__).parameters
     if "train" in parameters:
         return lambda train: {"train": train}
     if "deterministic" in parameters:

@@ -169,9 +169,11 @@ def seeds(
         return tree if inner is None else jax.tree.map(lambda leaf: _join(leaf, 0), tree)
 
     def over(function: Callable[[State, Batch], PyTree]) -> Callable[[State, Batch], PyTree]:
-        if each:
-            return lambda state, batch: flat(place(lambda pair: function(*pair))((outer(state), batch)))
-        return lambda state, batch: flat(place(function)(outer(state), batch))
+        def call(state: State, batch: Batch) -> PyTree:
+            _check_runs(batch, runs)
+            return flat(place(lambda pair: function(*pair))((outer(state), batch)))
+
+        return call if each else lambda state, batch: flat(place(function)(outer(state), batch))
 
     def init(key: Array) -> State:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.array(numbers, jnp.uint32))
@@ -179,8 +181,6 @@ def seeds(
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         warn_if_runs_stay_on_one_core(runs, "seeds")
-        if each:
-            _check_runs(batch, runs)
         one = jax.tree.map(lambda leaf: leaf[0], batch) if each else batch
         with _watching_runs("seeds", runs, placement, learner.step, outer(state), one):
             return over(learner.step)(state, batch)
@@ -239,7 +239,8 @@ def _check_runs(batch: Batch, runs: int) -> None:
         if jnp.ndim(leaf) == 0 or len(leaf) != runs:
             raise ValueError(
                 f"seeds(each=True) takes batches with a leading axis of {runs} runs, this one has shape "
-                f"{jnp.shape(leaf)}; stack one run's data each"
+                f"{jnp.shape(leaf)}; stack one run's data each (and evaluate it in one batch: an evaluation batch "
+                "size below the number of runs would split the runs)"
             )
 
 

@@ -1,6 +1,9 @@
 """The command, as a user types it: every verb, its help, its JSON, and its answers to mistakes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +162,57 @@ def test_replay_agrees_and_finds_what_differs(folder, capsys):
     rows[3]["train/loss"][1] += 1e-7
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "1 metrics differ" in jdl_command(capsys, "replay", "out", status=1)
+
+
+def test_an_unfinished_run_has_nothing_to_agree_with(folder, capsys):
+    jdl_command(capsys, "run", "tiny", "--run-dir", "out")
+    (folder / "out" / "result.json").unlink()
+    assert "jdl resume" in jdl_command(capsys, "replay", "out", status=2)
+
+
+def test_resume_says_what_has_changed_and_adds_up_the_time(folder, capsys):
+    jdl_command(capsys, "run", "tiny", "--run-dir", "out")
+    (folder / "out" / "result.json").unlink()
+    file = folder / "out" / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"python": "3.1"}))
+    log = folder / "out" / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"seconds": ', '"seconds": 100'))
+    with pytest.raises(SystemExit):
+        cli.main(["resume", "out"])
+    assert "the environment has changed since the run was made: python was 3.1" in capsys.readouterr().err
+    run = jdl.load("out")
+    assert run.environment["resumed"][0]["python"] != "3.1"
+    assert run.result["seconds"] > 100
+
+
+SIBLINGS = {
+    "experiments/__init__.py": "",
+    "experiments/helper.py": "RATE = 0.1",
+    "experiments/relative.py": TINY.replace("import jdl\n", "import jdl\nfrom .helper import RATE\n", 1),
+    "elsewhere/beside.py": "RATE = 0.1",
+    "elsewhere/plain.py": TINY.replace("import jdl\n", "import jdl\nfrom beside import RATE\n", 1),
+}
+
+
+@pytest.mark.parametrize("name", ["relative", "elsewhere/plain.py"])
+def test_a_copy_finds_the_modules_that_the_original_stood_among(name, folder):
+    (folder / "elsewhere").mkdir()
+    for file, text in SIBLINGS.items():
+        (folder / file).write_text(text)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    for arguments in (["run", name, "--run-dir", "out"], ["replay", "out"]):  # each a process of its own
+        command = [sys.executable, "-m", "jdl", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert result.returncode == 0, result.stderr
+
+
+def test_list_passes_over_what_is_no_experiment(folder, capsys):
+    (folder / "experiments" / "helper.py").write_text("raise RuntimeError('imported')")
+    (folder / "experiments" / "broken.py").write_text("def main(:")
+    (folder / "experiments" / "needy.py").write_text("import absent_package\n" + TINY)
+    found = last_json(jdl_command(capsys, "list", "--json"))["experiments"]
+    assert found.keys() == {"tiny", "needy", "broken"}
+    assert "cannot be read as Python" in found["broken"]
 
 
 def test_runs_lists_them(folder, capsys):

@@ -65,7 +65,8 @@ def test_epochs_of_one_key_are_independent():
     orders = np.asarray(jax.vmap(lambda epoch: epoch_indices(key, epoch, size))(jnp.arange(epochs)))
     permutations = orders @ (size ** np.arange(size))
     _, counts = np.unique(permutations, return_counts=True)
-    assert len(counts) == 120 and chisquare(counts).pvalue > UNLIKELY
+    assert len(counts) == 120
+    assert chisquare(counts).pvalue > UNLIKELY
     for lag in (1, 2, 256):  # where an example stands in one epoch says nothing of where it stands in a later one
         pairs = np.bincount(orders[:-lag, 0] * size + orders[lag:, 0], minlength=size * size)
         assert chisquare(pairs).pvalue > UNLIKELY
