@@ -35,7 +35,7 @@ class Config:
 
 
 class ConvNet(nn.Module):
-    """Two convolutions with pooling, two dense layers."""
+    """Three convolutions, two of them with pooling, and two dense layers."""
 
     dropout: float
 
@@ -43,6 +43,7 @@ class ConvNet(nn.Module):
     def __call__(self, x, train: bool):
         x = jdl.nn.max_pool(nn.relu(jdl.nn.Conv(32, (3, 3))(x)), (2, 2), (2, 2))
         x = jdl.nn.max_pool(nn.relu(jdl.nn.Conv(64, (3, 3))(x)), (2, 2), (2, 2))
+        x = nn.relu(jdl.nn.Conv(64, (3, 3))(x))
         x = nn.relu(nn.Dense(256)(x.reshape(len(x), -1)))
         return nn.Dense(10)(nn.Dropout(self.dropout, deterministic=not train)(x))
 

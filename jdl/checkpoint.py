@@ -4,6 +4,7 @@ A checkpoint is a folder named by its step: the arrays (Orbax), a small JSON fil
 is written under a temporary name, synced, and renamed, so that a kill at any moment leaves the one before it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -97,7 +98,9 @@ class Checkpoints:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            _save_arrays(temporary / _ARRAYS, _flatten(tree))
+            arrays = _flatten(tree)
+            _check_space(temporary, sum(array.nbytes for array in arrays.values()))
+            _save_arrays(temporary / _ARRAYS, arrays)
             (temporary / _NOTES).write_text(json.dumps(notes))
             (temporary / _MANIFEST).write_text(json.dumps(_sums(temporary)))
             for path in [*_files(temporary), temporary]:
@@ -108,12 +111,14 @@ class Checkpoints:
             _sync(self.directory)
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, OSError) or "No space left" in str(error) or "ENOSPC" in str(error):
-                raise OSError(
-                    f"checkpoint {folder} could not be written ({error}); free space there or choose another run "
-                    "directory, then resume: the checkpoints before it are intact"
-                ) from error
-            raise
+            full = "No space left" in str(error) or "ENOSPC" in str(error)
+            if not full and not isinstance(error, OSError):
+                raise
+            reason = "no space left on the device" if full else error
+            raise OSError(
+                f"checkpoint {folder} could not be written ({reason}); free space there or choose another run "
+                "directory, then resume: the checkpoints before it are intact"
+            ) from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
 
@@ -183,6 +188,12 @@ def _placed(saved: np.ndarray, like: Any) -> Any:
         keys = jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
         return jax.device_put(keys, like.sharding)
     return jax.device_put(saved, like.sharding) if isinstance(like, jax.Array) else saved
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Orbax on a full disk leaves stack traces of its threads; ask before."""
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -65,11 +65,15 @@ def over_runs(
         with seam.reduced(devices_taken=transform):
             mesh = Mesh(np.array(devices), ("runs",), axis_types=(AxisType.Auto,))
             padding = -runs % len(devices)
+            local = _on_one_device(function, within)
             if padding:  # runs that nobody looks at, so that every device has as many
                 states = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:padding]]), states)
+                if within == "map":
+                    states = (jnp.arange(runs + padding) < runs, states)
+                    local = _on_one_device(partial(_only_if_wanted, function), within)
             each, same = PartitionSpec("runs"), PartitionSpec()
             results = jax.shard_map(
-                _on_one_device(function, within),
+                local,
                 mesh=mesh,
                 in_specs=(each, *[same] * len(shared)),
                 out_specs=each,
@@ -93,6 +97,17 @@ def _on_one_device(function: Callable[..., PyTree], within: Placement) -> Callab
         return jax.lax.map(single, states) if within == "map" else jax.vmap(single)(states)
 
     return run
+
+
+def _only_if_wanted(function: Callable[..., PyTree], run: tuple[Any, PyTree], *shared: PyTree) -> PyTree:
+    """The result of `function`, or next to no work for a run that only fills a device's share."""
+    wanted, state = run
+    nothing = jax.eval_shape(function, state, *shared)
+    return jax.lax.cond(
+        wanted,
+        lambda: function(state, *shared),
+        lambda: jax.tree.map(lambda leaf: jax.lax.full(leaf.shape, 0, leaf.dtype), nothing),
+    )
 
 
 def _swapped(function: Callable[..., PyTree], shared: tuple[PyTree, ...], state: PyTree) -> PyTree:
