@@ -114,7 +114,7 @@ class Checkpoints:
             full = "No space left" in str(error) or "ENOSPC" in str(error)
             if not full and not isinstance(error, OSError):
                 raise
-            reason = "no space left on the device" if full else error
+            reason = os.strerror(errno.ENOSPC) if full else error
             raise OSError(
                 f"checkpoint {folder} could not be written ({reason}); free space there or choose another run "
                 "directory, then resume: the checkpoints before it are intact"

@@ -39,7 +39,7 @@ class Fitted(NamedTuple):
 
 def fit(
     learner: Learner,
-    source: Source | Mapping[str, Any],
+    source: Source | Mapping[str, Any] | None,
     *,
     steps: int,
     key: Array | int = 0,
@@ -56,7 +56,7 @@ def fit(
 ) -> Fitted:
     """Train for a number of updates, from the key or from the run's last checkpoint.
 
-    source: a `Source`; a plain dict of arrays serves a learner made by `feed`.
+    source: a `Source`; a plain dict of arrays serves a learner made by `feed`, None one that makes its own data.
     validation: evaluated every `evaluate_every` updates; its `monitor` (the name of a loss or score, or a `Monitor`
     with mode and patience) picks the best state and stops early.
     run: a run directory for the log and the checkpoints; a folder that already holds a run is continued if
