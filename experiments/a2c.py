@@ -1,0 +1,68 @@
+"""Advantage actor-critic on environments with a compiled twin; scored in the real Gymnasium environment.
+
+Run:       jdl run a2c --env CartPole-v1 --seeds 10
+Expected:  see experiments/README.md; RL Zoo's single run has 500 on CartPole-v1 at 500,000 steps
+"""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+import jdl
+import rl
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyper-parameters; what is None is tuned for the environment, or else common."""
+
+    env: str = "CartPole-v1"
+    total_steps: int | None = None  # of all environments together
+    num_envs: int | None = None
+    rollout: int | None = None
+    learning_rate: float | None = None  # of Adam, decays to zero over the run
+    discount: float | None = None
+    trace: float | None = None
+    entropy_weight: float | None = None
+    normalise_advantages: bool | None = None
+    normalise_observations: bool | None = None
+    num_episodes: int = 100  # of the final evaluation, a seed
+
+
+COMMON = {
+    "total_steps": 500_000,
+    "num_envs": 8,
+    "rollout": 16,
+    "learning_rate": 2e-3,
+    "discount": 0.99,
+    "trace": 0.95,
+    "entropy_weight": 0.0,
+    "normalise_advantages": True,
+    "normalise_observations": False,
+}
+TUNED: dict[str, dict[str, Any]] = {"CartPole-v1": {"discount": 0.98}}
+OPTIONS = "rollout", "discount", "trace", "entropy_weight", "normalise_advantages", "normalise_observations"
+
+
+def algorithm(config: Config, env: rl.envs.Environment) -> rl.Algorithm:
+    """A2C with Adam, its learning rate decaying to zero."""
+    chosen = rl.settings(config, COMMON, TUNED)
+    count = rl.updates(chosen["total_steps"], chosen["num_envs"], chosen["rollout"])
+    schedule = optax.linear_schedule(chosen["learning_rate"], 0.0, count)
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(schedule, eps=1e-5))
+    options = {name: chosen[name] for name in OPTIONS}
+    return rl.a2c(env.observation_space, env.action_space, optimizer=optimizer, **options)
+
+
+def learner(config: Config) -> jdl.Learner:
+    """One run."""
+    env = rl.envs.make(config.env)
+    return rl.on_device(algorithm(config, env), env, rl.settings(config, COMMON, TUNED)["num_envs"])
+
+
+def main(config: Config, run: jdl.Run) -> dict[str, Any]:
+    """Train on the compiled twin; evaluate the last agent there and in Gymnasium's own environment."""
+    env, chosen = rl.envs.make(config.env), rl.settings(config, COMMON, TUNED)
+    sizes = {name: chosen[name] for name in ("num_envs", "total_steps")}
+    return rl.train(algorithm(config, env), env, run, **sizes, num_episodes=config.num_episodes).scores

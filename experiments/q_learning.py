@@ -1,0 +1,76 @@
+"""Q-learning on toy text environments, beside the optimum that value iteration finds.
+
+Run:       jdl run q_learning --env FrozenLake-v1 --seeds 10      (CliffWalking-v1, Taxi-v4, ...)
+Expected:  see experiments/README.md
+"""
+
+import dataclasses
+from typing import Any
+
+import gymnasium
+import numpy as np
+import optax
+
+import jdl
+import rl
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyper-parameters; what is None is tuned for the environment, or else common."""
+
+    env: str = "FrozenLake-v1"
+    total_steps: int | None = None  # of all environments together
+    num_envs: int | None = None
+    learning_rate: float | None = None
+    visits: float | None = None  # after as many visits of a state and action its learning rate has about halved
+    epsilon: float | None = None  # the share of random actions at the start; it falls to zero over the run
+    discount: float | None = None
+    num_episodes: int = 1000  # of the final evaluation, a seed
+
+
+COMMON = {
+    "total_steps": 400_000,
+    "num_envs": 8,
+    "learning_rate": 0.2,
+    "visits": 1e9,
+    "epsilon": 1.0,
+    "discount": 0.99,
+}
+TUNED: dict[str, dict[str, Any]] = {
+    "FrozenLake-v1": {"learning_rate": 1.0, "visits": 10.0},
+    "CliffWalking-v1": {"discount": 0.999},
+    "Taxi-v4": {"total_steps": 1_000_000},
+}
+
+
+def algorithm(config: Config, env: rl.envs.Environment) -> rl.Algorithm:
+    """Q-learning, exploring less and less."""
+    chosen = rl.settings(config, COMMON, TUNED)
+    return rl.q_learning(
+        env.observation_space,
+        env.action_space,
+        learning_rate=lambda visits: chosen["learning_rate"] / (1 + visits / chosen["visits"]) ** 0.7,
+        epsilon=optax.linear_schedule(chosen["epsilon"], 0.0, int(0.9 * chosen["total_steps"])),
+        discount=chosen["discount"],
+    )
+
+
+def learner(config: Config) -> jdl.Learner:
+    """One run."""
+    env = rl.envs.make(config.env)
+    return rl.on_device(algorithm(config, env), env, rl.settings(config, COMMON, TUNED)["num_envs"])
+
+
+def main(config: Config, run: jdl.Run) -> dict[str, Any]:
+    """Train on the compiled twin; evaluate the last table there, in Gymnasium's own environment, and exactly."""
+    env, chosen = rl.envs.make(config.env), rl.settings(config, COMMON, TUNED)
+    sizes = {name: chosen[name] for name in ("num_envs", "total_steps")}
+    agents, scores = rl.train(algorithm(config, env), env, run, **sizes, num_episodes=config.num_episodes)
+    rules = rl.envs.table(gymnasium.make(config.env))
+    horizon = gymnasium.spec(config.env).max_episode_steps or 1000
+    policies = rl.greedy_policies(algorithm(config, env), agents, rules)
+    exact = [rl.envs.expected_return(policy, rules, horizon) for policy in policies]
+    best = rl.envs.greedy(rl.envs.optimal_values(rules, 0.999), rules, 0.999)
+    optimum = np.full(len(exact), rl.envs.expected_return(best, rules, horizon))
+    return {**scores, "return (exact)": np.array(exact), "return (optimum)": optimum}

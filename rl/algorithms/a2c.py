@@ -1,0 +1,85 @@
+"""Advantage actor-critic, synchronous (Mnih et al. 2016, section 4; one update a rollout)."""
+
+from typing import Any
+
+import flax.linen as nn
+import gymnasium
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+import jdl
+from jdl import seam
+from jdl.metrics import Mean
+from rl.policy import PolicyAgent, flat, moments, next_values, policy, updated
+from rl.returns import generalised_advantages
+from rl.types import Algorithm, Experience
+
+
+def a2c(
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    network: nn.Module | None = None,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    shared: bool = False,
+    rollout: int = 5,
+    discount: float = 0.99,
+    trace: float = 1.0,
+    entropy_weight: float = 0.0,
+    value_weight: float = 0.5,
+    normalise_advantages: bool = False,
+    normalise_observations: bool = False,
+) -> Algorithm:
+    """A2C; arguments as for `rl.ppo`. optimizer: by default RMSProp(7e-4, decay 0.99) with a global norm of 0.5."""
+    if optimizer is None:
+        optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.rmsprop(7e-4, decay=0.99, eps=1e-5))
+    if rollout < 1:
+        raise ValueError(f"a2c(rollout={rollout}): at least 1")
+    pi = policy(
+        observation_space,
+        action_space,
+        network,
+        optimizer,
+        shared=shared,
+        normalise_observations=normalise_observations,
+    )
+
+    def update(agent: PolicyAgent, experience: Experience, key: Array) -> tuple[PolicyAgent, dict[str, Mean]]:
+        value = experience.extras.value
+        following = next_values(lambda x: pi.apply(agent.params, pi.seen(agent, x), None)[1], experience)
+        advantages = generalised_advantages(
+            experience.reward, value, following, experience.terminated, experience.truncated, discount, trace
+        )
+        valid = experience.valid.astype(jnp.float32)
+        centre, scale = moments(advantages, valid) if normalise_advantages else (0.0, 1.0)
+        batch = flat(
+            {
+                "observation": pi.seen(agent, experience.timestep.observation),
+                "action_mask": experience.timestep.action_mask,
+                "action": experience.action,
+                "advantage": (advantages - centre) / scale,
+                "target": advantages + value,
+                "valid": valid,
+            }
+        )
+        own = seam.current().share(jnp.arange(value.size))  # replicas (`jdl.pmap`) take a part each
+        part = jax.tree.map(lambda leaf: leaf[own], batch)
+        grads, _, measured = jdl.gradients(loss, agent.params, part, key)
+        updates, optimizer_state = optimizer.update(grads, agent.optimizer, agent.params)
+        return updated(agent, optax.apply_updates(agent.params, updates), optimizer_state, experience), measured
+
+    def loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
+        distribution, value = pi.apply(params, part["observation"], part["action_mask"])
+        each = {
+            "policy_loss": -distribution.log_prob(part["action"]) * part["advantage"],
+            "value_loss": 0.5 * (value - part["target"]) ** 2,
+            "entropy": distribution.entropy(),
+        }
+        weight = part["valid"].sum()
+        means = {name: Mean((x * part["valid"]).sum(), weight) for name, x in each.items()}
+        total = means["policy_loss"].total + value_weight * means["value_loss"].total
+        return total - entropy_weight * means["entropy"].total, weight, means
+
+    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout)

@@ -1,0 +1,27 @@
+"""Expected SARSA (van Seijen et al. 2009; Sutton and Barto, section 6.6)."""
+
+import gymnasium
+
+from rl.tabular import Schedule, tabular
+from rl.types import Algorithm
+
+
+def expected_sarsa(
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    *,
+    learning_rate: float | Schedule = 0.1,
+    epsilon: float | Schedule = 0.1,
+    discount: float = 0.99,
+    rollout: int = 1,
+) -> Algorithm:
+    """Back up the mean over what the policy might do next; arguments as for `rl.q_learning`."""
+    return tabular(
+        observation_space,
+        action_space,
+        lambda values, probabilities, action, allowed: (probabilities * values).sum(-1),
+        learning_rate=learning_rate,
+        epsilon=epsilon,
+        discount=discount,
+        rollout=rollout,
+    )

@@ -1,0 +1,126 @@
+"""Proximal policy optimisation (Schulman et al. 2017), with the details of Huang et al. 2022."""
+
+from typing import Any
+
+import flax.linen as nn
+import gymnasium
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+import jdl
+from jdl import seam
+from jdl.data.shuffle import shuffled_index
+from jdl.metrics import Mean, merge_axis
+from rl.policy import PolicyAgent, flat, moments, next_values, policy, updated
+from rl.returns import generalised_advantages
+from rl.types import Algorithm, Experience
+
+
+def ppo(
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    network: nn.Module | None = None,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    shared: bool = False,
+    rollout: int = 128,
+    epochs: int = 4,
+    minibatches: int = 4,
+    discount: float = 0.99,
+    trace: float = 0.95,
+    clip: float = 0.2,
+    clip_value: float | None = None,
+    entropy_weight: float = 0.01,
+    value_weight: float = 0.5,
+    normalise_advantages: bool = True,
+    normalise_observations: bool = False,
+) -> Algorithm:
+    """PPO for Discrete, MultiDiscrete, MultiBinary and Box actions.
+
+    network: a torso (`rl.networks`), by default 64-64 with tanh or the network of Mnih et al. 2015 for pictures;
+    actor and critic have one each unless `shared`. optimizer: by default Adam(2.5e-4) with a global norm of 0.5.
+    Discount, trace, clips and weights may be traced (`jdl.population`). Raises ValueError for unsupported spaces.
+    """
+    if optimizer is None:
+        optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-4, eps=1e-5))
+    for name, value in (("rollout", rollout), ("epochs", epochs), ("minibatches", minibatches)):
+        if value < 1:
+            raise ValueError(f"ppo({name}={value}): at least 1")
+    pi = policy(
+        observation_space,
+        action_space,
+        network,
+        optimizer,
+        shared=shared,
+        normalise_observations=normalise_observations,
+    )
+
+    def update(agent: PolicyAgent, experience: Experience, key: Array) -> tuple[PolicyAgent, dict[str, Mean]]:
+        value = experience.extras.value
+        following = next_values(lambda x: pi.apply(agent.params, pi.seen(agent, x), None)[1], experience)
+        advantages = generalised_advantages(
+            experience.reward, value, following, experience.terminated, experience.truncated, discount, trace
+        )
+        batch = flat(
+            {
+                "observation": pi.seen(agent, experience.timestep.observation),
+                "action_mask": experience.timestep.action_mask,
+                "action": experience.action,
+                "log_prob": experience.extras.log_prob,
+                "value": value,
+                "advantage": advantages,
+                "target": advantages + value,
+                "valid": experience.valid.astype(jnp.float32),
+            }
+        )
+        size = value.size
+        if minibatches > size:
+            raise ValueError(f"ppo(minibatches={minibatches}): a rollout has {size} steps in all; at most that many")
+        number = jnp.arange(epochs * minibatches)
+        positions = number[:, None] % minibatches * (size // minibatches) + jnp.arange(size // minibatches)
+        # A permutation that is computed, not sorted: sorting would take longer than the updates on a CPU.
+        shuffled = jax.vmap(lambda e, p: shuffled_index(key, e, p, size))(number // minibatches, positions)
+
+        def minibatch(state: tuple[PyTree, Any], place: tuple[Array, Array]) -> tuple[tuple[PyTree, Any], Any]:
+            params, optimizer_state = state
+            indices, number = place
+            centre, scale = 0.0, 1.0
+            if normalise_advantages:
+                centre, scale = moments(batch["advantage"][indices], batch["valid"][indices])
+            own = seam.current().share(indices)  # replicas (`jdl.pmap`) take a part each of the same minibatch
+            part = jax.tree.map(lambda leaf: leaf[own], batch)
+            part["advantage"] = (part["advantage"] - centre) / scale
+            grads, _, measured = jdl.gradients(loss, params, part, jax.random.fold_in(key, number))
+            updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
+            return (optax.apply_updates(params, updates), optimizer_state), measured
+
+        (params, optimizer_state), measured = jax.lax.scan(
+            minibatch, (agent.params, agent.optimizer), (shuffled, number)
+        )
+        return updated(agent, params, optimizer_state, experience), merge_axis(measured, 0)
+
+    def loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
+        distribution, value = pi.apply(params, part["observation"], part["action_mask"])
+        log_ratio = distribution.log_prob(part["action"]) - part["log_prob"]
+        ratio = jnp.exp(log_ratio)
+        gain = jnp.minimum(ratio * part["advantage"], jnp.clip(ratio, 1 - clip, 1 + clip) * part["advantage"])
+        error = (value - part["target"]) ** 2
+        if clip_value is not None:
+            near = part["value"] + jnp.clip(value - part["value"], -clip_value, clip_value)
+            error = jnp.maximum(error, (near - part["target"]) ** 2)
+        entropy = distribution.entropy()
+        each = {
+            "policy_loss": -gain,
+            "value_loss": 0.5 * error,
+            "entropy": entropy,
+            "approximate_kl": ratio - 1 - log_ratio,
+            "clip_fraction": (jnp.abs(ratio - 1) > clip).astype(jnp.float32),
+        }
+        weight = part["valid"].sum()
+        means = {name: Mean((x * part["valid"]).sum(), weight) for name, x in each.items()}
+        total = means["policy_loss"].total + value_weight * means["value_loss"].total
+        return total - entropy_weight * means["entropy"].total, weight, means
+
+    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout)

@@ -1,0 +1,93 @@
+"""REINFORCE (Williams 1992): the gradient of the log-probability of what was done, times what came of it."""
+
+from typing import Any
+
+import flax.linen as nn
+import gymnasium
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, PyTree
+
+import jdl
+from jdl import seam
+from jdl.metrics import Mean
+from rl.policy import PolicyAgent, flat, moments, policy, updated
+from rl.returns import lambda_returns
+from rl.types import Algorithm, Experience
+
+
+def reinforce(
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    network: nn.Module | None = None,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    baseline: bool = True,
+    rollout: int = 1024,
+    discount: float = 0.99,
+    entropy_weight: float = 0.0,
+    normalise_returns: bool = True,
+    normalise_observations: bool = False,
+) -> Algorithm:
+    """REINFORCE, with a learnt value of the state as baseline or with none (Sutton and Barto, sections 13.3, 13.4).
+
+    Returns are whole: a step counts where its episode ends within the rollout, so that a rollout must be longer than
+    an episode. normalise_returns: of a rollout, after the baseline. Other arguments as for `rl.ppo`.
+    """
+    if optimizer is None:
+        optimizer = optax.adam(1e-3)
+    if rollout < 1:
+        raise ValueError(f"reinforce(rollout={rollout}): at least 1; longer than an episode, which must end within it")
+    pi = policy(
+        observation_space,
+        action_space,
+        network,
+        optimizer,
+        shared=False,
+        normalise_observations=normalise_observations,
+    )
+
+    def update(agent: PolicyAgent, experience: Experience, key: Array) -> tuple[PolicyAgent, dict[str, Mean]]:
+        boundary = experience.terminated | experience.truncated
+        returned = lambda_returns(
+            experience.reward, jnp.zeros_like(experience.reward), boundary, jnp.zeros_like(boundary), discount, 1.0
+        )
+        counted = (experience.valid & _ends_later(boundary)).astype(jnp.float32)
+        gain = returned - experience.extras.value if baseline else returned
+        centre, scale = moments(gain, counted) if normalise_returns else (0.0, 1.0)
+        batch = flat(
+            {
+                "observation": pi.seen(agent, experience.timestep.observation),
+                "action_mask": experience.timestep.action_mask,
+                "action": experience.action,
+                "gain": (gain - centre) / scale,
+                "return": returned,
+                "valid": counted,
+            }
+        )
+        own = seam.current().share(jnp.arange(returned.size))  # replicas (`jdl.pmap`) take a part each
+        part = jax.tree.map(lambda leaf: leaf[own], batch)
+        grads, _, measured = jdl.gradients(loss, agent.params, part, key)
+        updates, optimizer_state = optimizer.update(grads, agent.optimizer, agent.params)
+        return updated(agent, optax.apply_updates(agent.params, updates), optimizer_state, experience), measured
+
+    def loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
+        distribution, value = pi.apply(params, part["observation"], part["action_mask"])
+        each = {
+            "policy_loss": -distribution.log_prob(part["action"]) * part["gain"],
+            "entropy": distribution.entropy(),
+        }
+        if baseline:
+            each["value_loss"] = 0.5 * (value - part["return"]) ** 2
+        weight = part["valid"].sum()
+        means = {name: Mean((x * part["valid"]).sum(), weight) for name, x in each.items()}
+        total = means["policy_loss"].total - entropy_weight * means["entropy"].total
+        return total + (means["value_loss"].total if baseline else 0.0), weight, means
+
+    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout)
+
+
+def _ends_later(boundary: Bool[Array, "time env"]) -> Bool[Array, "time env"]:
+    """Whether the episode of each step ends at that step or a later one of the rollout."""
+    return jax.lax.cummax(boundary.astype(jnp.int32), reverse=True) > 0

@@ -1,0 +1,31 @@
+"""SARSA (Rummery and Niranjan 1994; Sutton and Barto, section 6.4)."""
+
+import gymnasium
+import jax.numpy as jnp
+
+from rl.tabular import Schedule, tabular
+from rl.types import Algorithm
+
+
+def sarsa(
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    *,
+    learning_rate: float | Schedule = 0.1,
+    epsilon: float | Schedule = 0.1,
+    discount: float = 0.99,
+    rollout: int = 16,
+) -> Algorithm:
+    """Back up the action that was done next; arguments as for `rl.q_learning`.
+
+    At the end of a rollout, and of an episode that was cut off, the next action is drawn from the policy.
+    """
+    return tabular(
+        observation_space,
+        action_space,
+        lambda values, probabilities, action, allowed: jnp.take_along_axis(values, action[:, None], -1)[:, 0],
+        learning_rate=learning_rate,
+        epsilon=epsilon,
+        discount=discount,
+        rollout=rollout,
+    )

@@ -1,0 +1,143 @@
+"""Distributions over actions, one a kind of action space; each a pytree of parameters with a batch in front.
+
+`log_prob` and `entropy` are of the whole action: sums over its parts.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Array, Bool, Float, Int
+
+_FORBIDDEN = -1e9  # finite: an infinity times a probability of zero is no number
+
+
+class Categorical(NamedTuple):
+    """One of several; forbidden ones have no probability and no part in the entropy."""
+
+    logits: Float[Array, "*batch actions"]
+    mask: Any = None
+
+    @property
+    def _log_probs(self) -> Array:
+        logits = self.logits if self.mask is None else jnp.where(self.mask, self.logits, _FORBIDDEN)
+        return jax.nn.log_softmax(logits)
+
+    def sample(self, key: Array) -> Int[Array, "*batch"]:
+        return jax.random.categorical(key, self._log_probs)
+
+    def mode(self) -> Int[Array, "*batch"]:
+        return self._log_probs.argmax(-1)
+
+    def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        return jnp.take_along_axis(self._log_probs, action[..., None].astype(int), -1)[..., 0]
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        log_probs = self._log_probs
+        terms = jnp.exp(log_probs) * log_probs
+        return -(terms if self.mask is None else jnp.where(self.mask, terms, 0)).sum(-1)
+
+
+class MultiCategorical(NamedTuple):
+    """Several independent choices."""
+
+    parts: tuple[Categorical, ...]
+
+    def sample(self, key: Array) -> Int[Array, "*batch parts"]:
+        keys = jax.random.split(key, len(self.parts))
+        return jnp.stack([part.sample(keys[i]) for i, part in enumerate(self.parts)], -1)
+
+    def mode(self) -> Int[Array, "*batch parts"]:
+        return jnp.stack([part.mode() for part in self.parts], -1)
+
+    def log_prob(self, action: Int[Array, "*batch parts"]) -> Float[Array, "*batch"]:
+        return sum((part.log_prob(action[..., i]) for i, part in enumerate(self.parts)), jnp.zeros(()))
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        return sum((part.entropy() for part in self.parts), jnp.zeros(()))
+
+
+class Bernoulli(NamedTuple):
+    """Several independent bits."""
+
+    logits: Float[Array, "*batch bits"]
+
+    def sample(self, key: Array) -> Int[Array, "*batch bits"]:
+        return jax.random.bernoulli(key, jax.nn.sigmoid(self.logits)).astype(jnp.int8)
+
+    def mode(self) -> Int[Array, "*batch bits"]:
+        return (self.logits > 0).astype(jnp.int8)
+
+    def log_prob(self, action: Int[Array, "*batch bits"]) -> Float[Array, "*batch"]:
+        return jnp.where(action > 0, jax.nn.log_sigmoid(self.logits), jax.nn.log_sigmoid(-self.logits)).sum(-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        p = jax.nn.sigmoid(self.logits)
+        return -(p * jax.nn.log_sigmoid(self.logits) + (1 - p) * jax.nn.log_sigmoid(-self.logits)).sum(-1)
+
+
+class Normal(NamedTuple):
+    """Independent normal numbers in an array of a given shape."""
+
+    mean: Float[Array, "*batch size"]
+    log_std: Float[Array, "*batch size"]
+    shape: tuple[int, ...]
+
+    def sample(self, key: Array) -> Float[Array, "*batch shape"]:
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self._shaped(self.mean + jnp.exp(self.log_std) * noise)
+
+    def mode(self) -> Float[Array, "*batch shape"]:
+        return self._shaped(self.mean)
+
+    def log_prob(self, action: Float[Array, "*batch shape"]) -> Float[Array, "*batch"]:
+        flat = action.reshape(self.mean.shape)
+        standard = (flat - self.mean) * jnp.exp(-self.log_std)
+        return -(0.5 * standard**2 + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        return (jnp.broadcast_to(self.log_std, self.mean.shape) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def _shaped(self, flat: Array) -> Array:
+        return flat.reshape(*flat.shape[:-1], *self.shape)
+
+
+class Head(NamedTuple):
+    """What a policy network has to put out for a space, and the distribution made of it."""
+
+    outputs: int
+    stds: int  # of which there is a learnt one each, the same in all states
+    make: Callable[..., Any]  # (outputs [batch, outputs], log_std [stds], action_mask) -> distribution
+
+
+def head(space: gymnasium.Space) -> Head:
+    """The head for an action space; raises ValueError for one that no distribution is known for."""
+    if isinstance(space, spaces.Discrete):
+        return Head(int(space.n), 0, lambda x, _, mask: Categorical(x, mask))
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        bounds = np.cumsum(space.nvec)[:-1].tolist()
+
+        def multi(outputs: Array, _: Any, mask: Bool[Array, "..."] | None) -> MultiCategorical:
+            parts = jnp.split(outputs, bounds, -1)
+            masks = [None] * len(parts) if mask is None else jnp.split(mask, bounds, -1)
+            return MultiCategorical(tuple(Categorical(p, m) for p, m in zip(parts, masks, strict=True)))
+
+        return Head(int(space.nvec.sum()), 0, multi)
+    if isinstance(space, spaces.MultiBinary) and isinstance(space.n, int | np.integer):
+        return Head(int(space.n), 0, lambda x, _, mask: Bernoulli(x))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        size, shape = math.prod(space.shape), space.shape
+
+        def normal(outputs: Array, log_std: Array, mask: Any) -> Normal:
+            return Normal(outputs, jnp.broadcast_to(log_std, outputs.shape), shape)
+
+        return Head(size, size, normal)
+    raise ValueError(
+        f"the action space {space} has no distribution; there is one for Discrete, MultiDiscrete and MultiBinary of "
+        "one axis, and Box of floating numbers: wrap the environment so that its actions are one of these"
+    )

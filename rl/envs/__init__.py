@@ -1,0 +1,47 @@
+"""JAX environments: compiled twins of Gymnasium's, and the wrappers that make episodes of them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rl.envs.classic_control import acrobot, cartpole, mountain_car, pendulum
+from rl.envs.environment import Environment, Outcome, auto_reset, time_limit
+from rl.envs.toy_text import expected_return, from_table, greedy, optimal_values, table, toy_text
+
+TWINS: dict[str, Callable[..., Environment]] = {
+    "CartPole-v1": cartpole,
+    "MountainCar-v0": mountain_car,
+    "Acrobot-v1": acrobot,
+    "Pendulum-v1": pendulum,
+    **{
+        name: partial(toy_text, name)
+        for name in ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "CliffWalkingSlippery-v1", "Taxi-v4")
+    },
+}
+
+
+def make(name: str, **options: Any) -> Environment:
+    """The compiled twin of a Gymnasium environment, by its id; raises LookupError listing those there are."""
+    if name not in TWINS:
+        raise LookupError(f"there is no JAX environment {name!r}; there are {', '.join(TWINS)}; others run on the host")
+    return TWINS[name](**options)
+
+
+__all__ = [
+    "TWINS",
+    "Environment",
+    "Outcome",
+    "acrobot",
+    "auto_reset",
+    "cartpole",
+    "expected_return",
+    "from_table",
+    "greedy",
+    "make",
+    "mountain_car",
+    "optimal_values",
+    "pendulum",
+    "table",
+    "time_limit",
+    "toy_text",
+]

@@ -1,0 +1,103 @@
+"""Gymnasium's toy text environments, compiled: all that they do is in their table of transitions."""
+
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from rl.envs.environment import Environment, Outcome, time_limit
+
+
+class Table(NamedTuple):
+    """A finite Markov decision process: for each state and action, what may follow."""
+
+    probability: Float[np.ndarray, "states actions outcomes"]  # zero for outcomes that only pad the table
+    next_state: Int[np.ndarray, "states actions outcomes"]
+    reward: Float[np.ndarray, "states actions outcomes"]
+    terminated: Bool[np.ndarray, "states actions outcomes"]
+    start: Float[np.ndarray, " states"]  # probability of an episode to begin there
+    allowed: Any = None  # [states, actions]; None where everything always is
+
+
+def table(env: gymnasium.Env) -> Table:
+    """The table of a Gymnasium environment that has one (`env.unwrapped.P`)."""
+    transitions, start = (getattr(env.unwrapped, name, None) for name in ("P", "initial_state_distrib"))
+    if transitions is None or start is None:
+        raise ValueError(f"{env} has no table of transitions (P); of Gymnasium's, FrozenLake, CliffWalking and Taxi do")
+    states, actions = len(transitions), len(transitions[0])
+    width = max(len(transitions[s][a]) for s in range(states) for a in range(actions))
+    found = np.zeros((4, states, actions, width))
+    for s in range(states):
+        for a in range(actions):
+            found[:, s, a, : len(transitions[s][a])] = np.array(transitions[s][a], float).T
+    probability, next_state, reward, terminated = found
+    mask = getattr(env.unwrapped, "action_mask", None)
+    allowed = None if mask is None else np.stack([mask(state) for state in range(states)]) > 0
+    chances = probability, next_state.astype(np.int32), reward.astype(np.float32), terminated > 0
+    return Table(*chances, np.asarray(start), allowed)
+
+
+def from_table(name: str, rules: Table, max_steps: int | None = None) -> Environment:
+    """An environment from its table; observations are states."""
+    states, actions, _ = rules.probability.shape
+    upper = jnp.asarray(np.cumsum(rules.probability, -1)[..., :-1], jnp.float32)
+    starts = jnp.asarray(np.cumsum(rules.start)[:-1], jnp.float32)
+    next_state, reward, terminated = (jnp.asarray(part) for part in (rules.next_state, rules.reward, rules.terminated))
+    masks = None if rules.allowed is None else jnp.asarray(rules.allowed)
+
+    def drawn(key: Array, limits: Array) -> Array:
+        return (jax.random.uniform(key) >= limits).sum()
+
+    def mask(state: Array) -> Any:
+        return None if masks is None else masks[state]
+
+    def reset(key: Array) -> tuple[Array, Outcome]:
+        state = drawn(key, starts).astype(jnp.int32)
+        return state, Outcome(state, jnp.float32(0), np.False_, np.False_, mask(state))
+
+    def step(state: Array, action: Array, key: Array) -> tuple[Array, Outcome]:
+        place = state, action, drawn(key, upper[state, action])
+        state = next_state[place]
+        return state, Outcome(state, reward[place], terminated[place], np.False_, mask(state))
+
+    spaces = gymnasium.spaces.Discrete(states), gymnasium.spaces.Discrete(actions)
+    env = Environment(name, reset, step, *spaces)
+    return env if max_steps is None else time_limit(env, max_steps)
+
+
+def toy_text(name: str, **options: Any) -> Environment:
+    """The compiled twin of a Gymnasium environment with a table ("FrozenLake-v1"), its options and time limit."""
+    env = gymnasium.make(name, **options)
+    return from_table(name, table(env), env.spec.max_episode_steps if env.spec else None)
+
+
+def greedy(values: Float[np.ndarray, " states"], rules: Table, discount: float) -> Int[np.ndarray, " states"]:
+    """The policy that is greedy with respect to the values of states."""
+    outcomes = rules.reward + discount * ~rules.terminated * values[rules.next_state]
+    return (rules.probability * outcomes).sum(-1).argmax(-1)
+
+
+def expected_return(policy: Int[np.ndarray, " states"], rules: Table, horizon: int) -> float:
+    """The exact undiscounted return of a policy over episodes of `horizon` steps at most."""
+    states = np.arange(len(policy))
+    probability, after, reward, over = (part[states, policy] for part in rules[:4])
+    there, total = rules.start.copy(), 0.0
+    for _ in range(horizon):
+        total += there @ (probability * reward).sum(-1)
+        moved = there[:, None] * probability * ~over
+        there = np.bincount(after.ravel(), moved.ravel(), len(policy))
+    return float(total)
+
+
+def optimal_values(rules: Table, discount: float, tolerance: float = 1e-10) -> Float[np.ndarray, " states"]:
+    """The value of each state under the best policy, by value iteration (Sutton and Barto, section 4.4)."""
+    values = np.zeros(len(rules.start))
+    while True:
+        outcomes = rules.reward + discount * ~rules.terminated * values[rules.next_state]
+        better = (rules.probability * outcomes).sum(-1).max(-1)
+        if np.abs(better - values).max() < tolerance:
+            return better
+        values = better

@@ -1,0 +1,90 @@
+"""Networks for agents: a torso makes features of a batch of observations, the algorithm adds its heads.
+
+Any Flax module that takes a batch of observations, as the space gives them, and returns [batch, features] will do.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import gymnasium
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+import jdl
+from rl.spaces import encode, is_image
+
+_orthogonal = nn.initializers.orthogonal
+
+
+class MLP(nn.Module):
+    """Dense layers on encoded observations (initialised as in Huang et al. 2022, details 2 and 3)."""
+
+    encode: Callable[[Any], Array]
+    widths: Sequence[int] = (64, 64)
+    activation: Callable[[Array], Array] = nn.tanh
+
+    @nn.compact
+    def __call__(self, observation: Any) -> Float[Array, "batch features"]:
+        x = self.encode(observation)
+        for width in self.widths:
+            x = self.activation(nn.Dense(width, kernel_init=_orthogonal(2**0.5))(x))
+        return x
+
+
+class NatureCNN(nn.Module):
+    """The convolutional network of Mnih et al. 2015 for pictures of bytes, [batch, height, width, channels]."""
+
+    width: int = 512
+
+    @nn.compact
+    def __call__(self, observation: Any) -> Float[Array, "batch features"]:
+        x = observation.astype(jnp.float32) / 255
+        for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+            conv = jdl.nn.Conv(
+                features, (size, size), (stride, stride), padding="VALID", kernel_init=_orthogonal(2**0.5)
+            )
+            x = nn.relu(conv(x))
+        return nn.relu(nn.Dense(self.width, kernel_init=_orthogonal(2**0.5))(x.reshape(len(x), -1)))
+
+
+def torso(
+    space: gymnasium.Space, widths: Sequence[int] = (64, 64), activation: Callable[[Array], Array] = nn.tanh
+) -> nn.Module:
+    """A torso that suits an observation space: convolutions for pictures of bytes, dense layers for the rest."""
+    return NatureCNN() if is_image(space) else MLP(encode(space), tuple(widths), activation)
+
+
+class ActorCritic(nn.Module):
+    """A policy head and a value head, on a torso each, or on one torso where `critic` is None."""
+
+    actor: nn.Module
+    critic: nn.Module | None
+    outputs: int
+    stds: int  # learnt logarithms of standard deviations, the same in all states
+
+    @nn.compact
+    def __call__(self, observation: Any) -> tuple[Array, Array, Array]:
+        """Outputs of the policy [batch, outputs], log_std [stds], values [batch]."""
+        features = self.actor(observation)
+        outputs = nn.Dense(self.outputs, kernel_init=_orthogonal(0.01), name="policy")(features)
+        log_std = self.param("log_std", nn.initializers.zeros, (self.stds,)) if self.stds else jnp.zeros(0)
+        features = features if self.critic is None else self.critic(observation)
+        value = nn.Dense(1, kernel_init=_orthogonal(1.0), name="value")(features)
+        return outputs, log_std, value[..., 0]
+
+
+class Values(nn.Module):
+    """A value for each action, dueling or not (Wang et al. 2016, equation 9)."""
+
+    torso: nn.Module
+    actions: int
+    dueling: bool = False
+
+    @nn.compact
+    def __call__(self, observation: Any) -> Float[Array, "batch actions"]:
+        features = self.torso(observation)
+        values = nn.Dense(self.actions, name="advantages" if self.dueling else "values")(features)
+        if not self.dueling:
+            return values
+        return nn.Dense(1, name="value")(features) + values - values.mean(-1, keepdims=True)

@@ -1,0 +1,69 @@
+"""Gymnasium's spaces as arrays: what a network is given, for any space it may be handed."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Array, Float
+
+_HANDLED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+
+
+def is_image(space: gymnasium.Space) -> bool:
+    """Whether an observation is a picture [height, width, channels] of bytes."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def zeros(space: gymnasium.Space, *batch: int) -> Any:
+    """Observations of zeros with leading axes, as an environment of this space gives them."""
+    if isinstance(space, spaces.Dict):
+        return {name: zeros(part, *batch) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(zeros(part, *batch) for part in space.spaces)
+    _check(space)
+    # What Gymnasium calls int64 and float64 is 32 bits in JAX, unless 64 are asked for.
+    return np.zeros((*batch, *(space.shape or ())), jax.dtypes.canonicalize_dtype(space.dtype or np.float32))
+
+
+def encode(space: gymnasium.Space) -> Callable[[Any], Float[Array, "batch features"]]:
+    """A function from a batch of observations to vectors: numbers as they are, choices one-hot, parts side by side."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        parts = [(name, encode(part)) for name, part in named]
+        return lambda x: jnp.concatenate([part(x[name]) for name, part in parts], -1)
+    _check(space)
+    if isinstance(space, spaces.Discrete):
+        start, n = int(space.start), int(space.n)
+        return lambda x: jax.nn.one_hot(x - start, n)
+    if isinstance(space, spaces.MultiDiscrete):
+        start, sizes = space.start.ravel(), space.nvec.ravel().tolist()
+
+        def choices(x: Any) -> Array:
+            flat = x.reshape(len(x), -1) - start
+            return jnp.concatenate([jax.nn.one_hot(flat[:, i], n) for i, n in enumerate(sizes)], -1)
+
+        return choices
+    scale = 1 / 255 if space.dtype == np.uint8 else 1.0
+    size = math.prod(space.shape or ())
+    return lambda x: jnp.asarray(x, jnp.float32).reshape(len(x), size) * scale
+
+
+def legal(space: gymnasium.Space) -> Callable[[Any], Any]:
+    """A function from what a policy put out to what the environment takes: inside a box, counted from its start."""
+    if isinstance(space, spaces.Box):
+        return lambda action: jnp.clip(action, space.low, space.high)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
+        return lambda action: action + np.asarray(space.start)
+    return lambda action: action
+
+
+def _check(space: gymnasium.Space) -> None:
+    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        raise ValueError(
+            f"the space {space} cannot be observed here; use {_HANDLED}, or a wrapper of Gymnasium's that makes it one"
+        )

@@ -1,0 +1,125 @@
+"""What tabular methods share: a value for each state and action, ε-greedy acting, and the update of those visited."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Array, Float, Int
+
+from jdl.metrics import Last, Mean
+from rl.envs.toy_text import Table
+from rl.types import Algorithm, Carry, Experience, TimeStep
+
+
+def greedy_policies(algorithm: Algorithm, agents: Any, rules: Table) -> Int[np.ndarray, "runs states"]:
+    """The greedy action in each state of a table of transitions; agents: with a leading axis, as of `rl.train`."""
+    states = jnp.arange(len(rules.start))
+    timestep = TimeStep(states, jnp.ones(len(states), bool), rules.allowed)
+    return np.asarray(jax.vmap(lambda agent: algorithm.act(agent, (), timestep, jax.random.key(0), True)[0])(agents))
+
+
+type Schedule = Callable[[Any], Any]  # of a count, as Optax has them
+
+# (values [env, action], probabilities of the behaviour [env, action], next action [env], allowed) -> backup [env]
+type Backup = Callable[[Array, Array, Array, Array], Array]
+
+
+@flax.struct.dataclass
+class TabularAgent:
+    """Everything that changes while a table is learnt."""
+
+    values: Any  # [states, actions]
+    visits: Any  # [states, actions]
+    steps: Any  # of all environments together
+
+
+def tabular(
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    backup: Backup,
+    *,
+    learning_rate: float | Schedule,
+    epsilon: float | Schedule,
+    discount: float,
+    rollout: int,
+) -> Algorithm:
+    """A table learnt by one-step backups; arguments as for `rl.q_learning`."""
+    for name, space in (("observation", observation_space), ("action", action_space)):
+        if not isinstance(space, spaces.Discrete):
+            raise ValueError(
+                f"the {name} space {space} is not Discrete; tables are for small finite spaces (try rl.dqn)"
+            )
+    states, actions = int(observation_space.n), int(action_space.n)  # type: ignore[attr-defined]
+    first_state = int(observation_space.start)  # type: ignore[attr-defined]
+
+    def init(key: Array) -> TabularAgent:
+        return TabularAgent(jnp.zeros((states, actions)), jnp.zeros((states, actions)), jnp.zeros((), jnp.int32))
+
+    def behaviour(values: Array, allowed: Array, steps: Array) -> Float[Array, "env actions"]:
+        """ε-greedy probabilities, over what is allowed; ties share."""
+        # Compiled, a schedule that ends at zero may end a rounding below, and a negative probability has no logarithm.
+        e = jnp.clip(epsilon(steps) if callable(epsilon) else epsilon, 0, 1)
+        masked = jnp.where(allowed, values, -jnp.inf)
+        best = (masked == masked.max(-1, keepdims=True)) & allowed
+        return e * allowed / allowed.sum(-1, keepdims=True) + (1 - e) * best / best.sum(-1, keepdims=True)
+
+    def allowed_actions(mask: Any, count: int) -> Array:
+        return jnp.ones((count, actions), bool) if mask is None else jnp.asarray(mask, bool)
+
+    def act(
+        agent: TabularAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool
+    ) -> tuple[Array, Carry, tuple[()]]:
+        values = agent.values[timestep.observation - first_state]
+        allowed = allowed_actions(timestep.action_mask, len(values))
+        if greedy:
+            return jnp.where(allowed, values, -jnp.inf).argmax(-1), carry, ()
+        return jax.random.categorical(key, jnp.log(behaviour(values, allowed, agent.steps))), carry, ()
+
+    def update(agent: TabularAgent, experience: Experience, key: Array) -> tuple[TabularAgent, dict[str, Any]]:
+        time, count = experience.reward.shape
+        ends = (experience.terminated | experience.truncated).at[-1].set(True)
+        following = jnp.concatenate([experience.action[1:], experience.action[-1:]])
+
+        def step(agent: TabularAgent, now: tuple[Any, ...]) -> tuple[TabularAgent, tuple[Array, Array]]:
+            t, state, action, reward, terminated, valid, after, mask, end, next_action = now
+            values = agent.values[after]
+            allowed = allowed_actions(mask, count)
+            probabilities = behaviour(values, allowed, agent.steps)
+            # Where what was done next is not known, what the same policy would have done.
+            drawn = jax.random.categorical(jax.random.fold_in(key, t), jnp.log(probabilities))
+            worth = backup(values, probabilities, jnp.where(end, drawn, next_action), allowed)
+            error = reward + discount * jnp.where(terminated, 0, worth) - agent.values[state, action]
+            visited = jnp.zeros_like(agent.visits).at[state, action].add(valid)
+            visits = agent.visits + visited
+            rate = learning_rate(visits) if callable(learning_rate) else learning_rate
+            # The mean over environments that are at the same place: a sum would overshoot.
+            change = jnp.zeros_like(agent.values).at[state, action].add(error * valid) / jnp.maximum(visited, 1)
+            agent = TabularAgent(agent.values + rate * change, visits, agent.steps + valid.sum().astype(jnp.int32))
+            return agent, ((jnp.abs(error) * valid).sum(), valid.sum())
+
+        mask = experience.next_action_mask
+        agent, (errors, counted) = jax.lax.scan(
+            step,
+            agent,
+            (
+                jnp.arange(time),
+                experience.timestep.observation - first_state,
+                experience.action,
+                experience.reward,
+                experience.terminated,
+                experience.valid.astype(jnp.float32),
+                experience.next_observation - first_state,
+                mask,
+                ends,
+                following,
+            ),
+        )
+        e = epsilon(agent.steps) if callable(epsilon) else epsilon
+        return agent, {"error": Mean(errors.sum(), counted.sum()), "epsilon": Last(jnp.asarray(e, jnp.float32))}
+
+    return Algorithm(init, lambda num_envs: (), act, update, rollout)
