@@ -57,6 +57,7 @@ def evaluate(
         return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[len(shape) :]), action), carry
 
     act = jax.jit(act_all)
+    agent = jax.device_put(jax.device_get(agent))  # runs may lie on several devices, and observations come to one
     carry = algorithm.initial_carry(episodes)
     if runs is not None:
         carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (runs, *leaf.shape)), carry)

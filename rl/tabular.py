@@ -20,6 +20,7 @@ def greedy_policies(algorithm: Algorithm, agents: Any, rules: Table) -> Int[np.n
     """The greedy action in each state of a table of transitions; agents: with a leading axis, as of `rl.train`."""
     states = jnp.arange(len(rules.start))
     timestep = TimeStep(states, jnp.ones(len(states), bool), rules.allowed)
+    agents = jax.device_put(jax.device_get(agents))
     return np.asarray(jax.vmap(lambda agent: algorithm.act(agent, (), timestep, jax.random.key(0), True)[0])(agents))
 
 

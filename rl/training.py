@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-
 import jdl
 from rl.envs import Environment
 from rl.evaluate import evaluate
@@ -49,8 +47,7 @@ def train(
     training = jdl.jit(jdl.seeds(jdl.scan(on_device(algorithm, env, num_envs), per_call), run.seeds))
     fitted = jdl.fit(training, None, steps=count // per_call * per_call, log_every=per_call, run=run)
     twin = jdl.evaluate(training, fitted.state, episodes(num_episodes))
-    # On the first device: agents of many runs lie on many, and Gymnasium's observations on one.
-    agents = jax.device_put(jax.device_get(fitted.state.agent))
+    agents = fitted.state.agent
     scores = evaluate(algorithm, agents, env.name, episodes=num_episodes, runs=len(run.seeds), seed=10_000)
     means = {"return": scores.returns.mean(-1), "length": scores.lengths.mean(-1), "return (twin)": twin["return"]}
     return Trained(agents, means)

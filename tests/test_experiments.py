@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jdl.data import images
+from jdl.statistics import interquartile_mean
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,3 +52,30 @@ def test_fashion_mnist_reaches_91_5_percent_in_five_epochs(tmp_path):
     if not images.DEBIAN_FOLDER.is_dir():
         pytest.skip("no Fashion-MNIST: apt-get install dataset-fashion-mnist")
     assert run(tmp_path, "fashion_mnist", limit=1100)["accuracy"]["mean"] >= 0.915
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("arguments", "bar"),
+    [
+        (["ppo", "--env", "CartPole-v1"], 475),
+        (["a2c", "--env", "CartPole-v1"], 475),
+        (["reinforce", "--env", "CartPole-v1"], 475),
+        (["ppo", "--env", "Acrobot-v1"], -90),
+        (["ppo", "--env", "Pendulum-v1"], -200),
+    ],
+)
+def test_policy_gradients_learn(tmp_path, arguments, bar):
+    values = run(tmp_path, *arguments, "--seeds", "10")["return"]["values"]
+    assert interquartile_mean(np.array(values)[:, None]) >= bar
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("method", ["q_learning", "sarsa", "expected_sarsa"])
+@pytest.mark.parametrize("env", ["FrozenLake-v1", "CliffWalking-v1", "Taxi-v4"])
+def test_tables_come_within_2_percent_of_the_optimum(tmp_path, method, env):
+    found = run(tmp_path, method, "--env", env, "--seeds", "10", "--num-episodes", "50")
+    exact, optimum = found["return (exact)"]["mean"], found["return (optimum)"]["mean"]
+    assert exact >= optimum - 0.02 * abs(optimum)
