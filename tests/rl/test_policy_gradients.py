@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 import jdl
 import rl
+from rl.policy import Extras, next_values
 from rl.types import TimeStep
 
 DISCOUNT = 0.5
@@ -104,6 +105,24 @@ def test_a_continuous_action(name):
 def test_several_choices_at_once(name):
     _, learner, state, _ = trained(name, probes.two_choices())
     np.testing.assert_array_equal(learner.predict(state, np.zeros((1, 1), np.float32)), [[2, 0]])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_the_value_that_follows_is_of_the_observation_before_a_reset(rate):
+    random = np.random.default_rng(0)
+    seen, after = random.normal(size=(7, 3, 2)), random.normal(size=(7, 3, 2))
+    terminated = random.random((7, 3)) < 0.2
+    truncated = (random.random((7, 3)) < rate) & ~terminated
+    goes_on = ~(terminated | truncated)[:-1, :, None]
+    after[:-1] = np.where(goes_on, seen[1:], after[:-1])
+    values = lambda x: x @ jnp.array([1.0, -2.0])  # noqa: E731
+    experience = rl.Experience(
+        timestep=TimeStep(seen, None), action=None, extras=Extras(None, values(seen)), reward=None,
+        terminated=terminated, truncated=jnp.asarray(truncated), valid=None, next_observation=jnp.asarray(after),
+        last=TimeStep(None, None), carry=(),
+    )  # fmt: skip
+    found = next_values(values, experience)
+    np.testing.assert_allclose(found[~terminated], values(after)[~terminated], atol=1e-5)
 
 
 # The laws ------------------------------------------------------------------------------------------------------------
