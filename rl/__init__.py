@@ -3,6 +3,7 @@
 from rl import algorithms, distributions, envs, networks, normalize, returns, spaces
 from rl.algorithms import a2c, expected_sarsa, ppo, q_learning, reinforce, sarsa
 from rl.evaluate import Scores, evaluate
+from rl.load import load
 from rl.on_device import episodes, on_device
 from rl.tabular import greedy_policies
 from rl.training import settings, train, updates
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate",
     "expected_sarsa",
     "greedy_policies",
+    "load",
     "networks",
     "normalize",
     "on_device",
