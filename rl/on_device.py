@@ -114,6 +114,8 @@ def on_device(
 
 def episodes(count: int) -> dict[str, np.ndarray]:
     """The numbers of as many episodes: what `fit(validation=...)` and `jdl.evaluate` evaluate an agent on."""
+    if count < 1:
+        raise ValueError(f"episodes({count}): at least 1 episode to evaluate an agent on")
     return {"episode": np.arange(count, dtype=np.int32)}
 
 

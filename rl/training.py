@@ -42,11 +42,12 @@ def train(
     "return" and "length": means over episodes of the Gymnasium environment of the same name, greedy actions;
     "return (twin)": the same in the compiled one.
     """
+    evaluated = episodes(num_episodes)  # before anything is trained: a wrong number is an error
     count = updates(total_steps, num_envs, algorithm.rollout)
     per_call = max(1, count // 100)
     training = jdl.jit(jdl.seeds(jdl.scan(on_device(algorithm, env, num_envs), per_call), run.seeds))
     fitted = jdl.fit(training, None, steps=count // per_call * per_call, log_every=per_call, run=run)
-    twin = jdl.evaluate(training, fitted.state, episodes(num_episodes))
+    twin = jdl.evaluate(training, fitted.state, evaluated)
     agents = fitted.state.agent
     scores = evaluate(algorithm, agents, env.name, episodes=num_episodes, runs=len(run.seeds), seed=10_000)
     means = {"return": scores.returns.mean(-1), "length": scores.lengths.mean(-1), "return (twin)": twin["return"]}

@@ -82,3 +82,5 @@ def test_an_endless_episode_is_an_error():
         rl.evaluate(constant(1), jnp.int32(1), "CartPole-v1", episodes=2, max_steps=2)
     with pytest.raises(ValueError, match="at least 1 episode"):
         rl.evaluate(constant(1), jnp.int32(1), "CartPole-v1", episodes=0)
+    with pytest.raises(ValueError, match=r"episodes\(0\): at least 1"):
+        rl.episodes(0)
