@@ -5,21 +5,20 @@ Expected:  see experiments/README.md; RL Zoo's single run has 500 on CartPole-v1
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import optax
+from gymnasium import Space
 
 import jdl
 import rl
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(rl.Training):
     """Hyper-parameters; what is None is tuned for the environment, or else common."""
 
-    env: str = "CartPole-v1"
-    total_steps: int | None = None  # of all environments together
-    num_envs: int | None = None
     rollout: int | None = None
     learning_rate: float | None = None  # of Adam, decays to zero over the run
     discount: float | None = None
@@ -27,7 +26,6 @@ class Config:
     entropy_weight: float | None = None
     normalise_advantages: bool | None = None
     normalise_observations: bool | None = None
-    num_episodes: int = 100  # of the final evaluation, a seed
 
 
 COMMON = {
@@ -45,24 +43,23 @@ TUNED: dict[str, dict[str, Any]] = {"CartPole-v1": {"discount": 0.98}}
 OPTIONS = "rollout", "discount", "trace", "entropy_weight", "normalise_advantages", "normalise_observations"
 
 
-def algorithm(config: Config, env: rl.envs.Environment) -> rl.Algorithm:
+def algorithm(config: Config, observation_space: Space, action_space: Space) -> rl.Algorithm:
     """A2C with Adam, its learning rate decaying to zero."""
     chosen = rl.settings(config, COMMON, TUNED)
     count = rl.updates(chosen["total_steps"], chosen["num_envs"], chosen["rollout"])
     schedule = optax.linear_schedule(chosen["learning_rate"], 0.0, count)
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(schedule, eps=1e-5))
     options = {name: chosen[name] for name in OPTIONS}
-    return rl.a2c(env.observation_space, env.action_space, optimizer=optimizer, **options)
+    return rl.a2c(observation_space, action_space, optimizer=optimizer, **options)
 
 
 def learner(config: Config) -> jdl.Learner:
     """One run."""
-    env = rl.envs.make(config.env)
-    return rl.on_device(algorithm(config, env), env, rl.settings(config, COMMON, TUNED)["num_envs"])
+    return rl.learner(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED))
 
 
 def main(config: Config, run: jdl.Run) -> dict[str, Any]:
-    """Train on the compiled twin; evaluate the last agent there and in Gymnasium's own environment."""
-    env, chosen = rl.envs.make(config.env), rl.settings(config, COMMON, TUNED)
-    sizes = {name: chosen[name] for name in ("num_envs", "total_steps")}
-    return rl.train(algorithm(config, env), env, run, **sizes, num_episodes=config.num_episodes).scores
+    """Train on the device or on the host; evaluate the last agents in Gymnasium's own environment."""
+    if config.separate(run):
+        return jdl.separately(run)
+    return rl.train(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED), run).scores

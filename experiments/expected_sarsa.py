@@ -5,23 +5,23 @@ Expected:  see experiments/README.md
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import gymnasium
 import numpy as np
 import optax
+from gymnasium import Space
 
 import jdl
 import rl
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(rl.Training):
     """Hyper-parameters; what is None is tuned for the environment, or else common."""
 
     env: str = "FrozenLake-v1"
-    total_steps: int | None = None  # of all environments together
-    num_envs: int | None = None
     learning_rate: float | None = None
     visits: float | None = None  # after as many visits of a state and action its learning rate has about halved
     epsilon: float | None = None  # the share of random actions at the start; it falls to zero over the run
@@ -46,12 +46,12 @@ TUNED: dict[str, dict[str, Any]] = {
 }
 
 
-def algorithm(config: Config, env: rl.envs.Environment) -> rl.Algorithm:
+def algorithm(config: Config, observation_space: Space, action_space: Space) -> rl.Algorithm:
     """Expected SARSA, exploring less and less."""
     chosen = rl.settings(config, COMMON, TUNED)
     return rl.expected_sarsa(
-        env.observation_space,
-        env.action_space,
+        observation_space,
+        action_space,
         learning_rate=lambda visits: chosen["learning_rate"] / (1 + visits / chosen["visits"]) ** 0.7,
         epsilon=optax.linear_schedule(chosen["epsilon"], 0.0, int(0.9 * chosen["total_steps"])),
         discount=chosen["discount"],
@@ -60,19 +60,18 @@ def algorithm(config: Config, env: rl.envs.Environment) -> rl.Algorithm:
 
 def learner(config: Config) -> jdl.Learner:
     """One run."""
-    env = rl.envs.make(config.env)
-    return rl.on_device(algorithm(config, env), env, rl.settings(config, COMMON, TUNED)["num_envs"])
+    return rl.learner(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED))
 
 
 def main(config: Config, run: jdl.Run) -> dict[str, Any]:
-    """Train on the compiled twin; evaluate the last table there, in Gymnasium's own environment, and exactly."""
-    env, chosen = rl.envs.make(config.env), rl.settings(config, COMMON, TUNED)
-    sizes = {name: chosen[name] for name in ("num_envs", "total_steps")}
-    agents, scores = rl.train(algorithm(config, env), env, run, **sizes, num_episodes=config.num_episodes)
+    """Train; evaluate the last table in Gymnasium's own environment, and exactly."""
+    if config.separate(run):
+        return jdl.separately(run)
+    trained = rl.train(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED), run)
     rules = rl.envs.table(gymnasium.make(config.env))
     horizon = gymnasium.spec(config.env).max_episode_steps or 1000
-    policies = rl.greedy_policies(algorithm(config, env), agents, rules)
+    policies = rl.greedy_policies(trained.algorithm, trained.agents, rules)
     exact = [rl.envs.expected_return(policy, rules, horizon) for policy in policies]
     best = rl.envs.greedy(rl.envs.optimal_values(rules, 0.999), rules, 0.999)
     optimum = np.full(len(exact), rl.envs.expected_return(best, rules, horizon))
-    return {**scores, "return (exact)": np.array(exact), "return (optimum)": optimum}
+    return {**trained.scores, "return (exact)": np.array(exact), "return (optimum)": optimum}

@@ -5,21 +5,20 @@ Expected:  see experiments/README.md; CleanRL's PPO has 490 on CartPole-v1 and -
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import optax
+from gymnasium import Space
 
 import jdl
 import rl
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(rl.Training):
     """Hyper-parameters; what is None is tuned for the environment, or else common."""
 
-    env: str = "CartPole-v1"
-    total_steps: int | None = None  # of all environments together
-    num_envs: int | None = None
     rollout: int | None = None
     epochs: int | None = None
     minibatches: int | None = None
@@ -28,7 +27,6 @@ class Config:
     trace: float | None = None
     entropy_weight: float | None = None
     normalise_observations: bool | None = None
-    num_episodes: int = 100  # of the final evaluation, a seed
 
 
 COMMON = {
@@ -46,6 +44,15 @@ COMMON = {
 TUNED = {
     "CartPole-v1": {"learning_rate": 1e-3, "discount": 0.98, "trace": 0.8, "entropy_weight": 0.0},
     "Acrobot-v1": {"learning_rate": 1e-3, "num_envs": 16},
+    "LunarLander-v3": {
+        "total_steps": 1_000_000,
+        "num_envs": 16,
+        "rollout": 1024,
+        "minibatches": 256,
+        "learning_rate": 1e-3,
+        "discount": 0.999,
+        "trace": 0.98,
+    },
     "Pendulum-v1": {
         "num_envs": 4,
         "rollout": 1024,
@@ -59,24 +66,23 @@ TUNED = {
 OPTIONS = "rollout", "epochs", "minibatches", "discount", "trace", "entropy_weight", "normalise_observations"
 
 
-def algorithm(config: Config, env: rl.envs.Environment) -> rl.Algorithm:
+def algorithm(config: Config, observation_space: Space, action_space: Space) -> rl.Algorithm:
     """PPO with Adam, its learning rate decaying to zero."""
     chosen = rl.settings(config, COMMON, TUNED)
     count = rl.updates(chosen["total_steps"], chosen["num_envs"], chosen["rollout"])
     schedule = optax.linear_schedule(chosen["learning_rate"], 0.0, count * chosen["epochs"] * chosen["minibatches"])
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(schedule, eps=1e-5))
     options = {name: chosen[name] for name in OPTIONS}
-    return rl.ppo(env.observation_space, env.action_space, optimizer=optimizer, **options)
+    return rl.ppo(observation_space, action_space, optimizer=optimizer, **options)
 
 
 def learner(config: Config) -> jdl.Learner:
     """One run."""
-    env = rl.envs.make(config.env)
-    return rl.on_device(algorithm(config, env), env, rl.settings(config, COMMON, TUNED)["num_envs"])
+    return rl.learner(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED))
 
 
 def main(config: Config, run: jdl.Run) -> dict[str, Any]:
-    """Train on the compiled twin; evaluate the last agent there and in Gymnasium's own environment."""
-    env, chosen = rl.envs.make(config.env), rl.settings(config, COMMON, TUNED)
-    sizes = {name: chosen[name] for name in ("num_envs", "total_steps")}
-    return rl.train(algorithm(config, env), env, run, **sizes, num_episodes=config.num_episodes).scores
+    """Train on the device or on the host; evaluate the last agents in Gymnasium's own environment."""
+    if config.separate(run):
+        return jdl.separately(run)
+    return rl.train(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED), run).scores

@@ -7,8 +7,9 @@ from jdl.fit import Fitted, fit
 from jdl.learner import Learner, fold, gradients, step_key
 from jdl.outcome import Monitor
 from jdl.parallel import pmap, shard
-from jdl.placement import host_devices
+from jdl.placement import host_devices, one_core
 from jdl.runs import Run
+from jdl.separate import separately
 from jdl.source import Batches, Source, Whole
 from jdl.supervised import TrainState, by_path, supervised
 from jdl.transforms import accumulate, feed, jit, population, scan, seeds
@@ -37,11 +38,13 @@ __all__ = [
     "losses",
     "metrics",
     "nn",
+    "one_core",
     "pmap",
     "population",
     "run",
     "scan",
     "seeds",
+    "separately",
     "shard",
     "statistics",
     "step_key",

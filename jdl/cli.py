@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jdl import experiment, statistics
-from jdl.placement import host_devices
+from jdl.placement import ask_for_devices, cores
 from jdl.runs import Run
 
 _console = Console()
@@ -84,7 +84,7 @@ def run(name: Annotated[str, tyro.conf.Positional]) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    host_devices()  # first: an experiment that touches JAX when it is imported would start it with one device
+    ask_for_devices(cores())  # first: an experiment that touches JAX when it is imported would start it with one device
     module = experiment.find(name)
     clash = {f.name for f in dataclasses.fields(_Options)} & {f.name for f in dataclasses.fields(module.Config)}
     if clash:
@@ -102,15 +102,17 @@ def _run(name: str, arguments: list[str]) -> int:
     numbers = options.seed_list or tuple(range(options.seeds))
     if not numbers or min(numbers) < 0:
         raise ValueError(f"--seeds {options.seeds}: give at least 1 run (or --seed-list with seeds from 0 up)")
+    experiment.settle(chosen.config)
     prepared = experiment.prepare(module, chosen.config, numbers, options.run_dir, options.log)
     return _finish(experiment.execute(prepared), options.json)
 
 
 def resume(run: _RunPath, /, json: _Json = False) -> int:
     """Continue a run that was stopped, from its last checkpoint, to the bits it would have had."""
-    host_devices()
+    ask_for_devices(cores())
     found = Run(run)
     experiment.require_experiment(found)
+    experiment.settle_run(found)
     if found.result is None:
         before = found.environment
         for line in experiment.environment_differences(before, found.resumed()):
@@ -120,8 +122,11 @@ def resume(run: _RunPath, /, json: _Json = False) -> int:
 
 def replay(run: _RunPath, /, json: _Json = False) -> int:
     """Repeat a run from its directory, in a new one beside it, and say whether the metrics agree to the bit."""
-    host_devices()
-    copy, differences = experiment.replay(Run(run))
+    ask_for_devices(cores())
+    found = Run(run)
+    experiment.require_experiment(found)
+    experiment.settle_run(found)
+    copy, differences = experiment.replay(found)
     verdict = "every metric agrees to the bit" if not differences else f"{len(differences)} metrics differ"
     lines = [f"{run} repeated in {copy.path}: {verdict}", *differences[:20]]
     lines += [

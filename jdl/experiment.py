@@ -1,7 +1,8 @@
 """Experiments: modules with a `Config` and a `main(config, run)`, found by name, run, resumed, replayed, loaded.
 
 An experiment is a Python file. `Config` is a frozen dataclass with a default for every field; `main` trains and
-returns the final metrics, each a number or one a seed; `learner(config)`, if it has one, lets a loaded run predict.
+returns the final metrics, each a number or one a seed; `learner(config)`, if it has one, lets a loaded run predict;
+where the config has a true `one_core`, the process is kept on a core of its own.
 """
 
 import ast
@@ -25,6 +26,7 @@ import jax
 from jdl import runs
 from jdl.checkpoint import Checkpoints
 from jdl.learner import Learner, State
+from jdl.placement import one_core
 from jdl.runs import Run
 from jdl.transforms import jit, seeds
 
@@ -125,6 +127,27 @@ def execute(run: Run) -> Run:
     return run
 
 
+def settle(config: Any) -> None:
+    """Put this process where the config wants it, before JAX is used."""
+    if getattr(config, "one_core", False):
+        one_core()
+
+
+def settle_run(run: Run) -> None:
+    """As `settle`, for a run directory."""
+    module = _load_copy(run)
+    settle(decode(module.Config, run.config))
+
+
+def execute_part(run: Run) -> None:
+    """Run the experiment of the run directory around a part (`separately`), for the part's seeds."""
+    module = _load_copy(Run(run.path.parent))
+    config = decode(module.Config, run.config)
+    settle(config)
+    start = time.monotonic()
+    run.finish(module.main(config, run), time.monotonic() - start)
+
+
 def replay(run: Run, path: str | Path | None = None) -> tuple[Run, list[str]]:
     """Repeat a run in a directory of its own; returns it and the differences, none where they agree to the bit."""
     require_experiment(run)
@@ -201,7 +224,8 @@ class LoadedRun(Run):
                 f"the experiment of {self.path} has no learner(config); give one: jdl.load(path, learner)"
             )
         config = decode(module.Config, self.config)
-        arguments = (config,) if folder == self.path else (config, self.path.name)
+        one_seed = self.seeds != Run(folder).seeds  # a part by `separately`: the same learner for other seeds
+        arguments = (config,) if folder == self.path or one_seed else (config, self.path.name)
         return seeds(module.learner(*arguments), self.seeds)
 
 

@@ -126,13 +126,14 @@ class Run:
             for name, pairs in points.items()
         }
 
-    def part(self, name: str) -> "Run":
-        """A run within this one, for an experiment that trains several learners; same config and seeds."""
+    def part(self, name: str, seeds: Sequence[int] | None = None) -> "Run":
+        """A run within this one, for an experiment that trains several learners; the same seeds unless given."""
         path = self.path / name
         if not (path / "config.json").is_file():
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / "environment.json", self.environment)
-            write_json(path / "config.json", {**self.description, "part": name})
+            chosen = self.seeds if seeds is None else seeds
+            write_json(path / "config.json", {**self.description, "part": name, "seeds": list(chosen)})
         return Run(path)
 
     def log(self, row: Row) -> None:

@@ -1,31 +1,38 @@
 """Reinforcement learning on the learners, transforms and runs of `jdl`."""
 
 from rl import algorithms, distributions, envs, networks, normalize, returns, spaces
-from rl.algorithms import a2c, expected_sarsa, ppo, q_learning, reinforce, sarsa
+from rl.algorithms import a2c, dqn, expected_sarsa, ppo, q_learning, reinforce, sarsa
 from rl.evaluate import Scores, evaluate
 from rl.load import load
 from rl.on_device import episodes, on_device
+from rl.on_host import on_host
 from rl.tabular import greedy_policies
-from rl.training import settings, train, updates
+from rl.training import Training, learner, settings, train, updates
 from rl.types import Algorithm, Experience, TimeStep
+from rl.vector import make_vec
 
 __all__ = [
     "Algorithm",
     "Experience",
     "Scores",
     "TimeStep",
+    "Training",
     "a2c",
     "algorithms",
     "distributions",
+    "dqn",
     "envs",
     "episodes",
     "evaluate",
     "expected_sarsa",
     "greedy_policies",
+    "learner",
     "load",
+    "make_vec",
     "networks",
     "normalize",
     "on_device",
+    "on_host",
     "ppo",
     "q_learning",
     "reinforce",

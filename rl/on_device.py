@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jdl.learner import Batch, Learner, fold, step_key
 from jdl.metrics import Mean
+from rl.acting import predictor
 from rl.envs.environment import Environment, Outcome, auto_reset
 from rl.spaces import legal
 from rl.types import Algorithm, Experience, TimeStep
@@ -102,14 +103,7 @@ def on_device(
         count = mask.sum()
         return {"return": Mean((returned * mask).sum(), count), "length": Mean((length * mask).sum(), count)}
 
-    def predict(state: OnDeviceState, batch: Batch) -> Any:
-        observation = batch["input"] if isinstance(batch, dict) and "input" in batch else batch
-        size = len(jax.tree.leaves(observation)[0])
-        timestep = TimeStep(observation, jnp.ones(size, bool))
-        action, _, _ = algorithm.act(state.agent, algorithm.initial_carry(size), timestep, state.key, True)
-        return as_taken(action)
-
-    return Learner(init, step, evaluate, predict, fed=True)
+    return Learner(init, step, evaluate, predictor(algorithm, env.action_space), fed=True)
 
 
 def episodes(count: int) -> dict[str, np.ndarray]:

@@ -62,6 +62,13 @@ def legal(space: gymnasium.Space) -> Callable[[Any], Any]:
     return lambda action: action
 
 
+def choices(space: gymnasium.Space) -> list[int]:
+    """How many options each choice of an action has: what an action mask lists one after another."""
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    return space.nvec.ravel().tolist() if isinstance(space, spaces.MultiDiscrete) else []
+
+
 def _check(space: gymnasium.Space) -> None:
     if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         raise ValueError(

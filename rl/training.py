@@ -1,17 +1,49 @@
-"""What experiments on compiled environments share: train every seed in one program, score each in both worlds."""
+"""What experiments share: train every seed, on the device or on the host, and score the agents in Gymnasium."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
 
 import jdl
-from rl.envs import Environment
+from rl import envs
 from rl.evaluate import evaluate
 from rl.on_device import episodes, on_device
+from rl.on_host import learn_on_host, on_host
 from rl.types import Algorithm
+from rl.vector import make_vec
+
+type Runner = Literal["device", "host"]
+type Make = Callable[[gymnasium.Space, gymnasium.Space], Algorithm]  # of observation space and action space
 
 
-def settings(config: Any, common: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What every experiment's config has; what is None is tuned for the environment, or else common."""
+
+    env: str = "CartPole-v1"
+    runner: Runner = "device"
+    """device: on the environment's compiled twin; host: on Gymnasium's own, seeds in processes of their own"""
+    vectorization: Literal["sync", "async", "vector_entry_point"] | None = None
+    """on the host, by default as Gymnasium chooses"""
+    total_steps: int | None = None
+    """of all environments together"""
+    num_envs: int | None = None
+    num_episodes: int = 100
+    """of the final evaluation, a seed"""
+
+    @property
+    def one_core(self) -> bool:
+        """Whether a process that trains this is faster on a core of its own."""
+        return self.runner == "host"
+
+    def separate(self, run: jdl.Run) -> bool:
+        """Whether the run's seeds are to be trained in processes of their own (`jdl.separately`)."""
+        return self.runner == "host" and len(run.seeds) > 1
+
+
+def settings(config: Training, common: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The fields of a config that were given (not None), else those tuned for `config.env`, else common ones."""
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     return {**common, **tuned.get(config.env, {}), **given}
@@ -27,28 +59,60 @@ def updates(total_steps: int, num_envs: int, rollout: int) -> int:
     return count
 
 
+def learner(make: Make, chosen: Mapping[str, Any]) -> jdl.Learner:
+    """The learner of one run, as `train` trains it."""
+    if chosen["runner"] == "host":
+        with gymnasium.make(chosen["env"]) as single:
+            return learn_on_host(make(single.observation_space, single.action_space), single.action_space)
+    twin = envs.make(chosen["env"])
+    return on_device(make(twin.observation_space, twin.action_space), twin, chosen["num_envs"])
+
+
 class Trained(NamedTuple):
     """What training leaves."""
 
+    algorithm: Algorithm
     agents: Any  # with a leading axis of seeds
     scores: dict[str, Any]  # by name, one a seed
 
 
-def train(
-    algorithm: Algorithm, env: Environment, run: jdl.Run, *, num_envs: int, total_steps: int, num_episodes: int = 100
-) -> Trained:
-    """Train the run's seeds on the compiled environment, and score the last agents.
+def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
+    """Train the run's seeds, and score the last agents.
 
-    "return" and "length": means over episodes of the Gymnasium environment of the same name, greedy actions;
-    "return (twin)": the same in the compiled one.
+    chosen: the fields of `Training`, as `settings` chose them. "return" and "length": means over episodes of the
+    Gymnasium environment, greedy actions; "return (twin)": the same in the compiled one.
     """
-    evaluated = episodes(num_episodes)  # before anything is trained: a wrong number is an error
-    count = updates(total_steps, num_envs, algorithm.rollout)
+    evaluated = episodes(chosen["num_episodes"])  # before anything is trained: a wrong number is an error
+    trained = _on_host(make, chosen, run) if chosen["runner"] == "host" else _on_device(make, chosen, run, evaluated)
+    scores = evaluate(
+        trained.algorithm,
+        trained.agents,
+        chosen["env"],
+        episodes=chosen["num_episodes"],
+        runs=len(run.seeds),
+        seed=10_000,
+    )
+    means = {"return": scores.returns.mean(-1), "length": scores.lengths.mean(-1)}
+    return trained._replace(scores={**means, **trained.scores})
+
+
+def _on_device(make: Make, chosen: Mapping[str, Any], run: jdl.Run, evaluated: Mapping[str, Any]) -> Trained:
+    twin = envs.make(chosen["env"])
+    algorithm = make(twin.observation_space, twin.action_space)
+    count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.rollout)
     per_call = max(1, count // 100)
-    training = jdl.jit(jdl.seeds(jdl.scan(on_device(algorithm, env, num_envs), per_call), run.seeds))
-    fitted = jdl.fit(training, None, steps=count // per_call * per_call, log_every=per_call, run=run)
-    twin = jdl.evaluate(training, fitted.state, evaluated)
-    agents = fitted.state.agent
-    scores = evaluate(algorithm, agents, env.name, episodes=num_episodes, runs=len(run.seeds), seed=10_000)
-    means = {"return": scores.returns.mean(-1), "length": scores.lengths.mean(-1), "return (twin)": twin["return"]}
-    return Trained(agents, means)
+    training = jdl.jit(jdl.seeds(jdl.scan(on_device(algorithm, twin, chosen["num_envs"]), per_call), run.seeds))
+    state = jdl.fit(training, None, steps=count // per_call * per_call, log_every=per_call, run=run).state
+    return Trained(algorithm, state.agent, {"return (twin)": jdl.evaluate(training, state, evaluated)["return"]})
+
+
+def _on_host(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
+    vectors = [make_vec(chosen["env"], chosen["num_envs"], chosen.get("vectorization")) for _ in run.seeds]
+    algorithm = make(vectors[0].single_observation_space, vectors[0].single_action_space)
+    count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.rollout)
+    one, source = on_host(algorithm, vectors, seed=run.seeds)
+    try:
+        state = jdl.fit(jdl.jit(jdl.seeds(one, run.seeds, each=True)), source, steps=count, run=run).state
+    finally:
+        source.close()
+    return Trained(algorithm, state.agent, {})

@@ -1,10 +1,11 @@
 """One file an algorithm, each a named tuple of pure functions."""
 
 from rl.algorithms.a2c import a2c
+from rl.algorithms.dqn import dqn
 from rl.algorithms.expected_sarsa import expected_sarsa
 from rl.algorithms.ppo import ppo
 from rl.algorithms.q_learning import q_learning
 from rl.algorithms.reinforce import reinforce
 from rl.algorithms.sarsa import sarsa
 
-__all__ = ["a2c", "expected_sarsa", "ppo", "q_learning", "reinforce", "sarsa"]
+__all__ = ["a2c", "dqn", "expected_sarsa", "ppo", "q_learning", "reinforce", "sarsa"]

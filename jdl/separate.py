@@ -1,0 +1,86 @@
+"""Seeds in processes of their own, a core each: for what Python does, which one process cannot do on two cores.
+
+Each seed is a part of the run, a run directory within it that is trained, resumed and loaded as one of a single seed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from jdl import experiment, runs
+from jdl.placement import leave_core
+from jdl.runs import Run
+
+
+def separately(run: Run, processes: int | None = None) -> dict[str, np.ndarray]:
+    """Call the experiment's `main(config, part)` for each seed of a run in a process of its own; returns all metrics.
+
+    processes: how many at once, by default one for each core. What is finished stays finished when the run is
+    resumed. Raises RuntimeError with the last lines that a process wrote where one fails; the others are ended.
+    """
+    experiment.require_experiment(run)
+    if processes is not None and processes < 1:
+        raise ValueError(f"separately(processes={processes}): at least 1")
+    cores = leave_core()
+    parts = [run.part(f"seed-{seed}", [seed]) for seed in run.seeds]
+    waiting = [part for part in parts if part.result is None]
+    working: dict[Path, subprocess.Popen] = {}
+    try:
+        while waiting or working:
+            while waiting and len(working) < (processes or cores):
+                part = waiting.pop(0)
+                working[part.path] = _start(part)
+            for path, process in list(working.items()):
+                if process.poll() is not None:
+                    del working[path]
+                    if process.returncode:
+                        raise RuntimeError(f"{path.name} failed:\n{_last_lines(path)}")
+            time.sleep(0.05)
+    finally:
+        for process in working.values():
+            process.terminate()
+            process.wait()
+    runs.write_text(run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in _joined(parts)))
+    finals = [part.final for part in parts]
+    return {name: np.concatenate([final[name] for final in finals]) for name in finals[0]}
+
+
+def _start(part: Run) -> subprocess.Popen:
+    """A process that works on a part; the pipe to it breaks when this process ends, however it does."""
+    with (part.path / "output.txt").open("w") as output:
+        command = [sys.executable, "-c", "import sys; from jdl.separate import work; work(sys.argv[1])", str(part.path)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _last_lines(path: Path) -> str:
+    return "\n".join((path / "output.txt").read_text().splitlines()[-15:])
+
+
+def _joined(parts: list[Run]) -> list[runs.Row]:
+    """The rows that every part has, a list of values for each metric."""
+    by_step = [{row["step"]: row for row in part.rows} for part in parts]
+    rows = []
+    for step, first in by_step[0].items():
+        if all(step in other for other in by_step):
+            row: runs.Row = {"step": step, "seconds": max(other[step]["seconds"] for other in by_step)}
+            for name in sorted(first.keys() - row.keys()):
+                row[name] = [value for other in by_step for value in np.ravel(np.array(other[step][name])).tolist()]
+            rows.append(row)
+    return rows
+
+
+def work(path: str) -> None:
+    """What the process of a seed does; it ends with the one that started it."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+    experiment.execute_part(Run(path))

@@ -1,0 +1,172 @@
+"""Gymnasium's vector environments, whichever way they reset: what an action led to, and what the agent sees next."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from jaxtyping import PyTree
+
+from rl.spaces import choices
+
+
+class Seen(NamedTuple):
+    """What the agent sees next, after any reset; each leaf [env, ...]."""
+
+    observation: Any
+    first: np.ndarray  # it begins an episode
+    action_mask: Any
+
+
+class Stepped(NamedTuple):
+    """One step of every environment, each leaf [env, ...]."""
+
+    seen: Seen
+    reached: Any  # the observation that the action led to, before any reset
+    reached_mask: Any
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    valid: np.ndarray  # false where the step was only a reset, and the action was ignored
+
+
+class Vector:
+    """A vector environment with its autoreset mode taken care of (the three modes of Gymnasium 1.1 and later).
+
+    Raises ValueError for an environment that does not say its mode, and for observations outside its own space.
+    """
+
+    def __init__(self, envs: gymnasium.vector.VectorEnv) -> None:
+        if not isinstance(envs, gymnasium.vector.VectorEnv):
+            raise TypeError(
+                f"{envs!r} is no vector environment; make one with gymnasium.make_vec(name, num_envs), or with "
+                "gymnasium.vector.SyncVectorEnv([make_one] * num_envs)"
+            )
+        mode = envs.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise ValueError(
+                f"the vector environment {envs} has metadata['autoreset_mode'] = {mode!r}; set it to one of "
+                f"{', '.join(f'AutoresetMode.{known.name}' for known in AutoresetMode)}: without it, steps that only "
+                "reset cannot be told from others"
+            )
+        self.envs, self.mode = envs, mode
+        self.num_envs = envs.num_envs
+        self.observation_space, self.action_space = envs.single_observation_space, envs.single_action_space
+        self._nobody = np.zeros(self.num_envs, bool)
+        self._choices = choices(self.action_space)
+        self._ended = self._nobody
+        self.masked = False
+
+    @property
+    def resets_take_a_step(self) -> bool:
+        """Whether an environment that ended is reset by its next step, which does nothing else."""
+        return self.mode is AutoresetMode.NEXT_STEP
+
+    def reset(self, seed: int) -> Seen:
+        """Begin an episode in every environment."""
+        observation, info = self.envs.reset(seed=seed)
+        if not self.envs.observation_space.contains(observation):
+            raise ValueError(
+                f"{self.envs} was reset to {_shown(observation)}, which is not in its observation space "
+                f"{self.envs.observation_space}; gymnasium.utils.env_checker.check_env(env) says more"
+            )
+        self._ended = self._nobody
+        mask = mask_of(observation, info)
+        self.masked = mask is not None
+        return Seen(observation, ~self._nobody, self._checked(mask))
+
+    def step(self, action: np.ndarray) -> Stepped:
+        """Act in every environment; those that ended are reset, at once or by the next step, as their mode has it."""
+        observation, reward, terminated, truncated, info = self.envs.step(action)
+        mask = self._mask(observation, info)
+        if self.resets_take_a_step:
+            was_reset, ended = self._ended, terminated | truncated
+            self._ended = ended
+            seen = Seen(observation, was_reset, mask)
+            return Stepped(seen, observation, mask, reward, terminated, truncated, ~was_reset)
+        ended = terminated | truncated
+        reached, reached_mask = observation, mask
+        if ended.any():
+            if self.mode is AutoresetMode.SAME_STEP:
+                reached = _with(observation, ended, info["final_obs"])
+                final = mask_of(reached, info.get("final_info", {})) if self.masked else None
+                reached_mask = mask if final is None else np.where(ended[:, None], final, mask)
+            else:
+                fresh, info = self.envs.reset(options={"reset_mask": ended})
+                observation, mask = fresh, self._after_reset(mask, ended, fresh, info)
+        seen = Seen(observation, ended, mask)
+        return Stepped(seen, reached, reached_mask, reward, terminated, truncated, ~self._nobody)
+
+    def close(self) -> None:
+        self.envs.close()
+
+    def _mask(self, observation: Any, info: Mapping[str, Any]) -> Any:
+        return self._checked(mask_of(observation, info)) if self.masked else None
+
+    def _after_reset(self, mask: Any, ended: np.ndarray, observation: Any, info: Mapping[str, Any]) -> Any:
+        fresh = self._mask(observation, info)
+        return mask if fresh is None or mask is None else np.where(ended[:, None], fresh, mask)
+
+    def _checked(self, mask: Any) -> Any:
+        """Raises ValueError where a choice has no option left."""
+        if mask is not None:
+            parts = np.split(mask, np.cumsum(self._choices)[:-1], axis=1)
+            none_left = ~np.stack([part.any(1) for part in parts]).all(0)
+            if none_left.any():
+                raise ValueError(
+                    f"the action mask of environment {int(none_left.argmax())} of {self.envs} forbids every action; "
+                    "an episode with nothing left to do has terminated"
+                )
+        return mask
+
+
+def make_vec(name: str, num_envs: int, vectorization: str | None = None, **options: Any) -> gymnasium.vector.VectorEnv:
+    """As `gymnasium.make_vec`; asynchronous environments get processes that were not forked from one that runs JAX.
+
+    A fork of a process with JAX's threads may wait for ever for a lock that one of them held.
+    """
+    if vectorization == "async":
+        options["vector_kwargs"] = {"context": "forkserver", **options.get("vector_kwargs", {})}
+    return gymnasium.make_vec(name, num_envs, vectorization, **options)
+
+
+def mask_of(observation: Any, info: Mapping[str, Any]) -> Any:
+    """The masks [env, actions] in `info["action_mask"]`, or in an observation's "action_mask"; None without any."""
+    if isinstance(observation, Mapping) and "action_mask" in observation:
+        return np.asarray(observation["action_mask"]) > 0
+    masks = info.get("action_mask")
+    if masks is None:
+        return None
+    given = info.get("_action_mask")
+    flat = _flat_masks(masks)
+    known = next(mask for mask in flat if mask is not None)
+    everything = np.ones(len(known), bool)  # of an environment that gave none
+    return np.stack([
+        everything if mask is None or (given is not None and not given[i]) else mask for i, mask in enumerate(flat)
+    ])  # fmt: skip
+
+
+def _flat_masks(masks: Any) -> list[Any]:
+    def flat(mask: Any) -> Any:
+        if mask is None:
+            return None
+        return np.concatenate([np.ravel(part) for part in mask]) > 0 if isinstance(mask, tuple) else np.ravel(mask) > 0
+
+    return [flat(mask) for mask in masks]
+
+
+def _with(observations: PyTree, where: np.ndarray, others: Any) -> PyTree:
+    """Batched observations, where `where` replaced by the entries of a list."""
+    copied = jax.tree.map(np.array, observations)
+    for i in np.flatnonzero(where):
+        jax.tree.map(lambda all_of_them, one, i=i: all_of_them.__setitem__(i, one), copied, others[i])
+    return copied
+
+
+def _shown(observation: Any) -> str:
+    leaves = jax.tree.leaves(observation)
+    return ", ".join(
+        f"{leaf.dtype}{list(leaf.shape)} from {leaf.min()} to {leaf.max()}" for leaf in map(np.asarray, leaves)
+    )

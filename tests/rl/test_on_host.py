@@ -1,0 +1,232 @@
+"""Gymnasium's vector environments as experience: every mode gives the transitions of a plain loop."""
+
+import warnings
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agents import MAKE
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import jdl
+import rl
+from rl.types import Algorithm
+from rl.vector import Vector
+
+MODES = list(AutoresetMode)
+
+
+def random_actions(action_space, rollout=40):
+    """An algorithm that learns nothing and acts at random, within the mask."""
+
+    def act(agent, carry, timestep, key, greedy):
+        size = len(jax.tree.leaves(timestep.observation)[0])
+        if isinstance(action_space, spaces.Box):
+            return 3 * jax.random.normal(key, (size, *action_space.shape)), carry, ()
+        logits = jnp.zeros((size, int(action_space.n)))
+        if timestep.action_mask is not None:
+            logits = jnp.where(timestep.action_mask, logits, -jnp.inf)
+        return jax.random.categorical(key, logits), carry, ()
+
+    def update(agent, experience, key):
+        return agent + 1, {}
+
+    return Algorithm(lambda key: jnp.zeros(()), lambda num_envs: (), act, update, rollout)
+
+
+def gathered(envs, rollouts=2, rollout=40, seed=3):
+    algorithm = random_actions(envs.single_action_space, rollout)
+    learner, source = rl.on_host(algorithm, envs, seed=seed)
+    learner = jdl.jit(learner)
+    state = learner.init(jax.random.key(0))
+    batches = []
+    for _ in range(rollouts):
+        batches.append(jax.tree.map(np.array, source.next(state)))
+        state, _ = learner.step(state, batches[-1])
+    source.close()
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[batch["experience"] for batch in batches])
+    return joined, [batch["episodes"] for batch in batches]
+
+
+def first_seed(seed):
+    return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("name", "vectorization"),
+    [("CartPole-v1", "sync"), ("FrozenLake-v1", "sync"), ("Pendulum-v1", "sync"), ("CartPole-v1", "async")],
+)
+def test_valid_steps_are_those_of_a_plain_loop(name, mode, vectorization):
+    limit = {"max_episode_steps": 15}
+    envs = rl.make_vec(name, 3, vectorization, vector_kwargs={"autoreset_mode": mode}, **limit)
+    experience, episodes = gathered(envs)
+    assert experience.valid.all() == (mode is not AutoresetMode.NEXT_STEP)
+    ended, length, returned, number = experience.terminated | experience.truncated, 0.0, 0.0, 0
+    for i in range(3):
+        env = gymnasium.make(name, **limit)
+        observation, _ = env.reset(seed=first_seed(3) + i)
+        first, total, steps = True, 0.0, 0
+        for t in np.flatnonzero(experience.valid[:, i]):
+            np.testing.assert_array_equal(experience.timestep.observation[t, i], observation)
+            assert experience.timestep.first[t, i] == first
+            action = experience.action[t, i]
+            taken = np.clip(action, -2, 2) if name == "Pendulum-v1" else action
+            observation, reward, terminated, truncated, _ = env.step(taken)
+            np.testing.assert_array_equal(experience.next_observation[t, i], observation)
+            np.testing.assert_allclose(experience.reward[t, i], reward, rtol=1e-6)
+            assert experience.terminated[t, i] == terminated
+            assert experience.truncated[t, i] == (truncated and not terminated)
+            first, total, steps = terminated or truncated, total + reward, steps + 1
+            if first:
+                length, returned, number = length + steps, returned + total, number + 1
+                total, steps = 0.0, 0
+                observation, _ = env.reset()
+    sums = np.sum(episodes, 0)
+    np.testing.assert_allclose(sums, [returned, length, number], rtol=1e-6)
+    assert number > 5
+    assert not ended[~experience.valid].any()
+
+
+def test_the_native_vector_environment_has_the_dynamics_of_the_single_one():
+    experience, _ = gathered(gymnasium.make_vec("CartPole-v1", 4, max_episode_steps=20))
+    one = gymnasium.make("CartPole-v1").unwrapped
+    one.reset(seed=0)
+    for t, i in np.argwhere(experience.valid):
+        one.state = experience.timestep.observation[t, i].astype(float)
+        one.steps_beyond_terminated = None
+        observation, _, terminated, _, _ = one.step(int(experience.action[t, i]))
+        np.testing.assert_allclose(experience.next_observation[t, i], observation, atol=1e-6)
+        assert experience.terminated[t, i] == terminated
+    assert (~experience.valid).any()
+    assert experience.truncated.any()
+
+
+class Masked(gymnasium.Env):
+    """Action 1 is forbidden at odd times, action 2 at even ones; ends after 3 steps, by turns in either way."""
+
+    def __init__(self, in_observation=False, forbid_everything=False):
+        self.action_space = spaces.Discrete(3)
+        self.forbid_everything = forbid_everything
+        place = spaces.Box(0, 10, (1,), np.float32)
+        mask = spaces.MultiBinary(3)
+        self.observation_space = spaces.Dict({"place": place, "action_mask": mask}) if in_observation else place
+        self.in_observation, self.count = in_observation, 0
+
+    def _seen(self):
+        mask = np.array([1, self.time % 2 == 0, self.time % 2 == 1], np.int8)
+        if self.forbid_everything and self.time == 2:
+            mask[:] = 0
+        place = np.full(1, self.time, np.float32)
+        return ({"place": place, "action_mask": mask}, {}) if self.in_observation else (place, {"action_mask": mask})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.count = 0, self.count + 1
+        return self._seen()
+
+    def step(self, action):
+        assert not self.forbid_everything or self.time < 2
+        allowed = action == 0 or action == 1 + self.time % 2
+        self.time += 1
+        over = self.time == 3
+        observation, info = self._seen()
+        return observation, 0.0 if allowed else -1.0, over and self.count % 2 == 0, over and self.count % 2 == 1, info
+
+
+@pytest.mark.parametrize("in_observation", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_masks_belong_to_their_observations(mode, in_observation):
+    envs = SyncVectorEnv([lambda: Masked(in_observation)] * 2, autoreset_mode=mode)
+    experience, _ = gathered(envs, rollout=11)
+    assert (experience.reward[experience.valid] == 0).all()
+
+    def expected(observation):
+        place = observation["place"] if in_observation else observation
+        odd = place[..., 0] % 2 == 1
+        return np.stack([np.ones_like(odd), ~odd, odd], -1)
+
+    np.testing.assert_array_equal(experience.timestep.action_mask, expected(experience.timestep.observation))
+    np.testing.assert_array_equal(experience.next_action_mask, expected(experience.next_observation))
+
+
+def test_an_agent_learns_within_its_masks():
+    envs = SyncVectorEnv([Masked] * 4)
+    algorithm = rl.ppo(envs.single_observation_space, envs.single_action_space, rollout=16)
+    learner, source = rl.on_host(algorithm, envs)
+    fitted = jdl.fit(jdl.jit(learner), source, steps=3, log_every=1)
+    assert [row["train/return"] for row in fitted.rows] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", [*MAKE, "q_learning"])
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(name):
+    def run(seed, key=0):
+        kind = "FrozenLake-v1" if name == "q_learning" else "CartPole-v1"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            envs = gymnasium.make_vec(kind, 4, "sync")
+        spaces = envs.single_observation_space, envs.single_action_space
+        algorithm = rl.q_learning(*spaces, rollout=8) if name == "q_learning" else MAKE[name](_Spaces(*spaces))
+        learner, source = rl.on_host(algorithm, envs, seed=seed)
+        state = jdl.fit(jdl.jit(learner), source, steps=4, key=key).state
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.agent)])
+
+    np.testing.assert_array_equal(run(0), run(0))
+    assert not np.array_equal(run(0), run(1))
+    assert not np.array_equal(run(0), run(0, key=1))
+
+
+class _Spaces:
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+def test_a_run_among_others_is_that_run_alone():
+    def run(seeds):
+        envs = [gymnasium.make_vec("CartPole-v1", 4) for _ in seeds]
+        algorithm = MAKE["ppo"](_Spaces(envs[0].single_observation_space, envs[0].single_action_space))
+        learner, source = rl.on_host(algorithm, envs, seed=seeds)
+        return jdl.fit(jdl.jit(jdl.seeds(learner, seeds, each=True)), source, steps=4)
+
+    together, alone = run([0, 1, 2]), run([2])
+    for several, one in zip(jax.tree.leaves(together.state.agent), jax.tree.leaves(alone.state.agent), strict=True):
+        np.testing.assert_array_equal(several[2], one[0])
+    assert together.rows[-1]["train/return"][2] == alone.rows[-1]["train/return"][0]
+
+
+def test_what_is_wrong_with_an_environment_is_said():
+    envs = gymnasium.make_vec("CartPole-v1", 2, "sync")
+    envs.metadata = {"autoreset_mode": "at once"}
+    with pytest.raises(ValueError, match=r"autoreset_mode'\] = 'at once'; set it to one of AutoresetMode.NEXT_STEP"):
+        Vector(envs)
+    with pytest.raises(TypeError, match="make_vec"):
+        Vector(gymnasium.make("CartPole-v1"))
+    with pytest.raises(ValueError, match=r"1 vector environment.s. and 2 seed.s."):
+        rl.on_host(random_actions(spaces.Discrete(2)), [gymnasium.make_vec("CartPole-v1", 2)], seed=[0, 1])
+    with pytest.raises(ValueError, match=r"environment 0 .* forbids every action"):
+        gathered(SyncVectorEnv([lambda: Masked(forbid_everything=True)] * 2))
+
+
+class Broken(gymnasium.Env):
+    """Sees what is not in its space, or is rewarded with no number."""
+
+    observation_space, action_space = spaces.Box(0, 1, (2,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, seen=0.0, reward=0.0):
+        self.seen, self.reward = np.full(2, seen, np.float32), reward
+
+    def reset(self, *, seed=None, options=None):
+        return self.seen, {}
+
+    def step(self, action):
+        return self.seen, self.reward, False, False, {}
+
+
+def test_a_broken_environment_is_named():
+    with pytest.raises(ValueError, match=r"reset to float32.* from 7.0 to 7.0, which is not in its observation space"):
+        gathered(SyncVectorEnv([lambda: Broken(seen=7.0)] * 2))
+    with pytest.raises(ValueError, match=r"environment 1 of .* gave the reward nan for the action [01]"):
+        gathered(SyncVectorEnv([Broken, lambda: Broken(reward=np.nan)]))
