@@ -37,6 +37,7 @@ class Config(rl.Training):
     dueling: bool | None = None
     n_steps: int | None = None
     prioritised: bool | None = None
+    normalise_observations: bool | None = None
 
 
 COMMON = {
@@ -44,24 +45,37 @@ COMMON = {
     "num_envs": 8,
     "rollout": 4,
     "updates": 8,
-    "batch_size": 128,
+    "batch_size": 64,
     "capacity": 100_000,
     "warm_up": 1000,
-    "target_every": 500,
-    "learning_rate": 1e-3,
+    "target_every": 200,
+    "learning_rate": 5e-4,
     "exploration": 0.2,
     "final_epsilon": 0.05,
     "discount": 0.99,
     "width": 128,
     "double": True,
     "dueling": False,
-    "n_steps": 1,
+    "n_steps": 3,
     "prioritised": False,
+    "normalise_observations": True,
 }
-TUNED: dict[str, dict[str, Any]] = {}
+TUNED: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {
+        "rollout": 8,
+        "updates": 4,
+        "batch_size": 128,
+        "capacity": 500_000,
+        "target_every": 50,
+        "learning_rate": 1e-3,
+        "discount": 0.98,
+    },
+    "LunarLander-v3": {"n_steps": 1},
+    "MountainCar-v0": {"total_steps": 300_000, "target_every": 500, "learning_rate": 1e-3},
+}
 OPTIONS = (
     "num_envs", "rollout", "updates", "batch_size", "capacity", "warm_up", "target_every", "discount", "double",
-    "dueling", "prioritised",
+    "dueling", "prioritised", "normalise_observations",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Checkpoints: written in the background, atomically, and verified before they are believed.
 
 A checkpoint is a folder named by its step: the arrays (Orbax), a small JSON file, and a manifest of SHA-256 sums. It
-is written under a temporary name, synced, and renamed, so that a kill at any moment leaves the one before it.
+is written under a temporary name, synced, and renamed, so that a kill at any moment leaves the one before it. Rings
+(`jdl.ring`), which may be large, are appended to beside it (`jdl.segments`).
 """
 
 import errno
@@ -20,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+
+from jdl import segments
 
 _MANIFEST = "manifest.json"
 _NOTES = "notes.json"
@@ -47,14 +50,29 @@ class Checkpoints:
         self.keep = keep
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
+        self._files: dict[str, list[segments.Segment]] = {}  # of each ring, as of the last checkpoint
 
-    def save(self, step: int, tree: PyTree, notes: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        tree: PyTree,
+        notes: Mapping[str, Any] | None = None,
+        same_rows: Mapping[str, str] | None = None,
+    ) -> None:
         """Save a pytree of arrays and JSON notes as of `step`; returns as soon as the arrays are copied.
 
+        same_rows: parts of the tree whose rings have the rows of another part, which are written once.
         Raises what the write before this one met (a full disk, say), as `wait` does.
         """
         self.wait()
-        self._writing = self._writer.submit(self._write, step, _copied(tree), dict(notes or {}))
+        new, same = [], {}
+        for name, ring in segments.rings(tree).items():
+            part, _, rest = name.partition("/")
+            same[name] = f"{same_rows[part]}/{rest}" if same_rows and part in same_rows else name
+            if same[name] == name:
+                new.append(segments.new_rows(name, ring, self._files.get(name, [])))
+        small = _copied(segments.without_rows(tree))
+        self._writing = self._writer.submit(self._write, step, small, dict(notes or {}), new, same)
 
     def wait(self) -> None:
         """Return when the last checkpoint is on disk; raises OSError, naming the remedy, where it could not be."""
@@ -84,24 +102,35 @@ class Checkpoints:
         self.wait()
         for step in reversed(self.steps()):
             folder = self.directory / f"{step:08d}"
-            damage = _damage(folder)
+            damage = _damage(folder) or segments.damage(folder)
             if damage:
                 warnings.warn(f"checkpoint {folder} is damaged ({damage}); using the one before it", stacklevel=2)
                 continue
             arrays = _load_arrays(folder / _ARRAYS)
-            return Restored(step, _unflatten(arrays, like, folder, part), json.loads((folder / _NOTES).read_text()))
+            small = _unflatten(arrays, segments.without_rows(like), folder, part)
+            index = segments.read_index(folder)
+            self._files = {name: [segments.Segment(*one) for one in ring["files"]] for name, ring in index.items()}
+            notes = json.loads((folder / _NOTES).read_text())
+            return Restored(step, segments.restore(small, like, folder), notes)
         return None
 
-    def _write(self, step: int, tree: PyTree, notes: dict[str, Any]) -> None:
+    def _write(
+        self, step: int, tree: PyTree, notes: dict[str, Any], new: list[segments.NewRows], same: dict[str, str]
+    ) -> None:
         folder = self.directory / f"{step:08d}"
         temporary = self.directory / f"{step:08d}.writing"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             arrays = _flatten(tree)
-            _check_space(temporary, sum(array.nbytes for array in arrays.values()))
+            rows = sum(array.nbytes for ring in new for array in ring.rows.values())
+            _check_space(temporary, rows + sum(array.nbytes for array in arrays.values()))
             _save_arrays(temporary / _ARRAYS, arrays)
             (temporary / _NOTES).write_text(json.dumps(notes))
+            beside = self.directory / segments.FOLDER
+            files = {ring.name: segments.write(beside, step, ring, self._files.get(ring.name, [])) for ring in new}
+            files = {name: files[first] for name, first in same.items()}
+            segments.write_index(temporary, files)
             (temporary / _MANIFEST).write_text(json.dumps(_sums(temporary)))
             for path in [*_files(temporary), temporary]:
                 _sync(path)
@@ -109,6 +138,7 @@ class Checkpoints:
                 shutil.rmtree(folder)
             temporary.rename(folder)
             _sync(self.directory)
+            self._files = files
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
             full = "No space left" in str(error) or "ENOSPC" in str(error)
@@ -121,6 +151,7 @@ class Checkpoints:
             ) from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
+        segments.clean(self.directory, [self.directory / f"{kept:08d}" for kept in self.steps()])
 
 
 @jax.jit

@@ -267,7 +267,8 @@ class _Loop:
             "has_best": self.outcome.best is not None,
             "seconds": time.monotonic() - self._clock,
         }
-        self.checkpoints.save(self.step, self._tree(state, best), notes)
+        # The best state's replay, if it has one, is never trained with again: the last state's will do.
+        self.checkpoints.save(self.step, self._tree(state, best), notes, same_rows={"best": "state"})
 
     def _tree(self, state: State, best: State) -> dict[str, Any]:
         return {"state": state, "best": best, "source": self.source.save()}

@@ -42,6 +42,6 @@ def put(ring: Ring, rows: PyTree, numbers: Int[Array, "lanes count"]) -> Ring:
     return ring.replace(rows=stored)  # type: ignore[attr-defined]
 
 
-def get(tree: PyTree, lane: Int[Array, "*batch"], number: Int[Array, "*batch"], capacity: int) -> PyTree:
+def get(tree: PyTree, lane: Int[Array, "*#batch"], number: Int[Array, "*#batch"], capacity: int) -> PyTree:
     """The rows of these numbers, from `ring.rows` or a part of it."""
     return jax.tree.map(lambda leaf: leaf[lane, number % capacity], tree)

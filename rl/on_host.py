@@ -1,6 +1,7 @@
 """Algorithm and Gymnasium vector environment as a learner and its source: the source acts, the learner learns."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, PyTree
 from jdl.learner import Batch, Learner, State, fold, step_key
 from jdl.metrics import Mean
 from jdl.placement import over_runs
+from jdl.ring import Ring
 from rl import spaces
 from rl.acting import predictor
 from rl.types import Algorithm, Carry, Experience, TimeStep
@@ -73,53 +75,59 @@ def learn_on_host(algorithm: Algorithm, action_space: gymnasium.Space) -> Learne
 
 
 class Acting:
-    """A source of experience: acts in the environments with the current agent, one compiled call a step."""
+    """A source of experience: acts in the environments with the current agent, one compiled call a step.
+
+    A resumed run comes to where it was by taking the same actions from the same seeds. For environments where that
+    leads elsewhere, which is tried out at the start, there is a warning, and new episodes begin.
+    """
 
     def __init__(self, algorithm: Algorithm, vectors: list[Vector], seeds: list[int], several: bool) -> None:
-        self.algorithm, self.vectors, self.seeds, self.several = algorithm, vectors, seeds, several
+        self.algorithm, self.vectors, self.several = algorithm, vectors, several
         self.num_envs = vectors[0].num_envs
+        # Gymnasium seeds its sub-environments n, n + 1, ...: seeds side by side would share resets.
+        self.seeds = [int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1) for seed in seeds]
         self._act = jax.jit(_act_of_runs(algorithm, vectors[0].action_space, len(vectors), several))
         self._keys = jax.jit(lambda state: _keys(state, algorithm.rollout, several))
-        self._carry: Carry = None
+        self._repeats = all(_repeats(vector, seed) for vector, seed in zip(vectors, self.seeds, strict=True))
+        self._seen = [vector.reset(seed) for vector, seed in zip(vectors, self.seeds, strict=True)]
+        carry = algorithm.initial_carry(self.num_envs)
+        self._carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(vectors), *leaf.shape)), carry)
         self._storages: Iterator[_Storage] | None = None
-        self._seen: list[Seen] = []
         self._totals = np.zeros((2, len(vectors), self.num_envs))  # return and length of the episodes under way
+        self._actions: list[np.ndarray] = []  # that were taken, [time, run, env, ...] of each rollout
 
     def next(self, state: State) -> Batch:
         """A rollout with the agent in `state`."""
         if self._storages is None:
-            self._storages = self._start(state)
+            self._storages = self._preallocated(state)
         storage, carry = next(self._storages), self._carry
         first_carry, agent, keys = carry, state.agent, self._keys(state)
+        all_taken = []
         for t in range(self.algorithm.rollout):
             for run, seen in enumerate(self._seen):
                 storage.see(run, t, seen)
             taken, action, carry, extras = self._act(agent, carry, keys, storage.timestep(t), t)
-            actions = np.asarray(taken)
-            storage.act(t, actions if action is None else action, extras)
+            taken = np.asarray(taken)
+            all_taken.append(taken)
+            storage.act(t, taken if action is None else action, extras)
             for run, vector in enumerate(self.vectors):
-                step = vector.step(actions[run])
+                step = vector.step(taken[run])
                 storage.step(run, t, step)
                 self._seen[run] = step.seen
         for run, seen in enumerate(self._seen):
             storage.see(run, self.algorithm.rollout, seen)
         self._carry = carry
+        self._actions.append(np.stack(all_taken))
         storage.check(self.vectors)
         batch = {"experience": storage.experience(first_carry), "episodes": storage.episodes(self._totals)}
         return batch if self.several else jax.tree.map(lambda leaf: leaf[0], batch)
 
-    def _start(self, state: State) -> Iterator["_Storage"]:
-        for vector, seed in zip(self.vectors, self.seeds, strict=True):
-            # Gymnasium seeds its sub-environments n, n + 1, ...: seeds side by side would share resets.
-            self._seen.append(vector.reset(int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)))
-        runs = len(self.vectors)
-        carry = self.algorithm.initial_carry(self.num_envs)
-        self._carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (runs, *leaf.shape)), carry)
+    def _preallocated(self, state: State) -> Iterator["_Storage"]:
         timestep = jax.tree.map(lambda *leaves: np.stack(leaves), *[TimeStep(*seen) for seen in self._seen])
         taken, action, _, extras = jax.eval_shape(self._act, state.agent, self._carry, self._keys(state), timestep, 0)
+        sizes = len(self.vectors), self.algorithm.rollout, taken if action is None else action, extras
         # Two, in turn: the update may still read the one while the other is written.
-        sizes = self.vectors[0], runs, self.algorithm.rollout, taken if action is None else action, extras
-        return itertools.cycle([_Storage(*sizes), _Storage(*sizes)])
+        return itertools.cycle([_Storage(self.vectors[0], *sizes), _Storage(self.vectors[0], *sizes)])
 
     def close(self) -> None:
         """Close the environments."""
@@ -127,10 +135,54 @@ class Acting:
             vector.close()
 
     def save(self) -> PyTree:
-        return {}
+        """What brings the environments back, and the record of the episodes under way; actions only ever added to."""
+        space = self.vectors[0].action_space
+        one = np.zeros((0, len(self.vectors), self.num_envs, *(space.shape or ())), space.dtype)
+        actions = np.concatenate([one, *self._actions])
+        self._actions = [actions]
+        log = Ring(actions[None], np.array([len(actions)]))
+        seen = jax.tree.map(lambda *leaves: np.stack(leaves), *self._seen)
+        return {"actions": log, "seen": seen, "carry": self._carry, "totals": self._totals.copy()}
 
     def restore(self, saved: PyTree) -> None:
-        pass
+        actions = np.asarray(saved["actions"].rows)[0]
+        self._carry, self._actions = saved["carry"], [actions]
+        if not self._repeats:
+            # Other seeds than at the start, which would only be played once more.
+            self._seen = [
+                vector.reset(seed + len(actions)) for vector, seed in zip(self.vectors, self.seeds, strict=True)
+            ]
+            return
+        self._totals = np.array(saved["totals"])
+        for run, vector in enumerate(self.vectors):
+            for taken in actions[:, run]:
+                self._seen[run] = vector.step(taken).seen
+        now = jax.tree.map(lambda *leaves: np.stack(leaves), *self._seen)
+        if not jax.tree.all(jax.tree.map(np.array_equal, now, saved["seen"])):
+            warnings.warn(
+                f"{self.vectors[0].envs} did not come to where it was when its {len(actions)} steps were repeated; the "
+                "run goes on, but not to the bits that it would have had",
+                stacklevel=2,
+            )
+
+
+def _repeats(vector: Vector, seed: int, steps: int = 16) -> bool:
+    """Whether the same actions from the same seed lead to the same; says so where they do not."""
+    vector.envs.action_space.seed(0)
+    actions = [vector.envs.action_space.sample() for _ in range(steps)]
+    played = []
+    for _ in range(2):
+        first = vector.reset(seed)
+        allowed = actions if first.action_mask is None else []  # those of a random sample may be forbidden
+        played.append([first.observation, *[vector.step(action).seen.observation for action in allowed]])
+    if jax.tree.all(jax.tree.map(np.array_equal, *played)):
+        return True
+    warnings.warn(
+        f"{vector.envs} does not repeat itself when it is reset with the same seed: a run that is killed and resumed "
+        "will begin new episodes, and not end in the same bits",
+        stacklevel=4,
+    )
+    return False
 
 
 def _keys(state: State, rollout: int, several: bool) -> Array:

@@ -113,7 +113,7 @@ def replay(
         starts_next = jnp.concatenate([experience.timestep.first[1:], experience.last.first[None]])
         # Cut off, and the next row begins another episode: what was reached has no row yet.
         ghost = experience.truncated & ~experience.terminated & starts_next & experience.valid
-        before = jnp.cumsum(ghost, 0) - ghost
+        before = jnp.cumsum(ghost, 0, dtype=jnp.int32) - ghost
         written = state.ring.written
         numbers = written + jnp.arange(time)[:, None] + before
         new = {
@@ -134,19 +134,19 @@ def replay(
         }
         kept = ring.put(state.ring, jax.tree.map(_by_lane, new), numbers.T)
         kept = ring.put(kept, jax.tree.map(_by_lane, reached), jnp.where(ghost, numbers + 1, -1).T)
-        total = written + time + ghost.sum(0)
+        total = written + time + ghost.sum(0, dtype=jnp.int32)
         kept = kept.replace(written=total)  # type: ignore[attr-defined]
-        return ReplayState(kept, _with_new(state, kept, written), state.highest)
+        return ReplayState(kept, _with_new(state, kept, written, 2 * time), state.highest)
 
-    def _with_new(state: ReplayState, kept: Ring, before: Array) -> Any:
-        """The tree after rows were added: the highest priority for what can be drawn now, none for what no longer can.
+    def _with_new(state: ReplayState, kept: Ring, before: Array, most: int) -> Any:
+        """The tree after rows, `most` at most, were added: the highest priority for what can be drawn now, none for
+        what no longer can.
 
         A row can be drawn when the rows that its return needs are there, until the oldest of its frames is gone.
         """
         if state.tree is None:
             return None
         after = kept.written
-        most = (kept.capacity - steps) // 2
         lane = jnp.arange(num_envs)[:, None]
         ripe = before[:, None] - steps + jnp.arange(most)
         counts = (ripe >= 0) & (ripe < after[:, None] - steps)
@@ -177,8 +177,10 @@ def replay(
         def again(now: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
             tries, lane, number, good = now
             lane_key, row_key = jax.random.split(jax.random.fold_in(key, tries))
-            new_lane = jax.random.randint(lane_key, (size,), 0, num_envs)
-            new = jax.random.randint(row_key, (size,), first[new_lane], jnp.maximum(last, first + 1)[new_lane])
+            new_lane = jax.random.randint(lane_key, (size,), 0, num_envs, jnp.int32)
+            new = jax.random.randint(
+                row_key, (size,), first[new_lane], jnp.maximum(last, first + 1)[new_lane], jnp.int32
+            )
             lane, number = jnp.where(good, lane, new_lane), jnp.where(good, number, new)
             return tries + 1, lane, number, ring.get(state.ring.rows["valid"], lane, number, rows)
 

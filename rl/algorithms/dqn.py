@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PyTree
 import jdl
 from jdl import seam
 from jdl.metrics import Last, Mean, merge_axis
+from rl import normalize
 from rl.networks import Values, torso
 from rl.replay import ReplayState, Transitions, replay
 from rl.spaces import zeros
@@ -39,6 +40,7 @@ class DQNAgent:
     replay: ReplayState
     steps: Any  # of all environments together
     updates: Any  # of the parameters
+    observations: Any  # moments of the observations; None where they are not normalised
 
 
 def dqn(
@@ -64,6 +66,8 @@ def dqn(
     importance: float | Schedule = 0.4,
     masked: bool = False,
     stack: int = 1,
+    huber: float | None = None,
+    normalise_observations: bool = False,
 ) -> Algorithm:
     """DQN for Discrete actions.
 
@@ -72,8 +76,9 @@ def dqn(
     each environment between learning, which is `updates` batches once `warm_up` environment steps are kept.
     target_every: updates between copies to the target network. epsilon, importance (1 corrects fully): numbers or
     functions of the steps of all environments together. steps: n of n-step returns. masked: the environment gives
-    action masks. stack: see `rl.replay`. Discount may be traced (`jdl.population`). Raises ValueError for other
-    actions, and for a replay that does not fit in memory.
+    action masks. stack: see `rl.replay`. huber: errors above it count linearly; by default all count squared, since a
+    limit far below the values lets rare terminations go unheeded (CartPole's grow without bounds). Discount may be
+    traced (`jdl.population`). Raises ValueError for other actions, and for a replay that does not fit in memory.
     """
     if not isinstance(action_space, spaces.Discrete):
         raise ValueError(f"the action space {action_space} is not Discrete; DQN values single choices (try rl.ppo)")
@@ -100,7 +105,12 @@ def dqn(
         params = model.init(key, zeros(observation_space, 1))["params"]
         nothing = jnp.zeros((), jnp.int32)
         target = jax.tree.map(jnp.copy, params)
-        return DQNAgent(params, target, optimizer.init(params), memory.init(), nothing, nothing)
+        one = jax.tree.map(lambda leaf: leaf[0], zeros(observation_space, 1))
+        moments = normalize.initial(one) if normalise_observations else None
+        return DQNAgent(params, target, optimizer.init(params), memory.init(), nothing, nothing, moments)
+
+    def seen(agent: DQNAgent, observation: Any) -> Any:
+        return observation if agent.observations is None else normalize.normalised(agent.observations, observation)
 
     def values(params: PyTree, observation: Any, mask: Any) -> Float[Array, "batch actions"]:
         found = model.apply({"params": params}, observation)
@@ -109,7 +119,7 @@ def dqn(
     def act(
         agent: DQNAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool
     ) -> tuple[Array, Carry, tuple[()]]:
-        found = values(agent.params, timestep.observation, timestep.action_mask)
+        found = values(agent.params, seen(agent, timestep.observation), timestep.action_mask)
         best = found.argmax(-1)
         if greedy:
             return best, carry, ()
@@ -120,9 +130,11 @@ def dqn(
 
     def update(agent: DQNAgent, experience: Experience, key: Array) -> tuple[DQNAgent, dict[str, Any]]:
         kept = memory.add(agent.replay, experience)
-        agent = agent.replace(  # type: ignore[attr-defined]
-            replay=kept, steps=agent.steps + jnp.asarray(experience.valid).sum().astype(jnp.int32)
-        )
+        moments = agent.observations
+        if moments is not None:
+            moments = normalize.updated(moments, experience.timestep.observation, experience.valid)
+        steps = agent.steps + jnp.asarray(experience.valid).sum().astype(jnp.int32)
+        agent = agent.replace(replay=kept, steps=steps, observations=moments)  # type: ignore[attr-defined]
         learnt = agent.params, agent.target, agent.optimizer, agent.updates, (kept.tree, kept.highest)
 
         # The rows are read within and not carried: what passes through a branch or a loop may be copied.
@@ -134,6 +146,9 @@ def dqn(
             params, target, optimizer_state, count, (tree, highest) = learnt
             now = ReplayState(kept.ring, tree, highest)
             batch = memory.sample(now, key, batch_size, discount, _at(importance, agent.steps))
+            batch = batch._replace(
+                observation=seen(agent, batch.observation), next_observation=seen(agent, batch.next_observation)
+            )
             own = seam.current().share(jnp.arange(batch_size))
             part = jax.tree.map(lambda leaf: leaf[own], {"transitions": batch, "wanted": wanted(params, target, batch)})
             grads, mean, measured = jdl.gradients(loss, params, part, key)
@@ -154,7 +169,8 @@ def dqn(
         ready = (agent.steps >= warm_up) & memory.ready(kept)
         learnt, metrics = jax.lax.cond(ready, learn, lambda: (learnt, nothing))
         params, target, optimizer_state, count, (tree, highest) = learnt
-        agent = DQNAgent(params, target, optimizer_state, ReplayState(kept.ring, tree, highest), agent.steps, count)
+        memorised = ReplayState(kept.ring, tree, highest)
+        agent = DQNAgent(params, target, optimizer_state, memorised, agent.steps, count, moments)
         return agent, {**metrics, "epsilon": Last(jnp.asarray(_at(epsilon, agent.steps), jnp.float32))}
 
     def wanted(params: PyTree, target: PyTree, batch: Transitions) -> Float[Array, " batch"]:
@@ -175,7 +191,8 @@ def dqn(
         measured: dict[str, Any] = {"value": Mean(((errors + part["wanted"]) * counted).sum(), counted.sum())}
         if prioritised:
             measured["error"] = errors
-        return (optax.huber_loss(errors) * batch.weight).sum(), counted.sum(), measured
+        squared = optax.l2_loss(errors) if huber is None else optax.huber_loss(errors, delta=huber)
+        return (squared * batch.weight).sum(), counted.sum(), measured
 
     return Algorithm(init, lambda num_envs: (), act, update, rollout)
 

@@ -5,17 +5,35 @@ import optax
 import rl
 
 DISCOUNT = 0.5
+NUM_ENVS = 8
+
+
+def torso():
+    return rl.networks.MLP(lambda x: x, (16,))
+
+
 MAKE = {
     "ppo": lambda env, **options: rl.ppo(
-        env.observation_space, env.action_space, rl.networks.MLP(lambda x: x, (16,)),
+        env.observation_space, env.action_space, torso(),
         **{"optimizer": optax.adam(0.01), "rollout": 8, "discount": DISCOUNT, "entropy_weight": 0.0} | options,
     ),
     "a2c": lambda env, **options: rl.a2c(
-        env.observation_space, env.action_space, rl.networks.MLP(lambda x: x, (16,)),
+        env.observation_space, env.action_space, torso(),
         **{"optimizer": optax.adam(0.01), "discount": DISCOUNT} | options,
     ),
     "reinforce": lambda env, **options: rl.reinforce(
-        env.observation_space, env.action_space, rl.networks.MLP(lambda x: x, (16,)),
+        env.observation_space, env.action_space, torso(),
         **{"optimizer": optax.adam(0.01), "rollout": 16, "discount": DISCOUNT} | options,
     ),
+    "dqn": lambda env, **options: rl.dqn(
+        env.observation_space, env.action_space, torso(),
+        **{
+            "optimizer": optax.adam(0.01), "discount": DISCOUNT, "num_envs": NUM_ENVS, "batch_size": 32,
+            "capacity": 1024, "warm_up": 64, "target_every": 10,
+        } | options,
+    ),
+    "dqn with everything": lambda env, **options: MAKE["dqn"](
+        env, **{"double": True, "dueling": True, "steps": 3, "prioritised": True, "updates": 2} | options
+    ),
 }  # fmt: skip
+DISCRETE_ONLY = {"dqn", "dqn with everything"}

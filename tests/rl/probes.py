@@ -1,5 +1,6 @@
 """Environments with known answers: what each algorithm must find before any benchmark."""
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,3 +130,71 @@ def two_choices():
         return state, Outcome(_observe(0), right, YES, NO)
 
     return Environment("two choices", reset, step, LINE, spaces.MultiDiscrete([3, 2]))
+
+
+def three_bits():
+    """One step, each of three bits counts: 1, 0 and 1 are right."""
+
+    def reset(key):
+        return (jnp.int32(0), Outcome(_observe(0), 0.0, NO, NO))
+
+    def step(state, action, key):
+        right = (action == jnp.array([1, 0, 1])).sum().astype(jnp.float32)
+        return state, Outcome(_observe(0), right, YES, NO)
+
+    return Environment("three bits", reset, step, LINE, spaces.MultiBinary(3))
+
+
+def picture():
+    """One step, the right action is the side of a picture that is bright."""
+
+    def draw(side):
+        left = jnp.arange(36) < 18
+        return jnp.broadcast_to(jnp.where(left == (side == 0), 200, 10).astype(jnp.uint8)[:, None], (36, 36, 1))
+
+    def reset(key):
+        side = jax.random.bernoulli(key).astype(jnp.int32)
+        return side, Outcome(draw(side), 0.0, NO, NO)
+
+    def step(state, action, key):
+        return state, Outcome(draw(state), (action == state).astype(jnp.float32), YES, NO)
+
+    space = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+    return Environment("picture", reset, step, space, spaces.Discrete(2))
+
+
+class VectorProbe(gymnasium.vector.VectorEnv):
+    """Probes as a vector environment of Gymnasium's, whose resets take a step of their own."""
+
+    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, env, num_envs):
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+        self.observation_space = gymnasium.vector.utils.batch_space(env.observation_space, num_envs)
+        self.action_space = gymnasium.vector.utils.batch_space(env.action_space, num_envs)
+
+        def step(state, action, ended, key):
+            reset_key, step_key = jax.random.split(key)
+            stepped = jax.vmap(env.step)(state, action, jax.random.split(step_key, num_envs))
+            fresh = jax.vmap(env.reset)(jax.random.split(reset_key, num_envs))
+            return jax.vmap(lambda e, a, b: jax.tree.map(lambda x, y: jnp.where(e, x, y), a, b))(ended, fresh, stepped)
+
+        self._reset = jax.jit(lambda key: jax.vmap(env.reset)(jax.random.split(key, num_envs)))
+        self._step = jax.jit(step)
+
+    def _info(self, outcome):
+        return {} if outcome.action_mask is None else {"action_mask": np.asarray(outcome.action_mask)}
+
+    def reset(self, *, seed=None, options=None):
+        self.key, self.count, self.ended = jax.random.key(seed), 0, np.zeros(self.num_envs, bool)
+        self.state, outcome = self._reset(self.key)
+        return np.asarray(outcome.observation), self._info(outcome)
+
+    def step(self, action):
+        self.count += 1
+        key = jax.random.fold_in(self.key, self.count)
+        self.state, outcome = self._step(self.state, action, self.ended, key)
+        terminated, truncated = np.asarray(outcome.terminated), np.asarray(outcome.truncated)
+        self.ended = terminated | truncated
+        return np.asarray(outcome.observation), np.asarray(outcome.reward), terminated, truncated, self._info(outcome)

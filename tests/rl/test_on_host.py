@@ -167,7 +167,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(name):
         kind = "FrozenLake-v1" if name == "q_learning" else "CartPole-v1"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            envs = gymnasium.make_vec(kind, 4, "sync")
+            envs = gymnasium.make_vec(kind, 8, "sync")
         spaces = envs.single_observation_space, envs.single_action_space
         algorithm = rl.q_learning(*spaces, rollout=8) if name == "q_learning" else MAKE[name](_Spaces(*spaces))
         learner, source = rl.on_host(algorithm, envs, seed=seed)
@@ -195,6 +195,86 @@ def test_a_run_among_others_is_that_run_alone():
     for several, one in zip(jax.tree.leaves(together.state.agent), jax.tree.leaves(alone.state.agent), strict=True):
         np.testing.assert_array_equal(several[2], one[0])
     assert together.rows[-1]["train/return"][2] == alone.rows[-1]["train/return"][0]
+
+
+def bits(tree):
+    leaves = jax.tree.leaves(tree)
+    return [np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x) for x in leaves]
+
+
+def killed_and_resumed(make, folder):
+    """The same run, whole, and killed between two checkpoints and resumed."""
+    options = {"steps": 8, "log_every": 2, "checkpoint_every": 4}
+
+    def kill(row, state):
+        if row["step"] == 6:
+            raise KeyboardInterrupt
+
+    learner, source = make()
+    whole = jdl.fit(learner, source, **options)
+    learner, source = make()
+    with pytest.raises(KeyboardInterrupt):
+        jdl.fit(learner, source, **options, run=folder, callbacks=[kill])
+    learner, source = make()
+    return whole, jdl.fit(learner, source, **options, run=folder, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "mode"),
+    [
+        ("ppo", "CartPole-v1", None),
+        ("dqn", "CartPole-v1", AutoresetMode.SAME_STEP),
+        ("dqn with everything", "MountainCar-v0", AutoresetMode.DISABLED),
+        ("ppo", "Pendulum-v1", AutoresetMode.NEXT_STEP),
+        ("ppo", "Acrobot-v1", AutoresetMode.SAME_STEP),
+        ("q_learning", "FrozenLake-v1", AutoresetMode.NEXT_STEP),
+        ("q_learning", "Taxi-v4", AutoresetMode.DISABLED),
+        ("ppo", "LunarLander-v3", AutoresetMode.NEXT_STEP),
+    ],
+)
+def test_resume_is_to_the_bit(name, env, mode, tmp_path):
+    if env.startswith("Lunar"):
+        pytest.importorskip("Box2D", reason="the box2d extra is not installed")
+
+    def make():
+        kind = {} if mode is None else {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": mode}}
+        envs = gymnasium.make_vec(env, 8, max_episode_steps=9, **kind)
+        spaces = envs.single_observation_space, envs.single_action_space
+        options = {"rollout": 8}
+        algorithm = (
+            rl.q_learning(*spaces, **options) if name == "q_learning" else MAKE[name](_Spaces(*spaces), **options)
+        )
+        learner, source = rl.on_host(algorithm, envs)
+        return jdl.jit(learner), source
+
+    whole, again = killed_and_resumed(make, tmp_path / "run")
+    for one, other in zip(bits(whole.state), bits(again.state), strict=True):
+        np.testing.assert_array_equal(one, other)
+    untimed = [[{k: v for k, v in row.items() if k != "seconds"} for row in fit.rows] for fit in (whole, again)]
+    assert untimed[0] == untimed[1]
+
+
+class Unrepeatable(gymnasium.Env):
+    """Sees noise that no seed decides."""
+
+    observation_space, action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32), spaces.Discrete(2)
+    noise = np.random.default_rng()
+
+    def reset(self, *, seed=None, options=None):
+        return self.noise.normal(size=2).astype(np.float32), {}
+
+    def step(self, action):
+        return self.noise.normal(size=2).astype(np.float32), 0.0, False, False, {}
+
+
+def test_what_cannot_be_repeated_is_said_at_the_start(tmp_path):
+    def make():
+        with pytest.warns(UserWarning, match=r"does not repeat itself .* will begin new episodes"):
+            learner, source = rl.on_host(random_actions(spaces.Discrete(2), 4), SyncVectorEnv([Unrepeatable] * 2))
+        return jdl.jit(learner), source
+
+    whole, again = killed_and_resumed(make, tmp_path / "run")
+    assert whole.state.step == again.state.step == 8
 
 
 def test_what_is_wrong_with_an_environment_is_said():

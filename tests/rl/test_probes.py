@@ -1,18 +1,24 @@
-"""PPO, A2C and REINFORCE find the known answers of the probes."""
+"""Every algorithm finds the known answers of the probes, on the device and on the host."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
-from agents import DISCOUNT, MAKE
+from agents import DISCOUNT, DISCRETE_ONLY, MAKE, NUM_ENVS, torso
 
 import jdl
 import rl
 from rl.policy import Extras, next_values
 from rl.types import TimeStep
 
-UPDATES = {"ppo": 100, "a2c": 600, "reinforce": 400}
+UPDATES = {"ppo": 100, "a2c": 600, "reinforce": 400, "dqn": 800, "dqn with everything": 400}
+WITH_VALUES = ["ppo", "a2c", "dqn", "dqn with everything"]  # REINFORCE has whole returns, and some have no end
+
+
+@pytest.fixture(params=["device", "host"])
+def runner(request):
+    return request.param
 
 
 @pytest.fixture(params=MAKE)
@@ -20,74 +26,112 @@ def name(request):
     return request.param
 
 
-def trained(name, env, updates=None, **options):
+def trained(runner, name, env, times=1, **options):
+    """The algorithm, the agent and the return of the last training episodes."""
     algorithm = MAKE[name](env, **options)
-    updates = updates or UPDATES[name]
-    learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, 8), updates))
-    state, metrics = learner.step(learner.init(jax.random.key(0)), None)
-    return algorithm, learner, state, metrics
+    updates = UPDATES[name] * times
+    if runner == "device":
+        learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, NUM_ENVS), updates))
+        state, metrics = learner.step(learner.init(jax.random.key(0)), None)
+        return algorithm, state.agent, metrics["return"].compute()[-10:].mean()
+    learner, source = rl.on_host(algorithm, probes.VectorProbe(env, NUM_ENVS))
+    # Half of the steps of these short episodes are resets.
+    fitted = jdl.fit(jdl.jit(learner), source, steps=2 * updates, log_every=10)
+    return algorithm, fitted.state.agent, fitted.rows[-1]["train/return"]
 
 
-def values(algorithm, state, *observations):
+def values(name, algorithm, env, agent, *observations):
     seen = jnp.asarray(observations, jnp.float32)[:, None]
+    if name.startswith("dqn"):
+        network = rl.networks.Values(torso(), int(env.action_space.n), dueling=name != "dqn")
+        return network.apply({"params": agent.params}, seen).max(-1)
     timestep = TimeStep(seen, jnp.ones(len(seen), bool))
-    return algorithm.act(state.agent, (), timestep, jax.random.key(0), False)[2].value
+    return algorithm.act(agent, (), timestep, jax.random.key(0), False)[2].value
 
 
-def test_a_constant_value(name):
-    algorithm, _, state, metrics = trained(name, probes.constant())
-    np.testing.assert_allclose(values(algorithm, state, 0.0), [1], atol=0.05)
-    assert metrics["return"].compute()[-1] == 1
-    assert metrics["length"].compute()[-1] == 1
+def score(algorithm, env, agent, count):
+    learner = rl.on_device(algorithm, env, NUM_ENVS)
+    state = learner.init(jax.random.key(1)).replace(agent=agent)
+    return jdl.evaluate(jdl.jit(learner), state, rl.episodes(count))["return"]
 
 
-def test_a_value_from_the_observation(name):
-    algorithm, _, state, _ = trained(name, probes.observed())
-    np.testing.assert_allclose(values(algorithm, state, -1.0, 1.0), [-1, 1], atol=0.1)
+def actions(algorithm, agent, *observations):
+    seen = jnp.asarray(observations, jnp.float32)[:, None]
+    return algorithm.act(agent, (), TimeStep(seen, jnp.ones(len(seen), bool)), jax.random.key(0), True)[0]
 
 
-def test_a_discounted_value(name):
-    algorithm, _, state, _ = trained(name, probes.two_steps())
-    np.testing.assert_allclose(values(algorithm, state, 0.0, 1.0), [DISCOUNT, 1], atol=0.1)
+def test_a_constant_value(runner, name):
+    env = probes.constant()
+    algorithm, agent, last = trained(runner, name, env)
+    np.testing.assert_allclose(values(name, algorithm, env, agent, 0.0), [1], atol=0.05)
+    assert last == 1
 
 
-@pytest.mark.parametrize("name", ["ppo", "a2c"])  # REINFORCE has whole returns, and these have no end
-def test_a_truncated_episode_goes_on(name):
-    algorithm, _, state, _ = trained(name, probes.endless(), UPDATES[name] * 2)
-    np.testing.assert_allclose(values(algorithm, state, 0.0), [1 / (1 - DISCOUNT)], atol=0.1)
+def test_a_value_from_the_observation(runner, name):
+    env = probes.observed()
+    algorithm, agent, _ = trained(runner, name, env)
+    np.testing.assert_allclose(values(name, algorithm, env, agent, -1.0, 1.0), [-1, 1], atol=0.1)
 
 
-def test_an_action_that_is_right(name):
-    _, learner, state, _ = trained(name, probes.chosen())
-    scores = jdl.evaluate(learner, state, rl.episodes(10))
-    assert scores["return"] == 1
+def test_a_discounted_value(runner, name):
+    env = probes.two_steps()
+    algorithm, agent, _ = trained(runner, name, env)
+    np.testing.assert_allclose(values(name, algorithm, env, agent, 0.0, 1.0), [DISCOUNT, 1], atol=0.1)
 
 
-def test_an_action_that_is_seen(name):
-    algorithm, learner, state, metrics = trained(name, probes.matched())
-    np.testing.assert_array_equal(learner.predict(state, np.array([[-1.0], [1.0]], np.float32)), [0, 1])
-    assert metrics["return"].compute()[-1] > 0.8  # also sampled
-    np.testing.assert_allclose(values(algorithm, state, -1.0, 1.0), [1, 1], atol=0.15)
+@pytest.mark.parametrize("name", WITH_VALUES)
+def test_a_truncated_episode_goes_on(runner, name):
+    env = probes.endless()
+    algorithm, agent, _ = trained(runner, name, env, 2)
+    np.testing.assert_allclose(values(name, algorithm, env, agent, 0.0), [1 / (1 - DISCOUNT)], atol=0.1)
 
 
-def test_a_forbidden_action_is_never_taken(name):
-    _, learner, state, metrics = trained(name, probes.masked())
-    returned = np.asarray(metrics["return"].total)
-    assert returned.max() <= 2 * np.asarray(metrics["return"].weight).max()
-    assert jdl.evaluate(learner, state, rl.episodes(200))["return"] == pytest.approx(1.5, abs=0.15)
-    assert metrics["return"].compute()[-1] > 1.2
+def test_an_action_that_is_right(runner, name):
+    env = probes.chosen()
+    algorithm, agent, _ = trained(runner, name, env)
+    assert score(algorithm, env, agent, 10) == 1
+
+
+def test_an_action_that_is_seen(runner, name):
+    env = probes.matched()
+    algorithm, agent, last = trained(runner, name, env)
+    np.testing.assert_array_equal(actions(algorithm, agent, -1.0, 1.0), [0, 1])
+    assert last > 0.75  # also where it explores
+    np.testing.assert_allclose(values(name, algorithm, env, agent, -1.0, 1.0), [1, 1], atol=0.15)
+
+
+def test_a_forbidden_action_is_never_taken(runner, name):
+    env = probes.masked()
+    masked = {"masked": True} if name.startswith("dqn") else {}
+    algorithm, agent, last = trained(runner, name, env, **masked)
+    assert 1.2 < last <= 2
+    assert score(algorithm, env, agent, 200) == pytest.approx(1.5, abs=0.15)
 
 
 @pytest.mark.parametrize("name", ["ppo", "a2c"])
-def test_a_continuous_action(name):
-    _, learner, state, _ = trained(name, probes.aimed(), UPDATES[name] * 2)
-    actions = learner.predict(state, np.array([[-1.0], [1.0]], np.float32))
-    np.testing.assert_allclose(actions[:, 0], [-0.5, 0.5], atol=0.15)
+def test_a_continuous_action(runner, name):
+    env = probes.aimed()
+    algorithm, agent, _ = trained(runner, name, env, 2)
+    np.testing.assert_allclose(actions(algorithm, agent, -1.0, 1.0)[:, 0], [-0.5, 0.5], atol=0.15)
 
 
-def test_several_choices_at_once(name):
-    _, learner, state, _ = trained(name, probes.two_choices())
-    np.testing.assert_array_equal(learner.predict(state, np.zeros((1, 1), np.float32)), [[2, 0]])
+@pytest.mark.parametrize("name", [name for name in MAKE if name not in DISCRETE_ONLY])
+@pytest.mark.parametrize("kind", ["choices", "bits"])
+def test_several_choices_at_once(runner, name, kind):
+    env = probes.two_choices() if kind == "choices" else probes.three_bits()
+    algorithm, agent, _ = trained(runner, name, env)
+    np.testing.assert_array_equal(actions(algorithm, agent, 0.0), [[2, 0] if kind == "choices" else [1, 0, 1]])
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_a_picture(name):
+    env = probes.picture()
+    options = {"num_envs": NUM_ENVS, "capacity": 512, "warm_up": 64} if name == "dqn" else {"rollout": 8}
+    network = rl.networks.NatureCNN(32)
+    algorithm = getattr(rl, name)(env.observation_space, env.action_space, network, **options)
+    learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, NUM_ENVS), 40 if name == "ppo" else 120))
+    state, _ = learner.step(learner.init(jax.random.key(0)), None)
+    assert score(algorithm, env, state.agent, 50) == 1
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
