@@ -4,11 +4,12 @@ VENV ?= .venv
 EXTRA ?= $(filter-out cpu,$(firstword $(patsubst $(VENV)/.built-%,%,$(wildcard $(VENV)/.built-*))))
 BIN := $(VENV)/bin
 TORCH ?= .venv-torch
+PEERS ?= .venv-peers
 # Any Python with a CPU build of PyTorch at hand; the newest may find only the CUDA build, which is gigabytes.
 TORCH_PYTHON ?= python3
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
 
-.PHONY: train test test-slow test-browser check env bench bench-torch clean
+.PHONY: train test test-slow test-browser check env bench bench-torch bench-rl clean
 
 train: env  ## the main job: a CNN on handwritten digits over eight seeds
 	$(BIN)/jdl run digits --seeds 8
@@ -47,5 +48,13 @@ $(TORCH)/.built:
 	$(TORCH)/bin/python -m pip install --quiet torch==2.13.0 numpy
 	@touch $@
 
+bench-rl: env $(PEERS)/.built  ## beside Stable-Baselines3 and SBX, which have an environment of their own
+	$(BIN)/python -m experiments.bench.rl --peer-python $(PEERS)/bin/python
+
+$(PEERS)/.built:
+	$(TORCH_PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 stable-baselines3==2.9.2 sbx-rl==0.28.0
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(TORCH)
+	rm -rf $(VENV) $(TORCH) $(PEERS)

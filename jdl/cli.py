@@ -182,7 +182,7 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False)
 
 
 def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False) -> int:
-    """Compare runs with the first: difference of means with a 95% bootstrap interval, probability of improvement."""
+    """Compare runs with the first: difference of means, probability of improvement, interquartile means, with 95%."""
     if len(runs) < 2:
         raise ValueError(f"compare takes at least 2 run directories, {len(runs)} given")
     first, *others = [Run(path) for path in runs]
@@ -196,6 +196,8 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False
                     "metric": name,
                     "difference": {k: _or_none(v) for k, v in difference._asdict().items()},
                     "probability_larger": {k: _or_none(v) for k, v in probability._asdict().items()},
+                    "iqm": [_or_none(v) for v in _iqm(other, name)],
+                    "iqm_against": [_or_none(v) for v in _iqm(first, name)],
                 }
             )
     if json:
@@ -207,12 +209,18 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False
             line["metric"],
             _show(tuple(line["difference"].values()), sign=True),
             _show(tuple(line["probability_larger"].values())),
+            f"{_show(line['iqm'])}, was {_show(line['iqm_against'])}",
         )
         for line in compared
     ]
     _console.print(f"compared with {first.path.name}")
-    _table(("run", "metric", "difference of means (95%)", "probability of a larger value (95%)"), rows)
+    columns = ("run", "metric", "difference of means (95%)", "probability of a larger value (95%)")
+    _table((*columns, "interquartile mean (95%)"), rows)
     return 0
+
+
+def _iqm(run: Run, name: str) -> statistics.Interval:
+    return statistics.iqm_interval(np.asarray(run.final[name])[:, None])
 
 
 def comparisons(first: Run, other: Run) -> list[tuple[str, statistics.Interval, statistics.Interval]]:

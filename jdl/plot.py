@@ -102,6 +102,23 @@ def intervals(finals: Mapping[str, Sequence[float]], means: Mapping[str, Interva
     return figure
 
 
+def profile(scores: Float[np.ndarray, "runs episodes"]) -> Figure:
+    """The share of episodes that score above each threshold: the mean over runs with its 95% bootstrap band."""
+    low, high = scores.min(), scores.max()
+    margin = 0.02 * (high - low) or 1.0
+    thresholds = np.linspace(low - margin, high + margin, 201)
+    above = (scores[:, :, None] > thresholds).mean(1)  # [runs, thresholds]
+    figure, (axis,) = _figure(1, 1, width=5.2, height=3.4)
+    axis.plot(thresholds, above.mean(0), color=INK, linewidth=1.8)
+    if len(scores) > 1:
+        band = mean_interval(above)
+        axis.fill_between(thresholds, band.low, band.high, color=COLOURS["train"], alpha=0.2, linewidth=0)
+    axis.set_xlabel("return")
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_title("share of episodes with a larger return", loc="left", fontsize=9, color=FAINT)
+    return figure
+
+
 def confusion_matrix(counts: Float[np.ndarray, "classes classes"], class_names: Sequence[str]) -> Figure:
     """Rows are true classes, as shares of the row; only the mistakes are coloured strongly enough to jump out."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)

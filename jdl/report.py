@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from jdl import plot
+from jdl import plot, statistics
 from jdl.runs import Run, write_bytes, write_text
 
 _STYLE = """
@@ -42,6 +42,7 @@ def write(run: Run) -> Path:
     figures: dict[str, Figure | None] = {
         "learning_curves": plot.learning_curves(series),
         "final_metrics": plot.intervals(run.final, run.intervals) if len(run.final) > 1 else None,
+        **_score_figures(run),
         **_prediction_figures(run),
     }
     sources = {name: _save(run, name, figure) for name, figure in figures.items() if figure is not None}
@@ -52,6 +53,29 @@ def write(run: Run) -> Path:
 
 def _parts(run: Run) -> list[Run]:
     return [Run(file.parent) for file in sorted(run.path.glob("*/config.json"))]
+
+
+def _scores(run: Run) -> np.ndarray | None:
+    """Returns of episodes [runs, episodes] that the experiment, or each of its parts, kept as "scores"."""
+    arrays = run.load_arrays("scores")
+    if arrays is not None:
+        return arrays["returns"]
+    parts = [part.load_arrays("scores") for part in _parts(run)]
+    known = [part["returns"] for part in parts if part is not None]
+    return np.concatenate(known) if known and len(known) == len(parts) else None
+
+
+def _score_figures(run: Run) -> dict[str, Figure | None]:
+    scores = _scores(run)
+    return {} if scores is None else {"profile": plot.profile(scores)}
+
+
+def _video(run: Run) -> str:
+    """One episode of the first seed, as a data URI; "" where there is none."""
+    for folder in (run, *_parts(run)):
+        if (folder.path / "video.gif").is_file():
+            return "data:image/gif;base64," + base64.b64encode((folder.path / "video.gif").read_bytes()).decode()
+    return ""
 
 
 def _prediction_figures(run: Run) -> dict[str, Figure | None]:
@@ -106,6 +130,17 @@ def _page(run: Run, figures: dict[str, str]) -> str:
     if "most_confidently_wrong" in figures:
         note = "True class → the class predicted instead, by the seed that was surest of it."
         pair.append(_section("Most confidently wrong", figures["most_confidently_wrong"], note))
+    scores = _scores(run)
+    if "profile" in figures and scores is not None:
+        middle = statistics.iqm_interval(scores.mean(1, keepdims=True))
+        spread = f" [{middle.low:.4g}, {middle.high:.4g}]" if len(scores) > 1 else ""
+        note = (
+            f"Interquartile mean over seeds {middle.mean:.4g}{spread}. Performance profile, with a 95% bootstrap band "
+            "over the seeds (Agarwal et al. 2021)."
+        )
+        pair.append(_section("Returns", figures["profile"], note))
+    if video := _video(run):
+        pair.append(_section("An episode", video, f"Seed {next(iter(run.seeds))}, greedy actions."))
     body.append(f"<div class=pair>{''.join(pair)}</div>" if pair else "")
     if "final_metrics" in figures:
         note = "A dot a seed; mean and 95% bootstrap interval."

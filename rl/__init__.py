@@ -10,6 +10,7 @@ from rl.tabular import greedy_policies
 from rl.training import Training, learner, settings, train, updates
 from rl.types import Algorithm, Experience, TimeStep
 from rl.vector import make_vec
+from rl.video import video
 
 __all__ = [
     "Algorithm",
@@ -42,4 +43,5 @@ __all__ = [
     "spaces",
     "train",
     "updates",
+    "video",
 ]

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from rl.spaces import legal
 from rl.types import Agent, Algorithm, TimeStep
+from rl.vector import mask_of
 
 
 class Scores(NamedTuple):
@@ -67,7 +68,7 @@ def evaluate(
         running, first = np.ones(count, bool), np.ones(count, bool)
         returns, lengths = np.zeros(count), np.zeros(count)
         for time in range(max_steps):
-            action, carry = act(agent, carry, TimeStep(observation, first, action_mask(info)), key, time)
+            action, carry = act(agent, carry, TimeStep(observation, first, mask_of(observation, info)), key, time)
             observation, reward, terminated, truncated, info = environments.step(np.asarray(action))
             returns[running] += np.asarray(reward, float)[running]
             lengths += running
@@ -78,12 +79,3 @@ def evaluate(
     finally:
         environments.close()
     raise ValueError(f"an episode of {env} was not over after max_steps={max_steps} steps; give it a time limit")
-
-
-def action_mask(info: Mapping[str, Any]) -> Any:
-    """The masks [env, actions] that environments give in `info["action_mask"]`, None where they give none."""
-    masks = info.get("action_mask")
-    if masks is None:
-        return None
-    flat = [np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, tuple) else mask for mask in masks]
-    return np.stack(flat) > 0

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import gymnasium
+import jax
+import jax.numpy as jnp
 
 import jdl
 from rl import envs
@@ -13,6 +15,7 @@ from rl.on_device import episodes, on_device
 from rl.on_host import learn_on_host, on_host
 from rl.types import Algorithm
 from rl.vector import make_vec
+from rl.video import video
 
 type Runner = Literal["device", "host"]
 type Make = Callable[[gymnasium.Space, gymnasium.Space], Algorithm]  # of observation space and action space
@@ -92,6 +95,9 @@ def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
         runs=len(run.seeds),
         seed=10_000,
     )
+    run.save_arrays("scores", returns=scores.returns, lengths=scores.lengths)
+    first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), jax.device_get(trained.agents))
+    video(trained.algorithm, first, chosen["env"], run.path / "video.gif", seed=10_000)
     means = {"return": scores.returns.mean(-1), "length": scores.lengths.mean(-1)}
     return trained._replace(scores={**means, **trained.scores})
 

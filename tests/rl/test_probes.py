@@ -16,7 +16,8 @@ UPDATES = {"ppo": 100, "a2c": 600, "reinforce": 400, "dqn": 800, "dqn with every
 WITH_VALUES = ["ppo", "a2c", "dqn", "dqn with everything"]  # REINFORCE has whole returns, and some have no end
 
 
-@pytest.fixture(params=["device", "host"])
+# What the host adds is seen in few of these; all of them take minutes.
+@pytest.fixture(params=["device", pytest.param("host", marks=pytest.mark.slow)])
 def runner(request):
     return request.param
 
@@ -106,6 +107,14 @@ def test_a_forbidden_action_is_never_taken(runner, name):
     algorithm, agent, last = trained(runner, name, env, **masked)
     assert 1.2 < last <= 2
     assert score(algorithm, env, agent, 200) == pytest.approx(1.5, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_on_the_host_a_truncated_episode_goes_on_and_a_reset_counts_nowhere(name):
+    env = probes.endless()
+    algorithm, agent, last = trained("host", name, env)
+    np.testing.assert_allclose(values(name, algorithm, env, agent, 0.0), [1 / (1 - DISCOUNT)], atol=0.1)
+    assert last == 1
 
 
 @pytest.mark.parametrize("name", ["ppo", "a2c"])
