@@ -27,6 +27,7 @@ class Config(rl.Training):
     trace: float | None = None
     entropy_weight: float | None = None
     normalise_observations: bool | None = None
+    normalise_rewards: bool | None = None
 
 
 COMMON = {
@@ -40,6 +41,7 @@ COMMON = {
     "trace": 0.95,
     "entropy_weight": 0.01,
     "normalise_observations": False,
+    "normalise_rewards": False,
 }
 TUNED = {
     "CartPole-v1": {"learning_rate": 1e-3, "discount": 0.98, "trace": 0.8, "entropy_weight": 0.0},
@@ -73,7 +75,10 @@ def algorithm(config: Config, observation_space: Space, action_space: Space) -> 
     schedule = optax.linear_schedule(chosen["learning_rate"], 0.0, count * chosen["epochs"] * chosen["minibatches"])
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(schedule, eps=1e-5))
     options = {name: chosen[name] for name in OPTIONS}
-    return rl.ppo(observation_space, action_space, optimizer=optimizer, **options)
+    plain = rl.ppo(observation_space, action_space, optimizer=optimizer, **options)
+    if not chosen["normalise_rewards"]:
+        return plain
+    return rl.scaled_rewards(plain, num_envs=chosen["num_envs"], discount=chosen["discount"])
 
 
 def learner(config: Config) -> jdl.Learner:

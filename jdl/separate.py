@@ -39,13 +39,14 @@ def separately(run: Run, processes: int | None = None) -> dict[str, np.ndarray]:
             for path, process in list(working.items()):
                 if process.poll() is not None:
                     del working[path]
+                    _close(process)
                     if process.returncode:
                         raise RuntimeError(f"{path.name} failed:\n{_last_lines(path)}")
             time.sleep(0.05)
     finally:
         for process in working.values():
             process.terminate()
-            process.wait()
+            _close(process)
     runs.write_text(run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in _joined(parts)))
     finals = [part.final for part in parts]
     return {name: np.concatenate([final[name] for final in finals]) for name in finals[0]}
@@ -56,6 +57,12 @@ def _start(part: Run) -> subprocess.Popen:
     with (part.path / "output.txt").open("w") as output:
         command = [sys.executable, "-c", "import sys; from jdl.separate import work; work(sys.argv[1])", str(part.path)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _close(process: subprocess.Popen) -> None:
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _last_lines(path: Path) -> str:

@@ -6,6 +6,7 @@ from rl.evaluate import Scores, evaluate
 from rl.load import load
 from rl.on_device import episodes, on_device
 from rl.on_host import on_host
+from rl.reward_scale import scaled_rewards
 from rl.tabular import greedy_policies
 from rl.training import Training, learner, settings, train, updates
 from rl.types import Algorithm, Experience, TimeStep
@@ -39,6 +40,7 @@ __all__ = [
     "reinforce",
     "returns",
     "sarsa",
+    "scaled_rewards",
     "settings",
     "spaces",
     "train",

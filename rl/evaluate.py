@@ -7,9 +7,10 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jaxtyping import Float
 
-from rl.spaces import legal
+from rl.spaces import legal, zeros
 from rl.types import Agent, Algorithm, TimeStep
 from rl.vector import mask_of
 
@@ -36,8 +37,9 @@ def evaluate(
     """Play episodes of a registered environment, each in an environment of its own.
 
     Taking the first episodes to end instead would favour short ones. runs: the agent's leaves have a leading axis of
-    runs (`jdl.seeds`), and each run plays as many episodes. greedy: the likeliest action, else
-    sampled ones. options: keywords for `gymnasium.make`. Raises ValueError for an episode longer than `max_steps`.
+    runs (`jdl.seeds`), and each run plays as many episodes. greedy: the likeliest action, else sampled ones. options:
+    keywords for `gymnasium.make`. Raises ValueError for an agent that was trained on other spaces, and for an episode
+    longer than `max_steps`.
     """
     if episodes < 1:
         raise ValueError(f"evaluate(episodes={episodes}): at least 1 episode")
@@ -58,11 +60,21 @@ def evaluate(
         return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[len(shape) :]), action), carry
 
     act = jax.jit(act_all)
+    first_seen = TimeStep(zeros(environments.single_observation_space, count), np.ones(count, bool))
     agent = jax.device_put(jax.device_get(agent))  # runs may lie on several devices, and observations come to one
     carry = algorithm.initial_carry(episodes)
     if runs is not None:
         carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (runs, *leaf.shape)), carry)
     key = jax.random.key(seed)
+    try:
+        jax.eval_shape(act, agent, carry, first_seen, key, 0)
+    except (FlaxError, TypeError, ValueError) as error:
+        environments.close()
+        raise ValueError(
+            f"the agent does not fit {env}, whose observations are {environments.single_observation_space} and whose "
+            f"actions are {environments.single_action_space}; evaluate it where it was trained, or where these are the "
+            f"same ({str(error).splitlines()[0]})"
+        ) from error
     try:
         observation, info = environments.reset(seed=seed)
         running, first = np.ones(count, bool), np.ones(count, bool)

@@ -3,31 +3,49 @@
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import jax
 import numpy as np
 
 import jdl
 from jdl.experiment import LoadedRun
+from rl.spaces import zeros
 
 
 class LoadedAgent:
     """An agent of a run, to act greedily with: `agent.act(observation)`."""
 
-    def __init__(self, run: LoadedRun, index: int) -> None:
-        if not 0 <= index < len(run.seeds):
-            raise ValueError(f"load(index={index}): {run.path} has {len(run.seeds)} seed(s), counted from 0")
-        self.run = run
-        self.index = index
+    def __init__(self, run: LoadedRun, index: int, space: gymnasium.Space | None) -> None:
+        self.run, self.index, self.space = run, index, space
 
     def act(self, observation: Any) -> np.ndarray:
         """The action for one observation, as the environment gives and takes them."""
+        if self.space is not None:
+            _check(observation, self.space, self.run)
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], observation)
         return np.asarray(self.run.predict(batch))[self.index, 0]
 
 
 def load(path: str | Path, index: int = 0) -> LoadedAgent:
-    """The agent that an experiment on the device left in a run directory; index: which of the run's seeds.
+    """The agent that an experiment left in a run directory; index: which of the run's seeds.
 
     The experiment needs a `learner(config)`, which those in ./experiments have; `agent.run` is what `jdl.load` gives.
+    Raises ValueError for a seed that the run does not have; `act` raises it for an observation of another shape than
+    those of the run's environment.
     """
-    return LoadedAgent(jdl.load(path), index)
+    run = jdl.load(path)
+    if not 0 <= index < len(run.seeds):
+        raise ValueError(f"load(index={index}): {run.path} has {len(run.seeds)} seed(s), counted from 0")
+    own = run.path / f"seed-{run.seeds[index]}"  # seeds that were trained in processes of their own
+    name = run.config.get("env")
+    space = gymnasium.make(name).observation_space if name in gymnasium.registry else None
+    return LoadedAgent(jdl.load(own), 0, space) if own.is_dir() else LoadedAgent(run, index, space)
+
+
+def _check(observation: Any, space: gymnasium.Space, run: LoadedRun) -> None:
+    given, wanted = (jax.tree.map(np.shape, tree) for tree in (observation, zeros(space)))
+    if given != wanted:
+        raise ValueError(
+            f"the agent of {run.path} was trained on {run.config['env']}, whose observations have the shape {wanted}; "
+            f"it was given {given}"
+        )

@@ -144,3 +144,36 @@ def test_running_moments_are_those_of_all_that_was_seen():
     np.testing.assert_allclose(moments.mean, seen.mean(0), rtol=1e-4)
     np.testing.assert_allclose(moments.variance, seen.var(0), rtol=1e-3)
     np.testing.assert_allclose(rl.normalize.normalised(moments, seen).std(0), 1, atol=1e-2)
+
+
+def test_rewards_are_scaled_by_the_deviation_of_their_discounted_returns():
+    reward = RANDOM.normal(2, 3, size=(12, 4)).astype(np.float32)
+    ends, valid = RANDOM.random((12, 4)) < 0.2, RANDOM.random((12, 4)) < 0.9
+    ends &= valid
+    given = []
+
+    def update(agent, experience, key):
+        given.append(experience.reward)
+        return agent, {}
+
+    inner = rl.Algorithm(lambda key: (), lambda num_envs: (), lambda *arguments: arguments[:3], update, 6)
+    algorithm = rl.scaled_rewards(inner, num_envs=4, discount=0.9)
+    agent = algorithm.init(KEY)
+    returned, seen = np.zeros(4), []
+    for start in (0, 6):
+        part = slice(start, start + 6)
+        blank = rl.Experience(*[None] * 10)
+        experience = blank._replace(
+            reward=jnp.asarray(reward[part]), terminated=jnp.asarray(ends[part]),
+            truncated=jnp.zeros((6, 4), bool), valid=jnp.asarray(valid[part]),
+        )  # fmt: skip
+        agent, _ = algorithm.update(agent, experience, KEY)
+        for t in range(start, start + 6):
+            for env in np.flatnonzero(valid[t]):
+                returned[env] = 0.9 * returned[env] + reward[t, env]
+                seen.append(returned[env])
+                returned[env] *= not ends[t, env]
+        np.testing.assert_allclose(given[-1], np.clip(reward[part] / np.std(seen), -10, 10), rtol=1e-4)
+    np.testing.assert_allclose(agent.returned, returned, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"scaled_rewards\(num_envs=3\) was given experience of 4 environments"):
+        rl.scaled_rewards(inner, num_envs=3).update(agent, experience, KEY)

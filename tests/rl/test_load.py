@@ -21,7 +21,7 @@ def test_a_loaded_agent_acts_as_it_did(tmp_path):
     run = jdl.run(module, config, seeds=2, path=tmp_path / "run")
     assert run.result["metrics"].keys() == {"return", "length", "return (twin)"}
     env = gymnasium.make("CartPole-v1")
-    algorithm = module.algorithm(config, rl.envs.make("CartPole-v1"))
+    algorithm = module.algorithm(config, env.observation_space, env.action_space)
     for index in (0, 1):
         agent = rl.load(tmp_path / "run", index)
         params = jax.tree.map(lambda leaf, i=index: leaf[i], jax.device_get(agent.run.state.agent))
@@ -33,3 +33,36 @@ def test_a_loaded_agent_acts_as_it_did(tmp_path):
             observation, *_ = env.step(action)
     with pytest.raises(ValueError, match=r"index=2\): .* has 2 seed"):
         rl.load(tmp_path / "run", 2)
+    with pytest.raises(ValueError, match=r"trained on CartPole-v1, whose .* the shape \(4,\); .* \(6,\)"):
+        rl.load(tmp_path / "run").act(np.zeros(6, np.float32))
+    with pytest.raises(ValueError, match=r"does not fit Acrobot-v1, whose observations are Box.*whose actions are"):
+        rl.evaluate(algorithm, params, "Acrobot-v1", episodes=2)
+
+
+@pytest.mark.slow
+def test_seeds_in_processes_of_their_own_are_those_alone(tmp_path):
+    module = experiment.find(PPO)
+    config = module.Config(runner="host", total_steps=4096, num_episodes=2, rollout=32)
+    run = jdl.run(module, config, seeds=[0, 3], path=tmp_path / "several")
+    alone = jdl.run(module, config, seeds=[3], path=tmp_path / "alone")
+    assert run.final["return"][1] == alone.final["return"][0]
+    together = {row["step"]: row["train/return"][1] for row in run.rows}
+    assert together == {row["step"]: row["train/return"][0] for row in alone.rows}
+    agents = rl.load(tmp_path / "several", 1), rl.load(tmp_path / "alone")
+    params = [jax.tree.leaves(jax.device_get(agent.run.state.agent.params)) for agent in agents]
+    for one, other in zip(*params, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert agents[0].act(np.zeros(4, np.float32)) in (0, 1)
+    (tmp_path / "several" / "result.json").unlink()
+    (tmp_path / "several" / "seed-3" / "result.json").unlink()
+    before = (tmp_path / "several" / "seed-0" / "result.json").stat().st_mtime_ns
+    again = experiment.execute(jdl.Run(tmp_path / "several"))  # the seed that was not finished, and no other
+    assert again.final == run.final
+    assert (tmp_path / "several" / "seed-0" / "result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_named(tmp_path):
+    config = experiment.find(PPO).Config(runner="host", total_steps=4096, minibatches=10_000)
+    with pytest.raises(RuntimeError, match=r"(?s)seed-0 failed:.*minibatches=10000"):
+        jdl.run(experiment.find(PPO), config, seeds=2, path=tmp_path / "run")
