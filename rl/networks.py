@@ -33,13 +33,18 @@ class MLP(nn.Module):
 
 
 class NatureCNN(nn.Module):
-    """The convolutional network of Mnih et al. 2015 for pictures of bytes, [batch, height, width, channels]."""
+    """The convolutional network of Mnih et al. 2015 for pictures of bytes, [batch, height, width, channels].
+
+    channels_first: [batch, channels, height, width], as Gymnasium stacks frames.
+    """
 
     width: int = 512
+    channels_first: bool = False
 
     @nn.compact
     def __call__(self, observation: Any) -> Float[Array, "batch features"]:
-        x = observation.astype(jnp.float32) / 255
+        x = jnp.moveaxis(observation, 1, -1) if self.channels_first else observation
+        x = x.astype(jnp.float32) / 255
         for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
             conv = jdl.nn.Conv(
                 features, (size, size), (stride, stride), padding="VALID", kernel_init=_orthogonal(2**0.5)
@@ -51,8 +56,13 @@ class NatureCNN(nn.Module):
 def torso(
     space: gymnasium.Space, widths: Sequence[int] = (64, 64), activation: Callable[[Array], Array] = nn.tanh
 ) -> nn.Module:
-    """A torso that suits an observation space: convolutions for pictures of bytes, dense layers for the rest."""
-    return NatureCNN() if is_image(space) else MLP(encode(space), tuple(widths), activation)
+    """A torso that suits an observation space: convolutions for pictures of bytes, dense layers for the rest.
+
+    Pictures of less than 36 x 36, too small for these convolutions, count among the rest.
+    """
+    if not is_image(space):
+        return MLP(encode(space), tuple(widths), activation)
+    return NatureCNN(channels_first=space.shape[0] < space.shape[-1])  # type: ignore[index]
 
 
 class ActorCritic(nn.Module):

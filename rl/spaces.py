@@ -15,8 +15,10 @@ _HANDLED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of thes
 
 
 def is_image(space: gymnasium.Space) -> bool:
-    """Whether an observation is a picture [height, width, channels] of bytes."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+    """Whether an observation is a picture of bytes, channels last or first, of 36 x 36 at least."""
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+        return False
+    return sorted(space.shape)[1] >= 36
 
 
 def zeros(space: gymnasium.Space, *batch: int) -> Any:

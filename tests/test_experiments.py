@@ -62,11 +62,18 @@ def test_fashion_mnist_reaches_91_5_percent_in_five_epochs(tmp_path):
         (["ppo", "--env", "CartPole-v1"], 475),
         (["a2c", "--env", "CartPole-v1"], 475),
         (["reinforce", "--env", "CartPole-v1"], 475),
+        (["dqn", "--env", "CartPole-v1"], 475),
         (["ppo", "--env", "Acrobot-v1"], -90),
+        (["dqn", "--env", "Acrobot-v1"], -90),
+        (["dqn", "--env", "MountainCar-v0"], -115),
+        (["ppo", "--env", "LunarLander-v3", "--runner", "host"], 230),
+        (["dqn", "--env", "LunarLander-v3", "--runner", "host"], 150),
         (["ppo", "--env", "Pendulum-v1"], -200),
     ],
 )
-def test_policy_gradients_learn(tmp_path, arguments, bar):
+def test_agents_learn(tmp_path, arguments, bar):
+    if "LunarLander-v3" in arguments:
+        pytest.importorskip("Box2D", reason="the box2d extra is not installed")
     values = run(tmp_path, *arguments, "--seeds", "10")["return"]["values"]
     assert interquartile_mean(np.array(values)[:, None]) >= bar
 

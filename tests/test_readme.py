@@ -34,7 +34,7 @@ def test_the_readme_from_top_to_bottom(tmp_path):
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
         return result.stdout
 
-    expected = iter([r"\(8, 3, 1\)", r"^[01]$", r"^\[\d+\.\d* +\d+\.\d*\]"])  # what the snippets print
+    expected = iter([r"\(8, 3, 1\)", r"^[01]$", r"^True$", r"^\[\d+\.\d* +\d+\.\d*\]"])  # what the snippets print
     for kind, block in BLOCKS:
         named = re.match(r"# (\w+\.py)\n", block)
         if kind == "python" and named:

@@ -127,6 +127,11 @@ def test_pictures_go_through_convolutions():
     assert isinstance(net, rl.networks.NatureCNN)
     shapes = jax.eval_shape(net.init, KEY, rl.spaces.zeros(space, 1))["params"]
     assert shapes["Dense_0"]["kernel"].shape == (7 * 7 * 64, 512)  # as published for 84 x 84
+    stacked = rl.networks.torso(spaces.Box(0, 255, (4, 84, 84), np.uint8))
+    params = net.init(KEY, rl.spaces.zeros(space, 1))
+    picture = RANDOM.integers(0, 256, (2, 84, 84, 4)).astype(np.uint8)
+    np.testing.assert_allclose(net.apply(params, picture), stacked.apply(params, np.moveaxis(picture, -1, 1)))
+    assert isinstance(rl.networks.torso(spaces.Box(0, 255, (7, 7, 3), np.uint8)), rl.networks.MLP)
     with pytest.raises(ValueError, match="cannot be observed here; use Box"):
         rl.spaces.encode(spaces.Text(4))
 
