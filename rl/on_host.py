@@ -10,6 +10,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree
 
 from jdl.learner import Batch, Learner, State, fold, step_key
@@ -86,13 +87,15 @@ class Acting:
         self.num_envs = vectors[0].num_envs
         # Gymnasium seeds its sub-environments n, n + 1, ...: seeds side by side would share resets.
         self.seeds = [int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1) for seed in seeds]
-        self._act = jax.jit(_act_of_runs(algorithm, vectors[0].action_space, len(vectors), several))
+        self._act_of_agent = _act_of_runs(algorithm, vectors[0].action_space, len(vectors), several)
         self._keys = jax.jit(lambda state: _keys(state, algorithm.rollout, several))
         self._repeats = all(_repeats(vector, seed) for vector, seed in zip(vectors, self.seeds, strict=True))
         self._seen = [vector.reset(seed) for vector, seed in zip(vectors, self.seeds, strict=True)]
         carry = algorithm.initial_carry(self.num_envs)
         self._carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(vectors), *leaf.shape)), carry)
-        self._storages: Iterator[_Storage] | None = None
+        self._storages: Iterator[_Storage] | None = None  # these three when the first agent shows its shapes
+        self._act: Callable[..., Any] = self._act_of_agent
+        self._needed: list[int] = []  # the leaves of an agent that acting looks at
         self._totals = np.zeros((2, len(vectors), self.num_envs))  # return and length of the episodes under way
         self._actions: list[np.ndarray] = []  # that were taken, [time, run, env, ...] of each rollout
 
@@ -101,7 +104,8 @@ class Acting:
         if self._storages is None:
             self._storages = self._preallocated(state)
         storage, carry = next(self._storages), self._carry
-        first_carry, agent, keys = carry, state.agent, self._keys(state)
+        leaves = jax.tree.leaves(state.agent)
+        first_carry, agent, keys = carry, [leaves[i] for i in self._needed], self._keys(state)
         all_taken = []
         for t in range(self.algorithm.rollout):
             for run, seen in enumerate(self._seen):
@@ -124,7 +128,9 @@ class Acting:
 
     def _preallocated(self, state: State) -> Iterator["_Storage"]:
         timestep = jax.tree.map(lambda *leaves: np.stack(leaves), *[TimeStep(*seen) for seen in self._seen])
-        taken, action, _, extras = jax.eval_shape(self._act, state.agent, self._carry, self._keys(state), timestep, 0)
+        arguments = self._carry, self._keys(state), timestep, 0
+        self._act, self._needed = _without_the_rest(self._act_of_agent, state.agent, *arguments)
+        taken, action, _, extras = jax.eval_shape(self._act_of_agent, state.agent, *arguments)
         sizes = len(self.vectors), self.algorithm.rollout, taken if action is None else action, extras
         # Two, in turn: the update may still read the one while the other is written.
         return itertools.cycle([_Storage(self.vectors[0], *sizes), _Storage(self.vectors[0], *sizes)])
@@ -192,6 +198,31 @@ def _keys(state: State, rollout: int, several: bool) -> Array:
         return jax.random.split(fold(step_key(state), "act"), rollout)
 
     return jax.vmap(one)(state) if several else one(state)
+
+
+def _without_the_rest(act: Callable[..., Any], agent: Any, *arguments: Any) -> tuple[Callable[..., Any], list[int]]:
+    """`act`, compiled, of those leaves of the agent that it looks at, and their numbers.
+
+    An optimiser's and a replay's leaves would be taken apart and handed over at every step, for nothing.
+    """
+    leaves, structure = jax.tree.flatten(agent)
+    traced = jax.make_jaxpr(act)(agent, *arguments).jaxpr
+    used = dce_jaxpr(traced, [True] * len(traced.outvars))[1]
+    needed = [i for i in range(len(leaves)) if used[i]]
+    shapes = jax.eval_shape(lambda: leaves)
+
+    def of_needed(some: list[Any], *arguments: Any) -> Any:
+        given = dict(zip(needed, some, strict=True))
+        whole = [given[i] if i in given else _blank(shape) for i, shape in enumerate(shapes)]
+        return act(jax.tree.unflatten(structure, whole), *arguments)
+
+    return jax.jit(of_needed), needed
+
+
+def _blank(shape: jax.ShapeDtypeStruct) -> Array:
+    if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+        return jax.random.split(jax.random.key(0), shape.shape)
+    return jnp.zeros(shape.shape, shape.dtype)
 
 
 def _act_of_runs(algorithm: Algorithm, action_space: gymnasium.Space, runs: int, several: bool) -> Callable[..., Any]:
