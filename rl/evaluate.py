@@ -1,6 +1,6 @@
 """Evaluation of agents in Gymnasium environments: fresh environments, the first episode of each, nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -10,7 +10,7 @@ import numpy as np
 from flax.errors import FlaxError
 from jaxtyping import Float
 
-from rl.spaces import legal, zeros
+from rl.spaces import legal
 from rl.types import Agent, Algorithm, TimeStep
 from rl.vector import mask_of
 
@@ -60,24 +60,16 @@ def evaluate(
         return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[len(shape) :]), action), carry
 
     act = jax.jit(act_all)
-    first_seen = TimeStep(zeros(environments.single_observation_space, count), np.ones(count, bool))
     agent = jax.device_put(jax.device_get(agent))  # runs may lie on several devices, and observations come to one
     carry = algorithm.initial_carry(episodes)
     if runs is not None:
         carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (runs, *leaf.shape)), carry)
     key = jax.random.key(seed)
     try:
-        jax.eval_shape(act, agent, carry, first_seen, key, 0)
-    except (FlaxError, TypeError, ValueError) as error:
-        environments.close()
-        raise ValueError(
-            f"the agent does not fit {env}, whose observations are {environments.single_observation_space} and whose "
-            f"actions are {environments.single_action_space}; evaluate it where it was trained, or where these are the "
-            f"same ({str(error).splitlines()[0]})"
-        ) from error
-    try:
         observation, info = environments.reset(seed=seed)
         running, first = np.ones(count, bool), np.ones(count, bool)
+        seen = TimeStep(observation, first, mask_of(observation, info))
+        _check_fit(lambda: act(agent, carry, seen, key, 0), env, environments)
         returns, lengths = np.zeros(count), np.zeros(count)
         for time in range(max_steps):
             action, carry = act(agent, carry, TimeStep(observation, first, mask_of(observation, info)), key, time)
@@ -91,3 +83,15 @@ def evaluate(
     finally:
         environments.close()
     raise ValueError(f"an episode of {env} was not over after max_steps={max_steps} steps; give it a time limit")
+
+
+def _check_fit(acting: Callable[[], Any], env: str, environments: gymnasium.vector.VectorEnv) -> None:
+    """Raises ValueError where an agent cannot act on what the environments show."""
+    try:
+        jax.eval_shape(acting)
+    except (FlaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the agent does not fit {env}, whose observations are {environments.single_observation_space} and whose "
+            f"actions are {environments.single_action_space}; evaluate it where it was trained, or where these are the "
+            f"same ({str(error).splitlines()[0]})"
+        ) from error

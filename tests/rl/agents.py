@@ -1,6 +1,7 @@
 """The algorithms that probes and laws are held to; to add one, add its name."""
 
 import optax
+import pytest
 
 import rl
 
@@ -36,4 +37,11 @@ MAKE = {
         env, **{"double": True, "dueling": True, "steps": 3, "prioritised": True, "updates": 2} | options
     ),
 }  # fmt: skip
+
+
+# What others in a battery see as well runs in `make test-slow`: these are minutes of compilation.
+def some_slow(*slow):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in MAKE]
+
+
 DISCRETE_ONLY = {"dqn", "dqn with everything"}

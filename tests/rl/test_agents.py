@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from agents import MAKE
+from agents import MAKE, some_slow
 from gymnasium import spaces
 
 import jdl
 import rl
 
 
-@pytest.fixture(params=MAKE)
+@pytest.fixture(params=some_slow("reinforce", "dqn"))
 def name(request):
     return request.param
 

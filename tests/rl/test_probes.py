@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
-from agents import DISCOUNT, DISCRETE_ONLY, MAKE, NUM_ENVS, torso
+from agents import DISCOUNT, DISCRETE_ONLY, MAKE, NUM_ENVS, some_slow, torso
 
 import jdl
 import rl
@@ -13,7 +13,7 @@ from rl.policy import Extras, next_values
 from rl.types import TimeStep
 
 UPDATES = {"ppo": 100, "a2c": 600, "reinforce": 400, "dqn": 800, "dqn with everything": 400}
-WITH_VALUES = ["ppo", "a2c", "dqn", "dqn with everything"]  # REINFORCE has whole returns, and some have no end
+WITH_VALUES = [name for name in some_slow("dqn with everything") if name != "reinforce"]  # it has whole returns alone
 
 
 # What the host adds is seen in few of these; all of them take minutes.
@@ -22,7 +22,7 @@ def runner(request):
     return request.param
 
 
-@pytest.fixture(params=MAKE)
+@pytest.fixture(params=some_slow("dqn with everything"))
 def name(request):
     return request.param
 
@@ -132,7 +132,7 @@ def test_several_choices_at_once(runner, name, kind):
     np.testing.assert_array_equal(actions(algorithm, agent, 0.0), [[2, 0] if kind == "choices" else [1, 0, 1]])
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "dqn"])
 def test_a_picture(name):
     env = probes.picture()
     options = {"num_envs": NUM_ENVS, "capacity": 512, "warm_up": 64} if name == "dqn" else {"rollout": 8}
