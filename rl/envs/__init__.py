@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from rl.envs.adapters import from_brax, from_functional, from_gymnax, from_pgx
 from rl.envs.classic_control import acrobot, cartpole, mountain_car, pendulum
 from rl.envs.environment import Environment, Outcome, auto_reset, time_limit
 from rl.envs.toy_text import expected_return, from_table, greedy, optimal_values, table, toy_text
@@ -35,6 +36,10 @@ __all__ = [
     "auto_reset",
     "cartpole",
     "expected_return",
+    "from_brax",
+    "from_functional",
+    "from_gymnax",
+    "from_pgx",
     "from_table",
     "greedy",
     "make",
