@@ -68,7 +68,7 @@ def last_json(output):
 
 @pytest.fixture(autouse=True)
 def eight_devices(monkeypatch):
-    monkeypatch.setattr(cli, "host_devices", lambda: 8)  # the tests' own are set up already
+    monkeypatch.setattr(cli, "ask_for_devices", lambda count: True)  # the tests' own are set up already
 
 
 def test_run_prints_a_table_and_writes_a_report(folder, capsys):
