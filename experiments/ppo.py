@@ -1,6 +1,8 @@
-"""Proximal policy optimisation on environments with a compiled twin; scored in the real Gymnasium environment.
+"""Proximal policy optimisation, on compiled twins or on the host; scored in the real Gymnasium environment.
 
 Run:       jdl run ppo --env CartPole-v1 --seeds 10      (Acrobot-v1, Pendulum-v1, ...)
+           jdl run ppo --env LunarLander-v3 --runner host --seeds 10
+           jdl run ppo --env ale_py:ALE/Pong-v5 --runner host
 Expected:  see experiments/README.md; CleanRL's PPO has 490 on CartPole-v1 and -86.4 on Acrobot-v1 at 500,000 steps
 """
 
@@ -26,6 +28,7 @@ class Config(rl.Training):
     discount: float | None = None
     trace: float | None = None
     entropy_weight: float | None = None
+    shared: bool | None = None  # one torso for actor and critic
     normalise_observations: bool | None = None
     normalise_rewards: bool | None = None
 
@@ -40,6 +43,7 @@ COMMON = {
     "discount": 0.99,
     "trace": 0.95,
     "entropy_weight": 0.01,
+    "shared": False,
     "normalise_observations": False,
     "normalise_rewards": False,
 }
@@ -55,6 +59,11 @@ TUNED = {
         "discount": 0.999,
         "trace": 0.98,
     },
+    "ALE/Pong-v5": {  # as Huang et al. 2022; frames come stacked from the vector environment
+        "total_steps": 1_000_000,
+        "learning_rate": 2.5e-4,
+        "shared": True,
+    },
     "Pendulum-v1": {
         "num_envs": 4,
         "rollout": 1024,
@@ -65,7 +74,9 @@ TUNED = {
         "entropy_weight": 0.0,
     },
 }
-OPTIONS = "rollout", "epochs", "minibatches", "discount", "trace", "entropy_weight", "normalise_observations"
+OPTIONS = (
+    "rollout", "epochs", "minibatches", "discount", "trace", "entropy_weight", "shared", "normalise_observations",
+)  # fmt: skip
 
 
 def algorithm(config: Config, observation_space: Space, action_space: Space) -> rl.Algorithm:

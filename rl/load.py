@@ -10,6 +10,7 @@ import numpy as np
 import jdl
 from jdl.experiment import LoadedRun
 from rl.spaces import zeros
+from rl.vector import spaces_of
 
 
 class LoadedAgent:
@@ -38,7 +39,11 @@ def load(path: str | Path, index: int = 0) -> LoadedAgent:
         raise ValueError(f"load(index={index}): {run.path} has {len(run.seeds)} seed(s), counted from 0")
     own = run.path / f"seed-{run.seeds[index]}"  # seeds that were trained in processes of their own
     name = run.config.get("env")
-    space = gymnasium.make(name).observation_space if name in gymnasium.registry else None
+    space = (
+        spaces_of(name, run.config.get("vectorization"))[0]
+        if name and name.rpartition(":")[2] in gymnasium.registry
+        else None
+    )
     return LoadedAgent(jdl.load(own), 0, space) if own.is_dir() else LoadedAgent(run, index, space)
 
 

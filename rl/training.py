@@ -14,7 +14,7 @@ from rl.evaluate import evaluate
 from rl.on_device import episodes, on_device
 from rl.on_host import learn_on_host, on_host
 from rl.types import Algorithm
-from rl.vector import make_vec
+from rl.vector import make_vec, spaces_of
 from rl.video import video
 
 type Runner = Literal["device", "host"]
@@ -49,7 +49,8 @@ class Training:
 def settings(config: Training, common: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The fields of a config that were given (not None), else those tuned for `config.env`, else common ones."""
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
-    return {**common, **tuned.get(config.env, {}), **given}
+    name = config.env.rpartition(":")[2]  # without the module that registers it
+    return {**common, **tuned.get(name, {}), **given}
 
 
 def updates(total_steps: int, num_envs: int, rollout: int) -> int:
@@ -65,8 +66,8 @@ def updates(total_steps: int, num_envs: int, rollout: int) -> int:
 def learner(make: Make, chosen: Mapping[str, Any]) -> jdl.Learner:
     """The learner of one run, as `train` trains it."""
     if chosen["runner"] == "host":
-        with gymnasium.make(chosen["env"]) as single:
-            return learn_on_host(make(single.observation_space, single.action_space), single.action_space)
+        spaces = spaces_of(chosen["env"], chosen.get("vectorization"))
+        return learn_on_host(make(*spaces), spaces[1])
     twin = envs.make(chosen["env"])
     return on_device(make(twin.observation_space, twin.action_space), twin, chosen["num_envs"])
 

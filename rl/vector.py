@@ -132,6 +132,13 @@ def make_vec(name: str, num_envs: int, vectorization: str | None = None, **optio
     return gymnasium.make_vec(name, num_envs, vectorization, **options)
 
 
+def spaces_of(name: str, vectorization: str | None = None) -> tuple[gymnasium.Space, gymnasium.Space]:
+    """Observation and action space of a registered environment, as its vector environments have them."""
+    envs = make_vec(name, 1, vectorization)
+    envs.close()
+    return envs.single_observation_space, envs.single_action_space
+
+
 def mask_of(observation: Any, info: Mapping[str, Any]) -> Any:
     """The masks [env, actions] in `info["action_mask"]`, or in an observation's "action_mask"; None without any."""
     if isinstance(observation, Mapping) and "action_mask" in observation:

@@ -11,7 +11,7 @@ import numpy as np
 from jdl.runs import write_bytes
 from rl.spaces import legal
 from rl.types import Agent, Algorithm, TimeStep
-from rl.vector import mask_of
+from rl.vector import mask_of, spaces_of
 
 _WIDTH = 300  # pixels
 _FRAMES = 250  # at most; every so many-th of a longer episode
@@ -22,9 +22,12 @@ def video(
 ) -> Path | None:
     """Play a greedy episode of a registered environment and write it as a GIF; returns its path.
 
-    agent: of one run. None, and no file, where the environment has no pictures or what draws them is not installed.
+    agent: of one run. None, and no file, where the environment has no pictures, where what draws them is not
+    installed, and where its vector environment sees something else (Atari).
     """
-    if "rgb_array" not in gymnasium.spec(env).make().metadata.get("render_modes", ()):
+    single = gymnasium.make(env)
+    single.close()
+    if "rgb_array" not in single.metadata.get("render_modes", ()) or single.observation_space != spaces_of(env)[0]:
         return None
     try:
         frames = _episode(algorithm, agent, env, seed, max_steps)
