@@ -13,6 +13,7 @@ from rl import envs
 from rl.evaluate import evaluate
 from rl.on_device import episodes, on_device
 from rl.on_host import learn_on_host, on_host
+from rl.spaces import is_image
 from rl.types import Algorithm
 from rl.vector import make_vec, spaces_of
 from rl.video import video
@@ -38,8 +39,8 @@ class Training:
 
     @property
     def one_core(self) -> bool:
-        """Whether a process that trains this is faster on a core of its own."""
-        return self.runner == "host"
+        """Whether a process that trains this is faster on a core of its own: not where there are convolutions."""
+        return self.runner == "host" and not is_image(spaces_of(self.env, self.vectorization)[0])
 
     def separate(self, run: jdl.Run) -> bool:
         """Whether the run's seeds are to be trained in processes of their own (`jdl.separately`)."""
