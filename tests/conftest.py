@@ -13,6 +13,15 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+_LONGEST = "test_readme.py", "test_kill.py", "test_probes.py", "test_agents.py", "test_on_host.py"  # minutes each
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, or one worker would be left with one of them at the end."""
+    rank = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture
 def x64():
     """64-bit numbers, so that rounding cannot fail a law and a wrong sum cannot hide."""

@@ -13,7 +13,7 @@ import jdl
 import rl
 
 
-@pytest.fixture(params=some_slow("reinforce", "dqn"))
+@pytest.fixture(params=some_slow("a2c", "reinforce", "dqn"))
 def name(request):
     return request.param
 
