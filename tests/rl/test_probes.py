@@ -120,7 +120,8 @@ def test_on_the_host_a_truncated_episode_goes_on_and_a_reset_counts_nowhere(name
 @pytest.mark.parametrize("name", ["ppo", "a2c"])
 def test_a_continuous_action(runner, name):
     env = probes.aimed()
-    algorithm, agent, _ = trained(runner, name, env, 2)
+    # As many updates on either: many more at a constant rate, and the deviation is so small that PPO is thrown off.
+    algorithm, agent, _ = trained(runner, name, env, 2 if runner == "device" else 1)
     np.testing.assert_allclose(actions(algorithm, agent, -1.0, 1.0)[:, 0], [-0.5, 0.5], atol=0.15)
 
 
