@@ -6,7 +6,6 @@ is written under a temporary name, synced, and renamed, so that a kill at any mo
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -133,11 +132,11 @@ class Checkpoints:
             segments.write_index(temporary, files)
             (temporary / _MANIFEST).write_text(json.dumps(_sums(temporary)))
             for path in [*_files(temporary), temporary]:
-                _sync(path)
+                segments.sync(path)
             if folder.exists():  # a run resumed from an earlier checkpoint comes by here again
                 shutil.rmtree(folder)
             temporary.rename(folder)
-            _sync(self.directory)
+            segments.sync(self.directory)
             self._files = files
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -170,11 +169,7 @@ def _copied(tree: PyTree) -> PyTree:
 
 def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {_name(path): _to_numpy(leaf) for path, leaf in flat}
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {segments.leaf_name(path): _to_numpy(leaf) for path, leaf in flat}
 
 
 def _to_numpy(leaf: Any) -> np.ndarray:
@@ -195,7 +190,7 @@ def _is_key(leaf: Any) -> bool:
 
 def _unflatten(arrays: Mapping[str, np.ndarray], like: PyTree, folder: Path, part: bool) -> PyTree:
     flat, structure = jax.tree_util.tree_flatten_with_path(like)
-    wanted = {_name(path): leaf for path, leaf in flat}
+    wanted = {segments.leaf_name(path): leaf for path, leaf in flat}
     problems = [f"missing: {name}" for name in wanted if name not in arrays]
     problems += [f"unexpected: {name}" for name in arrays if name not in wanted and not part]
     for name in wanted.keys() & arrays.keys():
@@ -252,11 +247,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for path in _files(folder):
-        with path.open("rb") as file:
-            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+    return {path.relative_to(folder).as_posix(): segments.digest(path) for path in _files(folder)}
 
 
 def _damage(folder: Path) -> str:
@@ -269,11 +260,3 @@ def _damage(folder: Path) -> str:
     found.pop(_MANIFEST, None)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     return f"{', '.join(wrong)} differ from the manifest" if wrong else ""
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

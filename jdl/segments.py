@@ -46,7 +46,7 @@ def without_rows(tree: PyTree) -> PyTree:
 def rings(tree: PyTree) -> dict[str, Ring]:
     """The rings of a tree by their paths."""
     found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_ring)[0]
-    return {_name(path): node for path, node in found if _is_ring(node)}
+    return {leaf_name(path): node for path, node in found if _is_ring(node)}
 
 
 def new_rows(name: str, ring: Ring, files: Sequence[Segment]) -> NewRows:
@@ -58,7 +58,7 @@ def new_rows(name: str, ring: Ring, files: Sequence[Segment]) -> NewRows:
     rows = {}
     for path, leaf in leaves:
         lanes = dict(_lanes(leaf, ring.written.ndim))
-        rows[_name(path)] = np.concatenate([
+        rows[leaf_name(path)] = np.concatenate([
             lanes[lane][np.arange(start[lane], written[lane]) % max(ring.capacity, 1)] for lane in range(len(written))
         ])  # fmt: skip
     return NewRows(name, ring.capacity, start, written, rows)
@@ -75,8 +75,9 @@ def write(folder: Path, step: int, new: NewRows, files: Sequence[Segment]) -> li
             np.savez(handle, allow_pickle=False, **rows, **{"start": new.start, "stop": new.stop})
             handle.flush()
             os.fsync(handle.fileno())
+        sync(folder)  # the name is safe before a checkpoint counts on it
         kept = [one for one in kept if one.file != file.name]
-        kept.append(Segment(file.name, _digest(file), new.stop.tolist()))
+        kept.append(Segment(file.name, digest(file), new.stop.tolist()))
     return [one for one in kept if (np.array(one.stop) > new.stop - new.capacity).any()]
 
 
@@ -87,7 +88,7 @@ def restore(tree: PyTree, like: PyTree, checkpoint: Path) -> PyTree:
     loaded: dict[str, Any] = {}
 
     def whole(path: Any, node: Any) -> Any:
-        name = _name(path)
+        name = leaf_name(path)
         if name not in wanted:
             return node
         source = index[name]["files"]
@@ -116,8 +117,8 @@ def damage(checkpoint: Path) -> str:
     """What is wrong with the files that a checkpoint names, "" where nothing is."""
     folder = checkpoint.parent / FOLDER
     for ring in read_index(checkpoint).values():
-        for file, digest, _ in ring["files"]:
-            if not (folder / file).is_file() or _digest(folder / file) != digest:
+        for file, expected, _ in ring["files"]:
+            if not (folder / file).is_file() or digest(folder / file) != expected:
                 return f"{FOLDER}/{file} is missing or differs"
     return ""
 
@@ -137,7 +138,7 @@ def _load(folder: Path, like: Ring, files: Sequence[Segment]) -> PyTree:
     capacity = like.capacity or max((max(one.stop) for one in files), default=0)
     shape = like.written.shape
     leaves = {
-        _name(path): np.zeros((lanes, capacity, *leaf.shape[like.written.ndim + 1 :]), leaf.dtype)
+        leaf_name(path): np.zeros((lanes, capacity, *leaf.shape[like.written.ndim + 1 :]), leaf.dtype)
         for path, leaf in paths
     }
     for segment in files:
@@ -151,7 +152,7 @@ def _load(folder: Path, like: Ring, files: Sequence[Segment]) -> PyTree:
                     leaf[lane, places] = rows[bounds[lane] : bounds[lane + 1]]
     placed = []
     for path, old in paths:
-        leaf = leaves[_name(path)].reshape(*shape, capacity, *old.shape[like.written.ndim + 1 :])
+        leaf = leaves[leaf_name(path)].reshape(*shape, capacity, *old.shape[like.written.ndim + 1 :])
         placed.append(jax.device_put(leaf, old.sharding) if isinstance(old, jax.Array) else leaf)
     return jax.tree.unflatten(structure, placed)
 
@@ -173,10 +174,21 @@ def _is_ring(node: Any) -> bool:
     return isinstance(node, Ring)
 
 
-def _name(path: Any) -> str:
+def leaf_name(path: Any) -> str:
+    """A leaf's path in its tree, parts joined by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _digest(file: Path) -> str:
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

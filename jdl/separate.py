@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from jdl import experiment, runs
 from jdl.placement import leave_core
 from jdl.runs import Run
 
+_OUTPUT = "output.txt"
+
 
 def separately(run: Run, processes: int | None = None) -> dict[str, np.ndarray]:
     """Call the experiment's `main(config, part)` for each seed of a run in a process of its own; returns all metrics.
 
     processes: how many at once, by default one for each core. What is finished stays finished when the run is
-    resumed. Raises RuntimeError with the last lines that a process wrote where one fails; the others are ended.
+    resumed. Raises ChildProcessError with the last line that a process wrote where one fails; the others are ended.
     """
     experiment.require_experiment(run)
     if processes is not None and processes < 1:
@@ -41,7 +44,9 @@ def separately(run: Run, processes: int | None = None) -> dict[str, np.ndarray]:
                     del working[path]
                     _close(process)
                     if process.returncode:
-                        raise RuntimeError(f"{path.name} failed:\n{_last_lines(path)}")
+                        raise ChildProcessError(
+                            f"{path.name} failed: {_last_line(path)} ({path / _OUTPUT} has all of it)"
+                        )
             time.sleep(0.05)
     finally:
         for process in working.values():
@@ -54,7 +59,7 @@ def separately(run: Run, processes: int | None = None) -> dict[str, np.ndarray]:
 
 def _start(part: Run) -> subprocess.Popen:
     """A process that works on a part; the pipe to it breaks when this process ends, however it does."""
-    with (part.path / "output.txt").open("w") as output:
+    with (part.path / _OUTPUT).open("w") as output:
         command = [sys.executable, "-c", "import sys; from jdl.separate import work; work(sys.argv[1])", str(part.path)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
 
@@ -65,8 +70,9 @@ def _close(process: subprocess.Popen) -> None:
         process.stdin.close()
 
 
-def _last_lines(path: Path) -> str:
-    return "\n".join((path / "output.txt").read_text().splitlines()[-15:])
+def _last_line(output: Path) -> str:
+    lines = output.read_text().splitlines()
+    return lines[-1] if lines else "it said nothing"
 
 
 def _joined(parts: list[Run]) -> list[runs.Row]:
@@ -90,4 +96,9 @@ def work(path: str) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-    experiment.execute_part(Run(path))
+    try:
+        experiment.execute_part(Run(path))
+    except Exception as error:
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(1)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from rl.spaces import legal
 from rl.types import Agent, Algorithm, TimeStep
-from rl.vector import mask_of
+from rl.vector import make_vec, mask_of
 
 
 class Scores(NamedTuple):
@@ -45,7 +45,7 @@ def evaluate(
         raise ValueError(f"evaluate(episodes={episodes}): at least 1 episode")
     shape = (episodes,) if runs is None else (runs, episodes)
     count = episodes * (runs or 1)
-    environments = gymnasium.make_vec(env, count, **dict(options or {}))
+    environments = make_vec(env, count, **dict(options or {}))
     as_taken = legal(environments.single_action_space)
 
     def act_once(agent: Agent, carry: Any, timestep: TimeStep, key: Any) -> tuple[Any, Any]:

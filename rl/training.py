@@ -56,6 +56,8 @@ def settings(config: Training, common: Mapping[str, Any], tuned: Mapping[str, Ma
 
 def updates(total_steps: int, num_envs: int, rollout: int) -> int:
     """How many updates a number of environment steps makes; raises ValueError where it makes none."""
+    if num_envs < 1 or rollout < 1:
+        raise ValueError(f"num_envs={num_envs}, rollout={rollout}: at least 1 of each")
     count = total_steps // (num_envs * rollout)
     if count < 1:
         raise ValueError(

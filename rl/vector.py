@@ -75,18 +75,17 @@ class Vector:
         self._ended = self._nobody
         mask = mask_of(observation, info)
         self.masked = mask is not None
-        return Seen(observation, ~self._nobody, self._checked(mask))
+        return Seen(observation, ~self._nobody, self._checked(mask, self._nobody))
 
     def step(self, action: np.ndarray) -> Stepped:
         """Act in every environment; those that ended are reset, at once or by the next step, as their mode has it."""
         observation, reward, terminated, truncated, info = self.envs.step(action)
-        mask = self._mask(observation, info)
+        mask = self._mask(observation, info, terminated)
+        ended = terminated | truncated
         if self.resets_take_a_step:
-            was_reset, ended = self._ended, terminated | truncated
-            self._ended = ended
+            was_reset, self._ended = self._ended, ended
             seen = Seen(observation, was_reset, mask)
             return Stepped(seen, observation, mask, reward, terminated, truncated, ~was_reset)
-        ended = terminated | truncated
         reached, reached_mask = observation, mask
         if ended.any():
             if self.mode is AutoresetMode.SAME_STEP:
@@ -95,25 +94,25 @@ class Vector:
                 reached_mask = mask if final is None else np.where(ended[:, None], final, mask)
             else:
                 fresh, info = self.envs.reset(options={"reset_mask": ended})
-                observation, mask = fresh, self._after_reset(mask, ended, fresh, info)
+                fresh_mask = self._mask(fresh, info, ~ended)
+                observation, mask = fresh, None if mask is None else np.where(ended[:, None], fresh_mask, mask)
         seen = Seen(observation, ended, mask)
         return Stepped(seen, reached, reached_mask, reward, terminated, truncated, ~self._nobody)
 
     def close(self) -> None:
         self.envs.close()
 
-    def _mask(self, observation: Any, info: Mapping[str, Any]) -> Any:
-        return self._checked(mask_of(observation, info)) if self.masked else None
+    def _mask(self, observation: Any, info: Mapping[str, Any], over: np.ndarray) -> Any:
+        if not self.masked:
+            return None
+        mask = mask_of(observation, info)
+        return self._checked(np.ones((self.num_envs, sum(self._choices)), bool) if mask is None else mask, over)
 
-    def _after_reset(self, mask: Any, ended: np.ndarray, observation: Any, info: Mapping[str, Any]) -> Any:
-        fresh = self._mask(observation, info)
-        return mask if fresh is None or mask is None else np.where(ended[:, None], fresh, mask)
-
-    def _checked(self, mask: Any) -> Any:
-        """Raises ValueError where a choice has no option left."""
+    def _checked(self, mask: Any, over: np.ndarray) -> Any:
+        """Raises ValueError where a choice has no option left; where the episode is over there need be none."""
         if mask is not None:
             parts = np.split(mask, np.cumsum(self._choices)[:-1], axis=1)
-            none_left = ~np.stack([part.any(1) for part in parts]).all(0)
+            none_left = ~np.stack([part.any(1) for part in parts]).all(0) & ~over
             if none_left.any():
                 raise ValueError(
                     f"the action mask of environment {int(none_left.argmax())} of {self.envs} forbids every action; "
@@ -125,11 +124,17 @@ class Vector:
 def make_vec(name: str, num_envs: int, vectorization: str | None = None, **options: Any) -> gymnasium.vector.VectorEnv:
     """As `gymnasium.make_vec`; asynchronous environments get processes that were not forked from one that runs JAX.
 
-    A fork of a process with JAX's threads may wait for ever for a lock that one of them held.
+    A fork of a process with JAX's threads may wait for ever for a lock that one of them held. Raises LookupError for an
+    environment that Gymnasium does not have, or whose package is not installed.
     """
     if vectorization == "async":
         options["vector_kwargs"] = {"context": "forkserver", **options.get("vector_kwargs", {})}
-    return gymnasium.make_vec(name, num_envs, vectorization, **options)
+    if num_envs < 1:
+        raise ValueError(f"num_envs={num_envs}: at least 1 environment")
+    try:
+        return gymnasium.make_vec(name, num_envs, vectorization, **options)
+    except gymnasium.error.Error as error:
+        raise LookupError(f"Gymnasium cannot make {name!r}: {error}") from error
 
 
 def spaces_of(name: str, vectorization: str | None = None) -> tuple[gymnasium.Space, gymnasium.Space]:

@@ -24,7 +24,8 @@ TWINS: dict[str, Callable[..., Environment]] = {
 def make(name: str, **options: Any) -> Environment:
     """The compiled twin of a Gymnasium environment, by its id; raises LookupError listing those there are."""
     if name not in TWINS:
-        raise LookupError(f"there is no JAX environment {name!r}; there are {', '.join(TWINS)}")
+        known = ", ".join(TWINS)
+        raise LookupError(f"there is no JAX environment {name!r}; there are {known} (others train with runner host)")
     return TWINS[name](**options)
 
 

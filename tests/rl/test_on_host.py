@@ -291,6 +291,36 @@ def test_what_is_wrong_with_an_environment_is_said():
         gathered(SyncVectorEnv([lambda: Masked(forbid_everything=True)] * 2))
 
 
+class Full(Masked):
+    """Terminates with nothing left to do."""
+
+    def _seen(self):
+        place, info = super()._seen()
+        return place, {"action_mask": info["action_mask"] * (self.time < 3)}
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or truncated, False, info
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_has_terminated_may_forbid_everything(mode):
+    experience, _ = gathered(SyncVectorEnv([Full] * 2, autoreset_mode=mode), rollout=11)
+    assert experience.terminated.any()
+    assert not experience.next_action_mask[experience.terminated].any()
+    seen = experience.timestep.action_mask[experience.valid]
+    assert seen.any(-1).all()
+
+
+def test_an_environment_that_there_is_not():
+    with pytest.raises(LookupError, match="Gymnasium cannot make 'Nope-v1'"):
+        rl.make_vec("Nope-v1", 2)
+    with pytest.raises(ValueError, match="num_envs=0: at least 1"):
+        rl.make_vec("CartPole-v1", 0)
+    with pytest.raises(ValueError, match="num_envs=0, rollout=4: at least 1 of each"):
+        rl.updates(100, 0, 4)
+
+
 class Broken(gymnasium.Env):
     """Sees what is not in its space, or is rewarded with no number."""
 
