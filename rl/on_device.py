@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jdl.learner import Batch, Learner, fold, step_key
 from jdl.metrics import Mean
+from rl import draws
 from rl.acting import predictor
 from rl.envs.environment import Environment, Outcome, auto_reset
 from rl.spaces import legal
@@ -74,8 +75,10 @@ def on_device(
             return now, (timestep, action, extras, outcome, finished)
 
         now = (state.environments, state.timestep, state.carry, state.returned, state.length)
-        now, (timestep, action, extras, outcome, finished) = jax.lax.scan(play, now, (act_keys, env_keys))
+        now, (timestep, action, extras, outcome, finished) = draws.scan(play, now, (act_keys, env_keys))
         environments, last, carry, returned, length = now
+        if algorithm.recall is not None:
+            extras = algorithm.recall(state.agent, state.carry, timestep, action)
         experience = Experience(
             timestep=timestep,
             action=action,

@@ -27,7 +27,7 @@ class PolicyAgent:
 
 
 class Extras(NamedTuple):
-    """What acting leaves for learning."""
+    """What learning wants to know of the agent that acted."""
 
     log_prob: Any
     value: Any
@@ -39,7 +39,8 @@ class Policy(NamedTuple):
     init: Callable[[Array], PolicyAgent]  # (key) -> agent
     apply: Callable[..., tuple[Any, Array]]  # (params, observation seen, action mask) -> distribution, values
     seen: Callable[[PolicyAgent, Any], Any]  # observations as the network is given them
-    act: Callable[..., tuple[Any, Carry, Any]]  # (agent, carry, timestep, key, greedy) -> action, carry, extras
+    act: Callable[..., tuple[Any, Carry, Any]]  # (agent, carry, timestep, key, greedy) -> action, carry, ()
+    recall: Callable[..., Extras]  # (agent, carry, timestep, action) of a rollout
 
 
 def policy(
@@ -71,14 +72,17 @@ def policy(
 
     def act(
         agent: PolicyAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool
-    ) -> tuple[Any, Carry, Extras | tuple[()]]:
-        distribution, value = apply(agent.params, seen(agent, timestep.observation), timestep.action_mask)
-        if greedy:
-            return distribution.mode(), carry, ()
-        action = distribution.sample(key)
-        return action, carry, Extras(distribution.log_prob(action), value)
+    ) -> tuple[Any, Carry, tuple[()]]:
+        distribution, _ = apply(agent.params, seen(agent, timestep.observation), timestep.action_mask)
+        return distribution.mode() if greedy else distribution.sample(key), carry, ()
 
-    return Policy(init, apply, seen, act)
+    def recall(agent: PolicyAgent, carry: Carry, timestep: TimeStep, action: Any) -> Extras:
+        shape = jnp.shape(timestep.first)
+        timestep, action = flat((timestep, action))
+        distribution, value = apply(agent.params, seen(agent, timestep.observation), timestep.action_mask)
+        return Extras(distribution.log_prob(action).reshape(shape), value.reshape(shape))
+
+    return Policy(init, apply, seen, act, recall)
 
 
 def updated(agent: PolicyAgent, params: Any, optimizer: Any, experience: Experience) -> PolicyAgent:

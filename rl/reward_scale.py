@@ -48,6 +48,9 @@ def scaled_rewards(
         inner, metrics = algorithm.update(agent.agent, experience._replace(reward=reward), key)
         return ScaledAgent(inner, returns, returned), metrics
 
+    recall = algorithm.recall
+    if recall is not None:
+        algorithm = algorithm._replace(recall=lambda agent, *rollout: recall(agent.agent, *rollout))
     return algorithm._replace(init=init, act=act, update=update)
 
 

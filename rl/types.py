@@ -23,7 +23,7 @@ class Experience(NamedTuple):
 
     timestep: TimeStep  # before each action
     action: Action
-    extras: Any  # what `act` returned beside the action: log-probabilities, values
+    extras: Any  # what `recall` says of it, or what `act` returned beside the action
     reward: Any
     terminated: Any  # nothing comes after: there is nothing to bootstrap from
     truncated: Any  # something would come after, and is not played
@@ -42,3 +42,6 @@ class Algorithm(NamedTuple):
     act: Callable[..., tuple[Action, Carry, Any]]  # (agent, carry, timestep, key, greedy) -> action, carry, extras
     update: Callable[..., tuple[Agent, Any]]  # (agent, experience, key) -> agent, metrics
     rollout: int  # time steps that an update wants
+    # (agent, carry [env], timestep [time, env], action [time, env]) -> extras [time, env]: what learning wants to know
+    # of the agent that acted, of a whole rollout at once: cheaper than step by step in `act`.
+    recall: Callable[..., Any] | None = None

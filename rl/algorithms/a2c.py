@@ -82,4 +82,4 @@ def a2c(
         total = means["policy_loss"].total + value_weight * means["value_loss"].total
         return total - entropy_weight * means["entropy"].total, weight, means
 
-    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout)
+    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout, pi.recall)

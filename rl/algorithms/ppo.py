@@ -123,4 +123,4 @@ def ppo(
         total = means["policy_loss"].total + value_weight * means["value_loss"].total
         return total - entropy_weight * means["entropy"].total, weight, means
 
-    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout)
+    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout, pi.recall)

@@ -85,7 +85,7 @@ def reinforce(
         total = means["policy_loss"].total - entropy_weight * means["entropy"].total
         return total + (means["value_loss"].total if baseline else 0.0), weight, means
 
-    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout)
+    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout, pi.recall)
 
 
 def _ends_later(boundary: Bool[Array, "time env"]) -> Bool[Array, "time env"]:

@@ -221,19 +221,20 @@ def killed_and_resumed(make, folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "env", "mode"),
+    ("name", "env", "mode", "ahead"),
     [
-        ("ppo", "CartPole-v1", None),
-        ("dqn", "CartPole-v1", AutoresetMode.SAME_STEP),
-        ("dqn with everything", "MountainCar-v0", AutoresetMode.DISABLED),
-        ("ppo", "Pendulum-v1", AutoresetMode.NEXT_STEP),
-        pytest.param("ppo", "Acrobot-v1", AutoresetMode.SAME_STEP, marks=pytest.mark.slow),
-        ("q_learning", "FrozenLake-v1", AutoresetMode.NEXT_STEP),
-        pytest.param("q_learning", "Taxi-v4", AutoresetMode.DISABLED, marks=pytest.mark.slow),
-        ("ppo", "LunarLander-v3", AutoresetMode.NEXT_STEP),
+        ("ppo", "CartPole-v1", None, False),
+        ("ppo", "CartPole-v1", None, True),
+        ("dqn", "CartPole-v1", AutoresetMode.SAME_STEP, True),
+        ("dqn with everything", "MountainCar-v0", AutoresetMode.DISABLED, False),
+        ("ppo", "Pendulum-v1", AutoresetMode.NEXT_STEP, False),
+        pytest.param("ppo", "Acrobot-v1", AutoresetMode.SAME_STEP, False, marks=pytest.mark.slow),
+        ("q_learning", "FrozenLake-v1", AutoresetMode.NEXT_STEP, False),
+        pytest.param("q_learning", "Taxi-v4", AutoresetMode.DISABLED, True, marks=pytest.mark.slow),
+        ("ppo", "LunarLander-v3", AutoresetMode.NEXT_STEP, False),
     ],
 )
-def test_resume_is_to_the_bit(name, env, mode, tmp_path):
+def test_resume_is_to_the_bit(name, env, mode, ahead, tmp_path):
     if env.startswith("Lunar"):
         pytest.importorskip("Box2D", reason="the box2d extra is not installed")
 
@@ -245,7 +246,7 @@ def test_resume_is_to_the_bit(name, env, mode, tmp_path):
         algorithm = (
             rl.q_learning(*spaces, **options) if name == "q_learning" else MAKE[name](_Spaces(*spaces), **options)
         )
-        learner, source = rl.on_host(algorithm, envs)
+        learner, source = rl.on_host(algorithm, envs, ahead=ahead)
         return jdl.jit(learner), source
 
     whole, again = killed_and_resumed(make, tmp_path / "run")
@@ -253,6 +254,31 @@ def test_resume_is_to_the_bit(name, env, mode, tmp_path):
         np.testing.assert_array_equal(one, other)
     untimed = [[{k: v for k, v in row.items() if k != "seconds"} for row in fit.rows] for fit in (whole, again)]
     assert untimed[0] == untimed[1]
+
+
+def test_ahead_acts_the_agent_of_one_update_before():
+    """The agent counts its updates; where it acts ahead, the first two rollouts are the first agent's."""
+    envs = gymnasium.make_vec("CartPole-v1", 2)
+    algorithm = random_actions(envs.single_action_space, 4)
+
+    def act(agent, carry, timestep, key, greedy):
+        action, carry, _ = algorithm.act(agent, carry, timestep, key, greedy)
+        return action, carry, jnp.full(2, agent)
+
+    acted, actions = [], []
+    for ahead in (False, True):
+        learner, source = rl.on_host(algorithm._replace(act=act), envs, ahead=ahead)
+        learner, batches = jdl.jit(learner), []
+        state = learner.init(jax.random.key(0))
+        for _ in range(4):
+            batches.append(jax.tree.map(np.array, source.next(state)["experience"]))
+            state, _ = learner.step(state, {"experience": batches[-1], "episodes": (0, 0, 0)})
+        assert len({batch.extras[0, 0] for batch in batches}) == 4 - ahead
+        acted.append([batch.extras[0, 0] for batch in batches])
+        actions.append(np.concatenate([batch.action for batch in batches]))
+    source.close()
+    assert acted == [[0, 1, 2, 3], [0, 0, 1, 2]]
+    np.testing.assert_array_equal(*actions)  # what they draw is the same
 
 
 class Unrepeatable(gymnasium.Env):
@@ -341,3 +367,19 @@ def test_a_broken_environment_is_named():
         gathered(SyncVectorEnv([lambda: Broken(seen=7.0)] * 2))
     with pytest.raises(ValueError, match=r"environment 1 of .* gave the reward nan for the action [01]"):
         gathered(SyncVectorEnv([Broken, lambda: Broken(reward=np.nan)]))
+
+
+def test_what_goes_wrong_while_the_device_learns_is_raised():
+    class Gone(Broken):
+        count = 0
+
+        def step(self, action):
+            self.count += 1
+            if self.count > 60:
+                raise ConnectionError("the simulator is gone")
+            return super().step(action)
+
+    learner, source = rl.on_host(random_actions(spaces.Discrete(2), 8), SyncVectorEnv([Gone] * 2), ahead=True)
+    with pytest.raises(ConnectionError, match="the simulator is gone"):
+        jdl.fit(jdl.jit(learner), source, steps=8)
+    source.close()

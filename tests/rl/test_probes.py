@@ -47,7 +47,8 @@ def values(name, algorithm, env, agent, *observations):
         network = rl.networks.Values(torso(), int(env.action_space.n), dueling=name != "dqn")
         return network.apply({"params": agent.params}, seen).max(-1)
     timestep = TimeStep(seen, jnp.ones(len(seen), bool))
-    return algorithm.act(agent, (), timestep, jax.random.key(0), False)[2].value
+    action, *_ = algorithm.act(agent, (), timestep, jax.random.key(0), False)
+    return algorithm.recall(agent, (), *jax.tree.map(lambda leaf: leaf[None], (timestep, action))).value[0]
 
 
 def score(algorithm, env, agent, count):
