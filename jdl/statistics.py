@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Real
-from scipy import stats
+from scipy.special import ndtr, stdtrit
 
 AnyArray = Array | np.ndarray
 Result = np.ndarray | np.float64
@@ -59,7 +59,7 @@ def mean_interval(
     mean, n = runs.mean(0), len(runs)
     if n == 1:
         return _without_interval(mean)
-    tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.isf((1 - level) / 2, n - 1))
+    tail = ndtr(np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
     deviations = _resampled_means(runs - mean, resamples, np.random.default_rng(seed))
     low, high = _quantiles(deviations, tail)
     return _interval(mean, mean + low, mean + high)
@@ -100,7 +100,7 @@ def difference_of_means(
     share = np.where(constant, 0.5, x_variance / np.where(constant, 1, total))
     freedom = 1 / (share**2 / (n_x - 1) + (1 - share) ** 2 / (n_y - 1))
     bootstrap_share = share * (n_x - 1) / n_x + (1 - share) * (n_y - 1) / n_y  # of the true variance
-    tail = stats.norm.cdf(-stats.t.isf((1 - level) / 2, freedom) / np.sqrt(bootstrap_share))
+    tail = ndtr(stdtrit(freedom, (1 - level) / 2) / np.sqrt(bootstrap_share))
     generator = np.random.default_rng(seed)
     x_deviations = _resampled_means(x_runs - x_mean, resamples, generator)
     y_deviations = _resampled_means(y_runs - y_mean, resamples, generator)

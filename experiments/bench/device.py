@@ -151,7 +151,13 @@ def main() -> None:
         jax.config.update("jax_compilation_cache_dir", options.argument)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-        jax.block_until_ready(jax.numpy.zeros(1) + 1)  # starting JAX is not what is looked at
+        # Starting JAX is not what is looked at, nor is reading modules.
+        jax.block_until_ready(jax.numpy.zeros(1) + 1)
+        import optax  # noqa: F401
+
+        import rl  # noqa: F401
+        from experiments.bench import ppo_by_hand  # noqa: F401
+
         begin = time.perf_counter()
         call, state, _ = stepping(options.side, 8)
         jax.block_until_ready(call(state))
