@@ -31,6 +31,8 @@ class Training:
     """device: on the environment's compiled twin; host: on Gymnasium's own, seeds in processes of their own"""
     vectorization: Literal["sync", "async", "vector_entry_point"] | None = None
     """on the host, by default as Gymnasium chooses"""
+    ahead: bool = False
+    """on the host: act while the agent learns, as it was one update before; gains where a core is left over"""
     total_steps: int | None = None
     """of all environments together"""
     num_envs: int | None = None
@@ -120,7 +122,7 @@ def _on_host(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
     vectors = [make_vec(chosen["env"], chosen["num_envs"], chosen.get("vectorization")) for _ in run.seeds]
     algorithm = make(vectors[0].single_observation_space, vectors[0].single_action_space)
     count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.rollout)
-    one, source = on_host(algorithm, vectors, seed=run.seeds)
+    one, source = on_host(algorithm, vectors, seed=run.seeds, ahead=chosen["ahead"])
     try:
         state = jdl.fit(jdl.jit(jdl.seeds(one, run.seeds, each=True)), source, steps=count, run=run).state
     finally:

@@ -15,11 +15,12 @@ from typing import Any
 from experiments.bench import peers
 from experiments.bench.measure import Row, Worker, compared, interleaved, rate, serve
 
-BARS = {  # by setting and vectorisation: against SB3, against SBX
-    ("ppo-128", "vector_entry_point"): (3.0, 3.0),
-    ("ppo-128", "sync"): (2.5, 2.5),
-    ("ppo-256", "vector_entry_point"): (3.0, 1.5),
-    ("dqn", "sync"): (3.0, 1.5),
+BARS = {  # by setting, vectorisation and whether to act ahead: against SB3, against SBX
+    ("ppo-128", "vector_entry_point", False): (3.0, 3.0),
+    ("ppo-128", "sync", False): (2.5, 2.5),
+    ("ppo-256", "vector_entry_point", False): (3.0, 1.5),
+    ("dqn", "sync", False): (3.0, 1.5),
+    ("dqn", "sync", True): (3.0, 1.5),
 }
 WORDS = {
     "ppo-128": "PPO, 8 environments, 128 steps, 4 epochs of 256",
@@ -31,9 +32,9 @@ WORDS = {
 def host_rows(rounds: int, peer_python: str) -> list[Row]:
     """Environment steps a second, training included."""
     rows = []
-    for (what, vectorization), bars in BARS.items():
+    for (what, vectorization, ahead), bars in BARS.items():
         commands = {
-            "ours": [sys.executable, "-m", "experiments.bench.host", "rate", what, vectorization],
+            "ours": [sys.executable, "-m", "experiments.bench.host", "rate", what, vectorization, *["--ahead"] * ahead],
             **{peer: [peer_python, "-m", "experiments.bench.peers", peer, what] for peer in ("sb3", "sbx")},
         }
         workers = {side: Worker(command) for side, command in commands.items()}
@@ -41,7 +42,7 @@ def host_rows(rounds: int, peer_python: str) -> list[Row]:
         for worker in workers.values():
             worker.close()
         for peer, bar in zip(("sb3", "sbx"), bars, strict=True):
-            label = f"host / {peer.upper()}: {WORDS[what]}, {vectorization.replace('_', ' ')}"
+            label = f"host / {peer.upper()}: {WORDS[what]}, {vectorization.replace('_', ' ')}{', ahead' * ahead}"
             rows.append(compared(label, rates["ours"], rates[peer], bar))
     return rows
 
@@ -65,7 +66,9 @@ def time_rows(rounds: int, peer_python: str) -> list[Row]:
     return rows
 
 
-def make(what: str, vectorization: str, seed: int = 0, zoo: bool = False) -> tuple[Any, Any, Any, int]:
+def make(
+    what: str, vectorization: str, seed: int = 0, zoo: bool = False, ahead: bool = False
+) -> tuple[Any, Any, Any, int]:
     """Algorithm, learner, source, and environment steps an update."""
     import jdl
 
@@ -108,15 +111,15 @@ def make(what: str, vectorization: str, seed: int = 0, zoo: bool = False) -> tup
             trace=theirs.get("gae_lambda", 0.95),
             entropy_weight=0.0,
         )
-    learner, source = rl.on_host(algorithm, envs, seed=seed)
+    learner, source = rl.on_host(algorithm, envs, seed=seed, ahead=ahead)
     return algorithm, jdl.jit(learner), source, algorithm.rollout * num_envs
 
 
-def measured(what: str, vectorization: str) -> None:
+def measured(what: str, vectorization: str, ahead: bool) -> None:
     """Serve measurements of steps a second, in `jdl.fit`."""
     import jdl
 
-    _, learner, source, steps = make(what, vectorization)
+    _, learner, source, steps = make(what, vectorization, ahead=ahead)
     count = {"ppo-128": 60, "ppo-256": 20, "dqn": 60}[what]
 
     def measure() -> float:
@@ -153,8 +156,9 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("rate", "to-475"))
     parser.add_argument("setting")
     parser.add_argument("argument")
+    parser.add_argument("--ahead", action="store_true")
     options = parser.parse_args()
     if options.what == "rate":
-        measured(options.setting, options.argument)
+        measured(options.setting, options.argument, options.ahead)
     else:
         print(to_475(options.setting, int(options.argument)))
