@@ -35,6 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@python=$$(sh ./find-python) && echo "building $(VENV) with $$python" && $$python -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e ".$(if $(EXTRA),[$(EXTRA)])"
+	# Its returns are what ours are tested against; of what it depends on, one part knows no JAX of today.
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt rlax
 	@touch $@
 
 bench: env  ## the framework's speed beside hand-written loops
