@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import probes
 import pytest
 from gymnasium import spaces
 
@@ -103,6 +104,22 @@ def test_the_table_comes_to_value_iterations(method, masked):
         assert np.all(state.agent.visits[:, :, 2] == 0)
     returned = jax.tree.map(lambda leaf: leaf[:, -100:].sum(), metrics["return"])
     assert returned.compute() == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_on_the_host(method):
+    env = rl.envs.from_table("corridor", corridor(), max_steps=50)
+    algorithm = method(
+        env.observation_space, env.action_space, learning_rate=0.2, discount=DISCOUNT,
+        epsilon=optax.linear_schedule(1.0, 0.0, 15_000),
+    )  # fmt: skip
+    learner, source = rl.on_host(algorithm, probes.VectorProbe(env, 4))
+    updates = 40_000 // (4 * algorithm.rollout)
+    fitted = jdl.fit(jdl.jit(learner), source, steps=updates, log_every=updates // 20)
+    agents = jax.tree.map(lambda leaf: leaf[None], fitted.state.agent)
+    np.testing.assert_array_equal(rl.greedy_policies(algorithm, agents, corridor())[0, :4], 1)
+    assert fitted.rows[-1]["train/return"] == 7
 
 
 def test_only_finite_spaces():
