@@ -13,7 +13,7 @@ from jdl.metrics import Mean
 from rl import draws
 from rl.acting import predictor
 from rl.envs.environment import Environment, Outcome, auto_reset
-from rl.spaces import legal
+from rl.spaces import choices, legal
 from rl.types import Algorithm, Experience, TimeStep
 
 
@@ -77,6 +77,8 @@ def on_device(
         now = (state.environments, state.timestep, state.carry, state.returned, state.length)
         now, (timestep, action, extras, outcome, finished) = draws.scan(play, now, (act_keys, env_keys))
         environments, last, carry, returned, length = now
+        if timestep.action_mask is not None:
+            _stop_if_nothing_is_allowed(env, timestep.action_mask)
         if algorithm.recall is not None:
             extras = algorithm.recall(state.agent, state.carry, timestep, action)
         experience = Experience(
@@ -142,6 +144,20 @@ def _episodes(
     first = (0, environments, _seen(outcome, begin), begin, algorithm.initial_carry(count))
     *_, returned, length = jax.lax.while_loop(going, play, (*first, jnp.zeros(count), jnp.zeros(count)))
     return returned, length
+
+
+def _stop_if_nothing_is_allowed(env: Environment, mask: Array) -> None:
+    """Ends the program with a ValueError where a choice was left no option; mask: [time, env, actions]."""
+    parts = jnp.split(mask, np.cumsum(choices(env.action_space))[:-1], axis=-1)
+    stuck = ~jnp.stack([part.any(-1) for part in parts]).all()
+
+    def stop(stuck: Any) -> None:
+        if np.any(stuck):  # under vmap both branches are taken
+            raise ValueError(
+                f"an action mask of {env.name} forbids every action; an episode with nothing left to do has terminated"
+            )
+
+    jax.lax.cond(stuck, lambda: jax.debug.callback(stop, stuck), lambda: None)
 
 
 def _seen(outcome: Outcome, first: Array) -> TimeStep:

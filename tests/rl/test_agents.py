@@ -1,5 +1,7 @@
 """Agents on the device obey the laws of learners; networks and observations of a user's own."""
 
+import contextlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from gymnasium import spaces
 
 import jdl
 import rl
+from rl.envs.toy_text import Table
 
 
 @pytest.fixture(params=some_slow("a2c", "reinforce", "dqn"))
@@ -112,3 +115,24 @@ def test_a_users_own_network_and_dict_observations(network):
     learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, 8), 100))
     state, _ = learner.step(learner.init(jax.random.key(0)), None)
     assert jdl.evaluate(learner, state, rl.episodes(30))["return"] == 1
+
+
+@pytest.mark.parametrize("placement", ["map", "vmap"])
+def test_a_mask_that_forbids_everything_stops_the_program(placement):
+    def step_into(rooms):
+        """After each step one more of two actions is forbidden."""
+        rules = Table(
+            np.ones((rooms, 2, 1)), np.minimum(np.arange(rooms) + 1, rooms - 1)[:, None, None].repeat(2, 1),
+            np.zeros((rooms, 2, 1), np.float32), np.zeros((rooms, 2, 1), bool), np.eye(rooms)[0],
+            np.arange(2) >= np.arange(rooms)[:, None],
+        )  # fmt: skip
+        env = rl.envs.from_table("corridor", rules, max_steps=9)
+        learner = rl.on_device(rl.q_learning(env.observation_space, env.action_space, rollout=4), env, 2)
+        learner = jdl.jit(jdl.seeds(learner, 2, placement=placement))
+        return jax.block_until_ready(learner.step(learner.init(jax.random.key(0)), None))
+
+    step_into(2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="an action mask of corridor forbids every action"):
+        step_into(3)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.effects_barrier()  # or it is said once more when Python ends
