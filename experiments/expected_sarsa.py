@@ -8,8 +8,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import gymnasium
-import numpy as np
 import optax
 from gymnasium import Space
 
@@ -68,10 +66,4 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     if config.separate(run):
         return jdl.separately(run)
     trained = rl.train(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED), run)
-    rules = rl.envs.table(gymnasium.make(config.env))
-    horizon = gymnasium.spec(config.env).max_episode_steps or 1000
-    policies = rl.greedy_policies(trained.algorithm, trained.agents, rules)
-    exact = [rl.envs.expected_return(policy, rules, horizon) for policy in policies]
-    best = rl.envs.greedy(rl.envs.optimal_values(rules, 0.999), rules, 0.999)
-    optimum = np.full(len(exact), rl.envs.expected_return(best, rules, horizon))
-    return {**trained.scores, "return (exact)": np.array(exact), "return (optimum)": optimum}
+    return {**trained.scores, **rl.exact_returns(trained.algorithm, trained.agents, config.env)}

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Int
 
-_FORBIDDEN = -1e9  # finite: an infinity times a probability of zero is no number
+FORBIDDEN = -1e9  # finite: an infinity times a probability of zero is no number
 
 
 class Categorical(NamedTuple):
@@ -25,7 +25,7 @@ class Categorical(NamedTuple):
 
     @property
     def _log_probs(self) -> Array:
-        logits = self.logits if self.mask is None else jnp.where(self.mask, self.logits, _FORBIDDEN)
+        logits = self.logits if self.mask is None else jnp.where(self.mask, self.logits, FORBIDDEN)
         return jax.nn.log_softmax(logits)
 
     def sample(self, key: Array) -> Int[Array, "*batch"]:

@@ -7,24 +7,12 @@ import flax.struct
 import gymnasium
 import jax
 import jax.numpy as jnp
-import numpy as np
 from gymnasium import spaces
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jdl.metrics import Last, Mean
-from rl.envs.toy_text import Table
+from rl.exploration import Schedule, at, epsilon_greedy
 from rl.types import Algorithm, Carry, Experience, TimeStep
-
-
-def greedy_policies(algorithm: Algorithm, agents: Any, rules: Table) -> Int[np.ndarray, "runs states"]:
-    """The greedy action in each state of a table of transitions; agents: with a leading axis, as of `rl.train`."""
-    states = jnp.arange(len(rules.start))
-    timestep = TimeStep(states, jnp.ones(len(states), bool), rules.allowed)
-    agents = jax.device_put(jax.device_get(agents))
-    return np.asarray(jax.vmap(lambda agent: algorithm.act(agent, (), timestep, jax.random.key(0), True)[0])(agents))
-
-
-type Schedule = Callable[[Any], Any]  # of a count, as Optax has them
 
 # (values [env, action], probabilities of the behaviour [env, action], next action [env], allowed) -> backup [env]
 type Backup = Callable[[Array, Array, Array, Array], Array]
@@ -62,12 +50,7 @@ def tabular(
         return TabularAgent(jnp.zeros((states, actions)), jnp.zeros((states, actions)), jnp.zeros((), jnp.int32))
 
     def behaviour(values: Array, allowed: Array, steps: Array) -> Float[Array, "env actions"]:
-        """ε-greedy probabilities, over what is allowed; ties share."""
-        # Compiled, a schedule that ends at zero may end a rounding below, and a negative probability has no logarithm.
-        e = jnp.clip(epsilon(steps) if callable(epsilon) else epsilon, 0, 1)
-        masked = jnp.where(allowed, values, -jnp.inf)
-        best = (masked == masked.max(-1, keepdims=True)) & allowed
-        return e * allowed / allowed.sum(-1, keepdims=True) + (1 - e) * best / best.sum(-1, keepdims=True)
+        return epsilon_greedy(values, allowed, at(epsilon, steps))
 
     def allowed_actions(mask: Any, count: int) -> Array:
         return jnp.ones((count, actions), bool) if mask is None else jnp.asarray(mask, bool)
@@ -97,7 +80,7 @@ def tabular(
             error = reward + discount * jnp.where(terminated, 0, worth) - agent.values[state, action]
             visited = jnp.zeros_like(agent.visits).at[state, action].add(valid)
             visits = agent.visits + visited
-            rate = learning_rate(visits) if callable(learning_rate) else learning_rate
+            rate = at(learning_rate, visits)
             # The mean over environments that are at the same place: a sum would overshoot.
             change = jnp.zeros_like(agent.values).at[state, action].add(error * valid) / jnp.maximum(visited, 1)
             agent = TabularAgent(agent.values + rate * change, visits, agent.steps + valid.sum().astype(jnp.int32))
@@ -120,7 +103,7 @@ def tabular(
                 following,
             ),
         )
-        e = epsilon(agent.steps) if callable(epsilon) else epsilon
-        return agent, {"error": Mean(errors.sum(), counted.sum()), "epsilon": Last(jnp.asarray(e, jnp.float32))}
+        share = jnp.asarray(at(epsilon, agent.steps), jnp.float32)
+        return agent, {"error": Mean(errors.sum(), counted.sum()), "epsilon": Last(share)}
 
     return Algorithm(init, lambda num_envs: (), act, update, rollout)

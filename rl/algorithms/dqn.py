@@ -4,7 +4,6 @@ Double (van Hasselt et al. 2016), dueling (Wang et al. 2016), n-step returns and
 2016), as Hessel et al. 2018 combine them.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -20,14 +19,12 @@ import jdl
 from jdl import seam
 from jdl.metrics import Last, Mean, merge_axis
 from rl import normalize
+from rl.distributions import FORBIDDEN
+from rl.exploration import Schedule, at
 from rl.networks import Values, torso
 from rl.replay import ReplayState, Transitions, replay
 from rl.spaces import zeros
 from rl.types import Algorithm, Carry, Experience, TimeStep
-
-type Schedule = Callable[[Any], Any]  # of environment steps, as Optax has them
-
-_FORBIDDEN = -1e9
 
 
 @flax.struct.dataclass
@@ -114,7 +111,7 @@ def dqn(
 
     def values(params: PyTree, observation: Any, mask: Any) -> Float[Array, "batch actions"]:
         found = model.apply({"params": params}, observation)
-        return found if mask is None else jnp.where(mask, found, _FORBIDDEN)  # type: ignore[return-value]
+        return found if mask is None else jnp.where(mask, found, FORBIDDEN)  # type: ignore[return-value]
 
     def act(
         agent: DQNAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool
@@ -125,7 +122,7 @@ def dqn(
             return best, carry, ()
         which, what = jax.random.split(key)
         allowed = jnp.zeros(found.shape) if timestep.action_mask is None else jnp.log(timestep.action_mask + 1e-30)
-        explore = jax.random.uniform(which, best.shape) < _at(epsilon, agent.steps)
+        explore = jax.random.uniform(which, best.shape) < at(epsilon, agent.steps)
         return jnp.where(explore, jax.random.categorical(what, allowed), best), carry, ()
 
     def update(agent: DQNAgent, experience: Experience, key: Array) -> tuple[DQNAgent, dict[str, Any]]:
@@ -145,7 +142,7 @@ def dqn(
         def one_update(learnt: tuple[Any, ...], key: Array) -> tuple[tuple[Any, ...], dict[str, Mean]]:
             params, target, optimizer_state, count, (tree, highest) = learnt
             now = ReplayState(kept.ring, tree, highest)
-            batch = memory.sample(now, key, batch_size, discount, _at(importance, agent.steps))
+            batch = memory.sample(now, key, batch_size, discount, at(importance, agent.steps))
             batch = batch._replace(
                 observation=seen(agent, batch.observation), next_observation=seen(agent, batch.next_observation)
             )
@@ -171,7 +168,7 @@ def dqn(
         params, target, optimizer_state, count, (tree, highest) = learnt
         memorised = ReplayState(kept.ring, tree, highest)
         agent = DQNAgent(params, target, optimizer_state, memorised, agent.steps, count, moments)
-        return agent, {**metrics, "epsilon": Last(jnp.asarray(_at(epsilon, agent.steps), jnp.float32))}
+        return agent, {**metrics, "epsilon": Last(jnp.asarray(at(epsilon, agent.steps), jnp.float32))}
 
     def wanted(params: PyTree, target: PyTree, batch: Transitions) -> Float[Array, " batch"]:
         """What the values should be: rewards, and the target network's value of the best action after them."""
@@ -195,8 +192,3 @@ def dqn(
         return (squared * batch.weight).sum(), counted.sum(), measured
 
     return Algorithm(init, lambda num_envs: (), act, update, rollout)
-
-
-def _at(schedule: Any, steps: Array) -> Any:
-    """A number, or a schedule's at this time."""
-    return schedule(steps) if callable(schedule) else schedule

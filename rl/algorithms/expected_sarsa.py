@@ -2,7 +2,8 @@
 
 import gymnasium
 
-from rl.tabular import Schedule, tabular
+from rl.exploration import Schedule
+from rl.tabular import tabular
 from rl.types import Algorithm
 
 

@@ -3,7 +3,8 @@
 import gymnasium
 import jax.numpy as jnp
 
-from rl.tabular import Schedule, tabular
+from rl.exploration import Schedule
+from rl.tabular import tabular
 from rl.types import Algorithm
 
 

@@ -1,0 +1,29 @@
+"""What policies are worth in an environment whose transitions are known: computed, not played."""
+
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from rl.envs.toy_text import Table, expected_return, greedy, optimal_values, table
+from rl.types import Algorithm, TimeStep
+
+
+def greedy_policies(algorithm: Algorithm, agents: Any, rules: Table) -> Int[np.ndarray, "runs states"]:
+    """The greedy action in each state of a table of transitions; agents: with a leading axis, as of `rl.train`."""
+    states = jnp.arange(len(rules.start))
+    timestep = TimeStep(states, jnp.ones(len(states), bool), rules.allowed)
+    agents = jax.device_put(jax.device_get(agents))
+    return np.asarray(jax.vmap(lambda agent: algorithm.act(agent, (), timestep, jax.random.key(0), True)[0])(agents))
+
+
+def exact_returns(algorithm: Algorithm, agents: Any, env: str) -> dict[str, np.ndarray]:
+    """Of each agent in one of Gymnasium's toy text environments, and of the optimum that value iteration finds."""
+    rules = table(gymnasium.make(env))
+    horizon = gymnasium.spec(env).max_episode_steps or 1000
+    found = [expected_return(policy, rules, horizon) for policy in greedy_policies(algorithm, agents, rules)]
+    best = expected_return(greedy(optimal_values(rules, 0.999), rules, 0.999), rules, horizon)
+    return {"return (exact)": np.array(found), "return (optimum)": np.full(len(found), best)}
