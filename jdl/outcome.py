@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, PyTree
 
 from jdl.learner import State
+from jdl.ring import on_host
 
 
 class Monitor(NamedTuple):
@@ -52,9 +53,10 @@ def _is_finite(state: PyTree, axis_of_runs: PyTree) -> jax.Array:
         axes = tuple(range(axis_of_runs.ndim, leaf.ndim))
         return ~jnp.isnan(leaf).any(axes)
 
-    if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state)):
+    # What lies on the host is data that was seen, nothing that is learnt.
+    numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact) and not on_host(leaf)]
+    if not numbers:
         return jnp.ones(axis_of_runs.shape, bool)
-    numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.stack([jnp.broadcast_to(finite(leaf), axis_of_runs.shape) for leaf in numbers]).all(0)
 
 

@@ -5,11 +5,12 @@ row after it, so no observation is kept twice. Where an episode was cut off, tha
 (a ghost): Gymnasium's next-step resets give it, otherwise it is added.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import gymnasium
@@ -21,6 +22,8 @@ from jdl import ring
 from jdl.ring import Ring
 from rl import spaces, sum_tree
 from rl.types import Experience
+
+type Memory = Literal["device", "host"]
 
 _TRIES = 64  # draws until every one is a row that something starts from; ghosts are at most half of all rows
 
@@ -68,12 +71,14 @@ def replay(
     exponent: float = 0.6,
     masked: bool = False,
     stack: int = 1,
+    memory: Memory = "device",
 ) -> Replay:
     """A replay of the newest `capacity` rows of `num_envs` environments, sampled uniformly or by priority.
 
     steps: n of n-step returns, which end with the episode. exponent: of errors, as priorities. masked: keep action
     masks. stack: observations are as many frames along their first axis (Gymnasium's FrameStackObservation), of which
-    only the newest is kept. Raises ValueError where the rows do not fit in memory, before anything is allocated.
+    only the newest is kept. memory: where observations lie, "host" for what is too large for an accelerator's; each
+    sample is then read there. Raises ValueError where the rows do not fit in memory, before anything is allocated.
     """
     for name, value in (("capacity", capacity), ("num_envs", num_envs), ("steps", steps), ("stack", stack)):
         if value < 1:
@@ -94,11 +99,18 @@ def replay(
         "valid": jax.ShapeDtypeStruct((), bool),
         "mask": jax.ShapeDtypeStruct((sum(spaces.choices(action_space)),), bool) if masked else None,
     }
-    _check_memory(one, rows * num_envs)
+    if memory not in ("device", "host"):
+        raise ValueError(f'replay(memory={memory!r}): it is "device" or "host"')
+    on_host = {"observation"} if memory == "host" else set()
+    _check_memory({name: leaf for name, leaf in one.items() if name not in on_host}, rows * num_envs)
+    _check_memory({name: one[name] for name in on_host}, rows * num_envs, of_host=True)
 
     def init() -> ReplayState:
         tree = sum_tree.empty(rows * num_envs) if prioritised else None
-        return ReplayState(ring.empty(one, num_envs, rows), tree, jnp.ones(()))
+        kept = ring.empty({name: leaf for name, leaf in one.items() if name not in on_host}, num_envs, rows)
+        zeros = functools.partial(ring.host_zeros, num_envs, rows)
+        kept.rows.update({name: jax.tree.map(zeros, one[name]) for name in on_host})
+        return ReplayState(kept, tree, jnp.ones(()))
 
     def add(state: ReplayState, experience: Experience) -> ReplayState:
         time, lanes = experience.reward.shape
@@ -254,20 +266,21 @@ def _one_frame(observation: Any, stack: int, axis: int = 0) -> Any:
     return observation if stack == 1 else jax.tree.map(lambda leaf: jnp.take(leaf, -1, axis), observation)
 
 
-def _check_memory(row: Any, count: int) -> None:
+def _check_memory(row: Any, count: int, of_host: bool = False) -> None:
     needed = count * sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(row))
-    free = free_memory()
+    free = free_memory(of_host)
     if free is not None and needed > free:
+        where = "this machine" if of_host else "this device"
         raise ValueError(
-            f"a replay of {count} transitions takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on this "
-            f"device; give a capacity of at most {int(count * free / needed * 0.8)}"
+            f"a replay of {count} transitions takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on "
+            f"{where}; give a capacity of at most {int(count * free / needed * 0.8)}"
         )
 
 
-def free_memory() -> int | None:
-    """Bytes free on the default device, None where it does not tell."""
+def free_memory(of_host: bool = False) -> int | None:
+    """Bytes free on the default device or on the host, None where it does not tell."""
     device = jax.devices()[0]
-    if device.platform == "cpu":
+    if of_host or device.platform == "cpu":
         meminfo = Path("/proc/meminfo")
         found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
         return int(found[1]) * 1024 if found else None

@@ -22,7 +22,7 @@ from rl import normalize
 from rl.distributions import FORBIDDEN
 from rl.exploration import Schedule, at
 from rl.networks import Values, torso
-from rl.replay import ReplayState, Transitions, replay
+from rl.replay import Memory, ReplayState, Transitions, replay
 from rl.spaces import zeros
 from rl.types import Algorithm, Carry, Experience, TimeStep
 
@@ -63,6 +63,7 @@ def dqn(
     importance: float | Schedule = 0.4,
     masked: bool = False,
     stack: int = 1,
+    memory: Memory = "device",
     huber: float | None = None,
     normalise_observations: bool = False,
 ) -> Algorithm:
@@ -73,9 +74,9 @@ def dqn(
     each environment between learning, which is `updates` batches once `warm_up` environment steps are kept.
     target_every: updates between copies to the target network. epsilon, importance (1 corrects fully): numbers or
     functions of the steps of all environments together. steps: n of n-step returns. masked: the environment gives
-    action masks. stack: see `rl.replay`. huber: errors above it count linearly; by default all count squared, since a
-    limit far below the values lets rare terminations go unheeded (CartPole's grow without bounds). Discount may be
-    traced (`jdl.population`). Raises ValueError for other actions, and for a replay that does not fit in memory.
+    action masks. stack, memory: see `rl.replay`. huber: errors above it count linearly; by default all count squared,
+    since a limit far below the values lets rare terminations go unheeded (CartPole's grow without bounds). Discount
+    may be traced (`jdl.population`). Raises ValueError for other actions, and for a replay that does not fit in memory.
     """
     if not isinstance(action_space, spaces.Discrete):
         raise ValueError(f"the action space {action_space} is not Discrete; DQN values single choices (try rl.ppo)")
@@ -86,7 +87,7 @@ def dqn(
         optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(5e-4))
     body = torso(observation_space, (256, 256), nn.relu) if network is None else network
     model = Values(body, int(action_space.n), dueling)
-    memory = replay(
+    buffer = replay(
         observation_space,
         action_space,
         capacity=capacity,
@@ -96,6 +97,7 @@ def dqn(
         exponent=priority_exponent,
         masked=masked,
         stack=stack,
+        memory=memory,
     )
 
     def init(key: Array) -> DQNAgent:
@@ -104,7 +106,7 @@ def dqn(
         target = jax.tree.map(jnp.copy, params)
         one = jax.tree.map(lambda leaf: leaf[0], zeros(observation_space, 1))
         moments = normalize.initial(one) if normalise_observations else None
-        return DQNAgent(params, target, optimizer.init(params), memory.init(), nothing, nothing, moments)
+        return DQNAgent(params, target, optimizer.init(params), buffer.init(), nothing, nothing, moments)
 
     def seen(agent: DQNAgent, observation: Any) -> Any:
         return observation if agent.observations is None else normalize.normalised(agent.observations, observation)
@@ -126,7 +128,7 @@ def dqn(
         return jnp.where(explore, jax.random.categorical(what, allowed), best), carry, ()
 
     def update(agent: DQNAgent, experience: Experience, key: Array) -> tuple[DQNAgent, dict[str, Any]]:
-        kept = memory.add(agent.replay, experience)
+        kept = buffer.add(agent.replay, experience)
         moments = agent.observations
         if moments is not None:
             moments = normalize.updated(moments, experience.timestep.observation, experience.valid)
@@ -142,7 +144,7 @@ def dqn(
         def one_update(learnt: tuple[Any, ...], key: Array) -> tuple[tuple[Any, ...], dict[str, Mean]]:
             params, target, optimizer_state, count, (tree, highest) = learnt
             now = ReplayState(kept.ring, tree, highest)
-            batch = memory.sample(now, key, batch_size, discount, at(importance, agent.steps))
+            batch = buffer.sample(now, key, batch_size, discount, at(importance, agent.steps))
             batch = batch._replace(
                 observation=seen(agent, batch.observation), next_observation=seen(agent, batch.next_observation)
             )
@@ -153,7 +155,7 @@ def dqn(
                 # Where the batch was split, its errors did not come back in one piece.
                 whole = not seam.current().reductions
                 errors = measured["error"] if whole else error(params, batch, wanted(params, target, batch))
-                now = memory.reprioritise(now, batch.place, errors)
+                now = buffer.reprioritise(now, batch.place, errors)
             changes, optimizer_state = optimizer.update(grads, optimizer_state, params)
             params = optax.apply_updates(params, changes)
             count = count + 1
@@ -163,7 +165,7 @@ def dqn(
 
         shapes = jax.eval_shape(learn)[1]
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        ready = (agent.steps >= warm_up) & memory.ready(kept)
+        ready = (agent.steps >= warm_up) & buffer.ready(kept)
         learnt, metrics = jax.lax.cond(ready, learn, lambda: (learnt, nothing))
         params, target, optimizer_state, count, (tree, highest) = learnt
         memorised = ReplayState(kept.ring, tree, highest)

@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probes
 import pytest
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jdl
+import rl
 from rl import sum_tree
 from rl.replay import replay
 from rl.types import Experience, TimeStep
@@ -211,3 +214,45 @@ def test_what_does_not_fit_is_said_before_anything_is_allocated():
         memory.add(memory.init(), World(3, False).rollout(2))
     with pytest.raises(ValueError, match=r"holds 10 steps of each environment; a rollout of 8 steps needs 16"):
         memory.add(memory.init(), World(2, False).rollout(8))
+
+
+def trained_with(memory, transform, folder=None):
+    env = probes.picture()
+    algorithm = rl.dqn(
+        env.observation_space, env.action_space, rl.networks.MLP(rl.spaces.encode(env.observation_space), (8,)),
+        num_envs=2, capacity=64, warm_up=16, batch_size=8, memory=memory, prioritised=True,
+    )  # fmt: skip
+    learner = jdl.jit(transform(rl.on_device(algorithm, env, 2)))
+    options = {"steps": 16, "log_every": 8, "checkpoint_every": 8}
+    if folder is None:
+        return jdl.fit(learner, None, **options).state
+
+    def kill(row, state):
+        if row["step"] == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jdl.fit(learner, None, **options, run=folder, callbacks=[kill])
+    return jdl.fit(learner, None, **options, run=folder, resume=True).state
+
+
+@pytest.mark.parametrize("placement", [None, "map", "vmap"])
+def test_observations_on_the_host_change_no_bit(placement, tmp_path):
+    def transform(learner):
+        return learner if placement is None else jdl.seeds(learner, 2, placement=placement)
+
+    there = trained_with("host", transform, tmp_path / "run")
+    here = trained_with("device", transform)
+    kept = there.agent.replay.ring.rows
+    assert kept["observation"].sharding.memory_kind == "pinned_host"
+    assert kept["valid"].sharding.memory_kind == "device"
+    for one, other in zip(jax.tree.leaves(there.agent), jax.tree.leaves(here.agent), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_replay_that_the_host_cannot_hold_is_an_error():
+    space = spaces.Box(0, 255, (84, 84), np.uint8)
+    with pytest.raises(ValueError, match=r"takes 7056.0 GB, .* free on this machine"):
+        replay(space, spaces.Discrete(2), capacity=10**9, num_envs=1, memory="host")
+    with pytest.raises(ValueError, match=r"memory='disk'\): it is"):
+        replay(space, spaces.Discrete(2), capacity=100, num_envs=1, memory="disk")
