@@ -6,7 +6,7 @@ there, and only what was asked for moves.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -42,7 +42,7 @@ def host_zeros(lanes: int, capacity: int, like: Any) -> Array:
     def zeros() -> Array:
         return jnp.zeros((lanes, capacity, *like.shape), like.dtype)
 
-    return compute_on(zeros, compute_type="device_host", out_memory_spaces=_HOST)()
+    return _there(zeros, _HOST)()
 
 
 def put(ring: Ring, rows: PyTree, numbers: Int[Array, "lanes count"]) -> Ring:
@@ -78,6 +78,9 @@ def on_host(leaf: Any) -> bool:
 def _where_it_is(function: Callable[..., Array], leaf: Array, *others: Array, stays: bool) -> Array:
     if not on_host(leaf):
         return function(leaf, *others)
-    result = _HOST if stays else _DEVICE
-    there = compute_on(function, compute_type="device_host", out_memory_spaces=result)
-    return there(leaf, *jax.device_put(others, _HOST))
+    return _there(function, _HOST if stays else _DEVICE)(leaf, *jax.device_put(others, _HOST))
+
+
+def _there(function: Callable[..., Array], result: Any) -> Callable[..., Array]:
+    """A function computed by the host, from what lies in its memory."""
+    return cast(Callable[..., Array], compute_on(function, compute_type="device_host", out_memory_spaces=result))
