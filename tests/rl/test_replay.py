@@ -74,7 +74,7 @@ class World:
             timestep=TimeStep(column["seen"], column["first"]), action=column["action"], extras=(),
             reward=column["reward"], terminated=column["terminated"], truncated=column["truncated"],
             valid=column["valid"], next_observation=column["reached"],
-            last=TimeStep(jnp.asarray(np.stack(self.now)), jnp.array(self.first)), carry=(),
+            last=TimeStep(jnp.asarray(np.stack(self.now)), self.first.copy()), carry=(),
         )  # fmt: skip
 
     def expected(self, i, k, steps):
