@@ -45,7 +45,7 @@ def separately(run: Run, processes: int | None = None) -> dict[str, np.ndarray]:
                     _close(process)
                     if process.returncode:
                         raise ChildProcessError(
-                            f"{path.name} failed: {_last_line(path)} ({path / _OUTPUT} has all of it)"
+                            f"{path.name} failed: {_last_line(path / _OUTPUT)} ({path / _OUTPUT} has all of it)"
                         )
             time.sleep(0.05)
     finally:
