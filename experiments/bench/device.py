@@ -19,10 +19,12 @@ def device_rows(rounds: int) -> list[Row]:
         words = f"PPO on CartPole, {num_envs} environments"
         rates = _rates({"ours": ["ours", num_envs], "by hand": ["hand", num_envs]}, rounds)
         rows.append(compared(f"one run / by hand: {words}", rates["ours"], rates["by hand"], 1.0))
-    sides = {"seeds": ["seeds", 8], "one": ["ours", 8], "vmap": ["vmap", 8]}
+    sides = {"seeds": ["seeds", 8], "one": ["ours", 8], "vmap": ["vmap", 8], "vmap by hand": ["hand-vmap", 8]}
     rates = _rates(sides, rounds)
     rows.append(compared("8 seeds / one seed, in sum: PPO, 8 environments", rates["seeds"], rates["one"], 1.9))
     rows.append(compared("8 seeds / plain vmap: PPO, 8 environments", rates["seeds"], rates["vmap"], 1.4))
+    label = "8 seeds / plain vmap of PPO by hand, 8 environments"
+    rows.append(compared(label, rates["seeds"], rates["vmap by hand"], 1.4))
     rates = _rates({"scan": ["pixels-scan", 8], "loop": ["pixels-loop", 8]}, rounds)
     rows.append(compared("inside / outside the scan: PPO, convolutions on 36x36x1", rates["scan"], rates["loop"], 0.9))
     return rows
@@ -74,14 +76,17 @@ def stepping(side: str, num_envs: int) -> tuple[Callable[[Any], Any], Any, int]:
 
     if side in ("seeds", "vmap"):
         jdl.host_devices()
-    if side == "hand":
+    if side.startswith("hand"):
         from experiments.bench import ppo_by_hand
         from jdl.memory import keep_scratch_memory
 
         keep_scratch_memory()
         init, update = ppo_by_hand.make(num_envs)
+        runs, first = 1, jax.random.key(0)
+        if side == "hand-vmap":
+            runs, first, init, update = 8, jax.random.split(first, 8), jax.vmap(init), jax.vmap(update)
         many = jax.jit(lambda state: jax.lax.scan(lambda s, _: update(s), state, None, CALLS), donate_argnums=0)
-        return lambda state: many(state)[0], jax.jit(init)(jax.random.key(0)), CALLS * 128 * num_envs
+        return lambda state: many(state)[0], jax.jit(init)(first), CALLS * 128 * num_envs * runs
     import rl
 
     if side.startswith("pixels"):
