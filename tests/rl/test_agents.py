@@ -16,7 +16,7 @@ import rl
 from rl.envs.toy_text import Table
 
 
-@pytest.fixture(params=some_slow("a2c", "reinforce", "dqn"))
+@pytest.fixture(params=some_slow("a2c", "reinforce", "dqn with everything"))
 def name(request):
     return request.param
 
@@ -108,7 +108,7 @@ def door():
     return rl.envs.Environment("door", reset, step, space, spaces.Discrete(3))
 
 
-@pytest.mark.parametrize("network", [Own(), None])
+@pytest.mark.parametrize("network", [Own(), pytest.param(None, marks=pytest.mark.slow)])
 def test_a_users_own_network_and_dict_observations(network):
     env = door()
     algorithm = rl.ppo(env.observation_space, env.action_space, network, optimizer=optax.adam(3e-3), rollout=16)

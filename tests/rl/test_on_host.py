@@ -161,7 +161,7 @@ def test_an_agent_learns_within_its_masks():
     assert [row["train/return"] for row in fitted.rows] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn with everything", "q_learning"])
+@pytest.mark.parametrize("name", ["ppo", pytest.param("dqn with everything", marks=pytest.mark.slow), "q_learning"])
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(name):
     def run(seed, key=0):
         kind = "FrozenLake-v1" if name == "q_learning" else "CartPole-v1"
@@ -226,8 +226,8 @@ def killed_and_resumed(make, folder):
         ("ppo", "CartPole-v1", None, False),
         ("ppo", "CartPole-v1", None, True),
         ("dqn", "CartPole-v1", AutoresetMode.SAME_STEP, True),
-        ("dqn with everything", "MountainCar-v0", AutoresetMode.DISABLED, False),
-        ("ppo", "Pendulum-v1", AutoresetMode.NEXT_STEP, False),
+        pytest.param("dqn with everything", "MountainCar-v0", AutoresetMode.DISABLED, False, marks=pytest.mark.slow),
+        pytest.param("ppo", "Pendulum-v1", AutoresetMode.NEXT_STEP, False, marks=pytest.mark.slow),
         pytest.param("ppo", "Acrobot-v1", AutoresetMode.SAME_STEP, False, marks=pytest.mark.slow),
         ("q_learning", "FrozenLake-v1", AutoresetMode.NEXT_STEP, False),
         pytest.param("q_learning", "Taxi-v4", AutoresetMode.DISABLED, True, marks=pytest.mark.slow),

@@ -134,7 +134,8 @@ def test_several_choices_at_once(runner, name, kind):
     np.testing.assert_array_equal(actions(algorithm, agent, 0.0), [[2, 0] if kind == "choices" else [1, 0, 1]])
 
 
-@pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "dqn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_a_picture(name):
     env = probes.picture()
     options = {"num_envs": NUM_ENVS, "capacity": 512, "warm_up": 64} if name == "dqn" else {"rollout": 8}
