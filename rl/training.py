@@ -109,6 +109,8 @@ def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
 
 
 def _on_device(make: Make, chosen: Mapping[str, Any], run: jdl.Run, evaluated: Mapping[str, Any]) -> Trained:
+    if chosen["ahead"]:
+        raise ValueError("ahead=True: on the device acting is a part of the step; it is for runner='host'")
     twin = envs.make(chosen["env"])
     algorithm = make(twin.observation_space, twin.action_space)
     count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.rollout)

@@ -66,3 +66,8 @@ def test_a_process_that_fails_is_named(tmp_path):
     config = experiment.find(PPO).Config(runner="host", total_steps=4096, minibatches=10_000)
     with pytest.raises(ChildProcessError, match=r"seed-[01] failed: ValueError: ppo\(minibatches=10000\)"):
         jdl.run(experiment.find(PPO), config, seeds=2, path=tmp_path / "run")
+
+
+def test_to_act_ahead_is_for_the_host(tmp_path):
+    with pytest.raises(ValueError, match="ahead=True: on the device acting is a part of the step"):
+        jdl.run(experiment.find(PPO), experiment.find(PPO).Config(ahead=True), seeds=1, path=tmp_path / "run")
