@@ -5,11 +5,11 @@ EXTRA ?= $(filter-out cpu,$(firstword $(patsubst $(VENV)/.built-%,%,$(wildcard $
 BIN := $(VENV)/bin
 TORCH ?= .venv-torch
 PEERS ?= .venv-peers
-# Any Python with a CPU build of PyTorch at hand; the newest may find only the CUDA build, which is gigabytes.
-TORCH_PYTHON ?= python3
+# A Python with a CPU build of PyTorch at hand: the newest may find only the CUDA build, which is gigabytes.
+TORCH_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.11*/bin/python) $(shell command -v python3.11) python3)
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
 
-.PHONY: train test test-slow test-browser check env bench bench-torch bench-rl clean
+.PHONY: train test test-slow test-browser parity check env bench bench-torch bench-rl clean
 
 train: env  ## the main job: a CNN on handwritten digits over eight seeds
 	$(BIN)/jdl run digits --seeds 8
@@ -22,6 +22,9 @@ test-slow: env  ## minutes more: at least 20 kills, full trainings
 
 test-browser: env  ## the report in headless Chromium
 	$(BIN)/python -m pytest -m browser
+
+parity: env $(TORCH)/.built  ## outputs and gradients beside PyTorch and Transformers with the same weights
+	JDL_TORCH_PYTHON=$(TORCH)/bin/python $(BIN)/python -m pytest -m parity
 
 check: env  ## lint, format, types, import directions
 	$(BIN)/ruff check .
@@ -47,7 +50,7 @@ bench-torch: env $(TORCH)/.built  ## beside PyTorch (CPU, 2 threads), which has 
 
 $(TORCH)/.built:
 	$(TORCH_PYTHON) -m venv --clear $(TORCH)
-	$(TORCH)/bin/python -m pip install --quiet torch==2.13.0 numpy
+	$(TORCH)/bin/python -m pip install --quiet torch==2.13.0 numpy==2.4.6 transformers==5.23.0
 	@touch $@
 
 bench-rl: env $(PEERS)/.built  ## beside Stable-Baselines3 and SBX, which have an environment of their own

@@ -1,12 +1,13 @@
 """Deep learning research in functional JAX: learners, transforms, runs."""
 
-from jdl import checkpoint, data, losses, metrics, nn, statistics
+from jdl import checkpoint, data, losses, metrics, nn, pretrained, statistics, tune
 from jdl.evaluate import evaluate
 from jdl.experiment import load, run
 from jdl.fit import Fitted, fit
 from jdl.learner import Learner, fold, gradients, step_key
 from jdl.outcome import Monitor
 from jdl.parallel import pmap, shard
+from jdl.pipeline import Pipeline, pipeline
 from jdl.placement import host_devices, one_core
 from jdl.runs import Run
 from jdl.separate import separately
@@ -19,6 +20,7 @@ __all__ = [
     "Fitted",
     "Learner",
     "Monitor",
+    "Pipeline",
     "Run",
     "Source",
     "TrainState",
@@ -39,8 +41,10 @@ __all__ = [
     "metrics",
     "nn",
     "one_core",
+    "pipeline",
     "pmap",
     "population",
+    "pretrained",
     "run",
     "scan",
     "seeds",
@@ -49,4 +53,5 @@ __all__ = [
     "statistics",
     "step_key",
     "supervised",
+    "tune",
 ]

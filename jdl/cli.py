@@ -15,13 +15,21 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jdl import experiment, statistics
+from jdl import experiment, search_space, statistics
+from jdl import tune as tuning
 from jdl.placement import ask_for_devices, cores
 from jdl.runs import Run
+from jdl.study import Study, Trial, is_study
 
 _console = Console()
 _Json = Annotated[bool, tyro.conf.arg(help="print the result as one JSON object, on the last line")]
 _RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run directory")]
+
+
+_RANGES = (
+    'What to search. RANGE is "LOW HIGH" (uniform), "log LOW HIGH" (each order of magnitude equally likely) or the '
+    'values to choose from, "32 64 128" ("choice 32 64" for two). An experiment may declare its own as SPACE.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,14 @@ class _Options:
     """the run directory; by default runs/NAME/TIME"""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """where to send metrics besides metrics.jsonl"""
+    json: bool = False
+    """print the result as one JSON object, on the last line"""
+
+
+@dataclasses.dataclass(frozen=True)
+class _TuneOptions(tuning.Options):
+    """How to search, whatever the experiment."""
+
     json: bool = False
     """print the result as one JSON object, on the last line"""
 
@@ -60,11 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
-    if arguments[:1] == ["run"] and len(arguments) > 1 and not arguments[1].startswith("-"):
-        return _run(arguments[1], arguments[2:])
+    if arguments[:1] in (["run"], ["tune"]) and len(arguments) > 1 and not arguments[1].startswith("-"):
+        return {"run": _run, "tune": _tune}[arguments[0]](arguments[1], arguments[2:])
     commands: dict[str, Callable[..., int]] = {
         "list": list_experiments,
         "run": run,
+        "tune": tune,
         "resume": resume,
         "replay": replay,
         "runs": list_runs,
@@ -86,18 +103,7 @@ def run(name: Annotated[str, tyro.conf.Positional]) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     ask_for_devices(cores())  # first: an experiment that touches JAX when it is imported would start it with one device
     module = experiment.find(name)
-    clash = {f.name for f in dataclasses.fields(_Options)} & {f.name for f in dataclasses.fields(module.Config)}
-    if clash:
-        raise ValueError(f"the Config of {name} has fields that `jdl run` uses; rename {', '.join(sorted(clash))}")
-    description = (module.__doc__ or "").strip()
-    command = dataclasses.make_dataclass(
-        "command",
-        [
-            ("options", Annotated[_Options, tyro.conf.arg(name="")]),
-            ("config", Annotated[module.Config, tyro.conf.arg(name="")]),
-        ],
-    )
-    chosen: Any = tyro.cli(command, prog=f"jdl run {name}", args=arguments, description=description)
+    chosen = _chosen("run", name, module, _Options, arguments)
     options = chosen.options
     numbers = options.seed_list or tuple(range(options.seeds))
     if not numbers or min(numbers) < 0:
@@ -105,6 +111,60 @@ def _run(name: str, arguments: list[str]) -> int:
     experiment.settle(chosen.config)
     prepared = experiment.prepare(module, chosen.config, numbers, options.run_dir, options.log)
     return _finish(experiment.execute(prepared), options.json)
+
+
+def _chosen(verb: str, name: str, module: Any, options: type, arguments: list[str], **more: Any) -> Any:
+    """What a command line says: `.options`, `.config`, and what `more` names, each under its name as a prefix."""
+    taken = {field.name for field in dataclasses.fields(options)} | more.keys()
+    clash = taken & {field.name for field in dataclasses.fields(module.Config)}
+    if clash:
+        raise ValueError(f"the Config of {name} has fields that `jdl {verb}` uses; rename {', '.join(sorted(clash))}")
+    command = dataclasses.make_dataclass(
+        "command",
+        [
+            ("options", Annotated[options, tyro.conf.arg(name="")]),
+            ("config", Annotated[module.Config, tyro.conf.arg(name="")]),
+            *more.items(),
+        ],
+    )
+    description = (module.__doc__ or "").strip()
+    return tyro.cli(command, prog=f"jdl {verb} {name}", args=arguments, description=description)
+
+
+def tune(name: Annotated[str, tyro.conf.Positional]) -> int:
+    """Search an experiment's hyper-parameters: its name, then --space.FIELD RANGE ...; `jdl tune NAME --help`.
+
+    Args:
+        name: the experiment
+    """
+    return _tune(name, [])
+
+
+def _tune(name: str, arguments: list[str]) -> int:
+    ask_for_devices(cores())
+    module = experiment.find(name)
+    fields = search_space.fields(module.Config)
+    for word in arguments:
+        if word.startswith("--space."):
+            search_space.known(word.removeprefix("--space.").partition("=")[0].replace("-", "_"), fields)
+    places = {field.replace(".", "__"): field for field in fields}  # as Python names
+    declared = getattr(module, "SPACE", {})
+    ranges = []
+    for place, field in places.items():
+        shown = tyro.conf.arg(name=field, metavar="RANGE", help=str(declared.get(field, "")))
+        ranges.append((place, Annotated[str | None, shown], None))
+    space = dataclasses.make_dataclass("space", ranges, namespace={"__doc__": _RANGES})
+    chosen = _chosen("tune", name, module, _TuneOptions, arguments, space=space)
+    texts = {field: getattr(chosen.space, place) for place, field in places.items()}
+    space = search_space.from_text({field: text for field, text in texts.items() if text is not None}, module.Config)
+    experiment.settle(chosen.config)
+    options = chosen.options
+    try:
+        study = tuning.search(module, options, space=space, config=chosen.config, watch=_show_trial)
+    except KeyboardInterrupt:
+        print("jdl: stopped; the same command continues the search", file=sys.stderr)
+        return 130
+    return _finish_study(study, options.json)
 
 
 def resume(run: _RunPath, /, json: _Json = False) -> int:
@@ -170,10 +230,10 @@ def list_runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), json
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False) -> int:
-    """Write the report of each run, and print where it lies."""
-    from jdl.report import write  # matplotlib takes a second to import
+    """Write the report of each run, or of each study of `jdl tune`, and print where it lies."""
+    from jdl.report import write, write_study  # matplotlib takes a second to import
 
-    written = [str(write(Run(path))) for path in runs]
+    written = [str(write_study(Study(path)) if is_study(path) else write(Run(path))) for path in runs]
     if json:
         _print_json({"reports": written})
     else:
@@ -252,6 +312,38 @@ def _finish(finished: Run, as_json: bool) -> int:
     _console.print(f"{summary['seconds']:.1f} s; report: {path}", soft_wrap=True)
     if as_json:
         _print_json(summary)
+    return 0
+
+
+def _show_trial(trial: Trial) -> None:
+    settings = ", ".join(f"{name} {_show_setting(value)}" for name, value in trial.settings.items())
+    value = trial.note if trial.state == "failed" else f"{trial.value:.5g}"
+    _console.print(f"trial {trial.number} {trial.state}: {value} ({settings})", soft_wrap=True, markup=False)
+
+
+def _show_setting(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _finish_study(study: Study, as_json: bool) -> int:
+    from jdl.report import write_study  # matplotlib takes a second to import
+
+    path = write_study(study)
+    metric, fields = study.description["metric"], list(study.description["space"])
+    rows = []
+    for trial in study.ranked[:5]:
+        settings = [_show_setting(trial.settings[name]) for name in fields]
+        rows.append((str(trial.number), trial.state, f"{trial.value:.5g}", *settings))
+    _table(("trial", "state", metric, *fields), rows)
+    failed = sum(trial.state == "failed" for trial in study.trials)
+    _console.print(f"{len(study.trials)} trials, {failed} failed, in {study.path}; report: {path}", soft_wrap=True)
+    if study.command:
+        _console.print(f"the best again: {study.command}", soft_wrap=True, markup=False)
+    if as_json:
+        trials = [{**trial._asdict(), "value": _or_none(trial.value)} for trial in study.trials]
+        best = None if study.best is None else trials[study.best.number]
+        summary = {"study": str(study.path), "report": str(path), "best": best, "command": study.command}
+        _print_json({**summary, "importances": study.importances, "trials": trials})
     return 0
 
 

@@ -1,18 +1,26 @@
 """Figures: matplotlib without its global state, so that they can be drawn anywhere."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as MatplotlibPath
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from jdl.runs import Series
+from jdl.search_space import Choice, Dimension, Range
 from jdl.statistics import Interval, mean_interval
+from jdl.study import Study
 
 INK, FAINT = "#1f2733", "#8a94a3"
 COLOURS = {"train": "#3b6fb6", "validation": "#d9622b"}
+_BETTER = LinearSegmentedColormap.from_list("better", ["#e3e8ee", COLOURS["train"]])
 _OTHERS = ("#3b6fb6", "#d9622b", "#3c8d5a", "#8b5fb0", "#b3862b", "#c2486f")
 
 
@@ -117,6 +125,117 @@ def profile(scores: Float[np.ndarray, "runs episodes"]) -> Figure:
     axis.set_ylim(-0.02, 1.02)
     axis.set_title("share of episodes with a larger return", loc="left", fontsize=9, color=FAINT)
     return figure
+
+
+def optimisation_history(study: Study) -> Figure:
+    """What each trial was worth, in their order, and the best so far."""
+    figure, (axis,) = _figure(1, 1, width=5.2, height=3.4)
+    finished = [trial for trial in study.trials if trial.state == "finished"]
+    pruned = [trial for trial in study.trials if trial.state == "pruned" and not np.isnan(trial.value)]
+    failed = [trial.number for trial in study.trials if trial.state == "failed"]
+    best = np.maximum if study.maximized else np.minimum
+    numbers, values = [trial.number for trial in finished], np.array([trial.value for trial in finished])
+    if finished:
+        axis.step(numbers, best.accumulate(values), where="post", color=COLOURS["validation"], linewidth=1.8)
+    axis.scatter(numbers, values, s=22, color=COLOURS["train"], linewidth=0, zorder=3)
+    axis.scatter(
+        [trial.number for trial in pruned],
+        [trial.value for trial in pruned],
+        s=20,
+        facecolors="none",
+        edgecolors=FAINT,
+        linewidth=1.0,
+    )
+    axis.plot(failed, np.zeros(len(failed)), "x", color="#a8400f", markersize=5, transform=axis.get_xaxis_transform())
+    if values.size and values.min() > 0 and values.max() / values.min() > 50:
+        axis.set_yscale("log")
+    axis.set_xlabel("trial")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_title(study.description["metric"], loc="left", fontsize=9, color=FAINT)
+    return figure
+
+
+def importances(shares: Mapping[str, float]) -> Figure:
+    """A bar a hyper-parameter, the most important on top."""
+    ranked = sorted(shares.items(), key=lambda item: item[1])
+    figure, (axis,) = _figure(1, 1, width=5.2, height=max(1.6, 0.7 + 0.42 * len(ranked)))
+    axis.barh([name for name, _ in ranked], [share for _, share in ranked], height=0.55, color=COLOURS["train"])
+    for place, (_, share) in enumerate(ranked):
+        axis.text(share + 0.012, place, f"{100 * share:.0f}%", va="center", fontsize=8.5, color=INK)
+    axis.set_xlim(0, 1.08)
+    axis.set_ylim(-0.6, len(ranked) - 0.4)
+    axis.set_xticks([])
+    axis.grid(visible=False)
+    axis.spines["bottom"].set_visible(False)
+    axis.tick_params(length=0)
+    return figure
+
+
+def parallel_coordinates(study: Study) -> Figure:
+    """A vertical axis a hyper-parameter and one for the objective; a line a trial."""
+    trials = [trial for trial in reversed(study.ranked) if not np.isnan(trial.value)]  # the best on top
+    values = np.array([trial.value for trial in trials])
+    columns = [_column([trial.settings[name] for trial in trials], one) for name, one in study.space.items()]
+    positive = values.min() > 0 and values.max() / values.min() > 50
+    margin = 0 if positive else 0.04 * (values.max() - values.min()) or 0.5
+    objective = Range(float(values.min() - margin), float(values.max() + margin), logarithmic=bool(positive))
+    columns.append(_column(values.tolist(), objective))
+    figure = Figure(figsize=(max(6.0, 2.1 * len(columns)), 4.2), layout="constrained")
+    axis = figure.subplots()
+    finished = sum(trial.state == "finished" for trial in trials)
+    for row, trial in enumerate(trials):
+        rank = (row - (len(trials) - finished)) / max(1, finished - 1)  # 0 the worst finished, 1 the best
+        colour, width, style = FAINT, 0.8, ":"
+        if trial.state == "finished":
+            colour, width, style = _BETTER(0.15 + 0.85 * rank), 1.0 + 0.6 * rank, "-"
+        if trial is trials[-1] and finished:
+            colour, width = COLOURS["validation"], 2.6
+        axis.add_patch(PathPatch(_smooth([c.heights[row] for c in columns]), fc="none", ec=colour, lw=width, ls=style))
+    for place, (name, column) in enumerate(zip([*study.space, study.description["metric"]], columns, strict=True)):
+        axis.plot([place, place], [0, 1], color=INK, linewidth=1.0)
+        for height, label in column.ticks:
+            axis.plot([place - 0.015, place], [height, height], color=INK, linewidth=1.0)
+            text = axis.text(place - 0.03, height, label, ha="right", va="center", fontsize=8, color=INK)
+            text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})
+        axis.text(place, 1.07, name, ha="center", fontsize=9.5, color=INK, fontweight="bold")
+    axis.set_xlim(-0.35, len(columns) - 0.7)
+    axis.set_ylim(-0.04, 1.15)
+    axis.axis("off")
+    return figure
+
+
+class _Column(NamedTuple):
+    """A vertical axis: where on it each trial is, in [0, 1], and its ticks."""
+
+    heights: list[float]
+    ticks: list[tuple[float, str]]
+
+
+def _column(values: Sequence[Any], dimension: Dimension) -> _Column:
+    if isinstance(dimension, Choice):
+        names = [str(name) for name in dimension.values]
+        place = {name: (index + 0.5) / len(names) for index, name in enumerate(names)}
+        return _Column([place[str(value)] for value in values], [(height, name) for name, height in place.items()])
+    low, high = dimension.low, dimension.high
+    scale = np.log if dimension.logarithmic else np.asarray
+
+    def height(value: int | float) -> float:
+        return float((scale(value) - scale(low)) / (scale(high) - scale(low)))
+
+    locator = LogLocator() if dimension.logarithmic else MaxNLocator(5)
+    inside = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+    if len(inside) < 2:
+        inside = [low, high]
+    return _Column([height(value) for value in values], [(height(tick), f"{tick:.6g}") for tick in inside])
+
+
+def _smooth(heights: Sequence[float]) -> MatplotlibPath:
+    """A curve through a height at each axis, level where it crosses one."""
+    points, codes = [(0.0, heights[0])], [MatplotlibPath.MOVETO]
+    for place, (here, there) in enumerate(itertools.pairwise(heights)):
+        points += [(place + 0.4, here), (place + 0.6, there), (place + 1.0, there)]
+        codes += [MatplotlibPath.CURVE4] * 3
+    return MatplotlibPath(points, codes)
 
 
 def confusion_matrix(counts: Float[np.ndarray, "classes classes"], class_names: Sequence[str]) -> Figure:

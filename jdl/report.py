@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from jdl import plot, statistics
 from jdl.runs import Run, write_bytes, write_text
+from jdl.study import Study
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -29,6 +30,7 @@ img { max-width: 100%; height: auto; display: block; }
 .pair { display: flex; flex-wrap: wrap; gap: 18px; } .pair section { flex: 1 1 420px; min-width: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; width: 100%; }
 td, th { text-align: left; padding: 3px 14px 3px 0; border-bottom: 1px solid #eef0f3; vertical-align: top; }
+pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13.5px; }
 th { color: #5b6675; font-weight: 500; } td.value { overflow-wrap: anywhere; }
 .note { color: #5b6675; font-size: 13px; margin: 10px 0 0; } .warn { color: #a8400f; }
 """
@@ -45,10 +47,88 @@ def write(run: Run) -> Path:
         **_score_figures(run),
         **_prediction_figures(run),
     }
-    sources = {name: _save(run, name, figure) for name, figure in figures.items() if figure is not None}
+    sources = {name: _save(run.path, name, figure) for name, figure in figures.items() if figure is not None}
     path = run.path / "report.html"
     write_text(path, _page(run, sources))
     return path
+
+
+def write_study(study: Study) -> Path:
+    """Write the report of a hyper-parameter search into its directory; returns the path of report.html."""
+    judged = [trial for trial in study.trials if trial.state in ("finished", "pruned")]
+    figures: dict[str, Figure | None] = {
+        "optimisation_history": plot.optimisation_history(study),
+        "importances": plot.importances(study.importances) if study.importances else None,
+        "parallel_coordinates": plot.parallel_coordinates(study) if len(judged) > 1 else None,
+    }
+    sources = {name: _save(study.path, name, figure) for name, figure in figures.items() if figure is not None}
+    path = study.path / "report.html"
+    write_text(path, _study_page(study, sources))
+    return path
+
+
+def _study_page(study: Study, figures: dict[str, str]) -> str:
+    description, best = study.description, study.best
+    metric = description["metric"]
+    states = [trial.state for trial in study.trials]
+    counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+    lead = [
+        f"{len(states)} trials: {', '.join(counts)}" if states else "no trials yet",
+        f"{metric}, {'larger' if study.maximized else 'smaller'} is better",
+        f"{description['seeds']} seed{'s' if description['seeds'] != 1 else ''} a trial",
+    ]
+    title = f"{Path(description['experiment']).stem}: search"
+    body = [f"<h1>{html.escape(title)}</h1><p class=lead>{html.escape(' · '.join(lead))}</p>"]
+    if best is None:
+        body.append("<p class='note warn'>No trial has finished.</p>")
+    else:
+        tiles = [_tile(metric, f"{best.value:.4g}", f"trial {best.number}")]
+        tiles += [_tile(name, _shown(value), "of the best trial") for name, value in best.settings.items()]
+        body.append(f"<div class=tiles>{''.join(tiles)}</div>")
+    if study.command:
+        body.append(f"<section><h2>Repeat the best trial</h2><pre>{html.escape(study.command)}</pre></section>")
+    pair = []
+    if "optimisation_history" in figures:
+        note = "A dot a trial, hollow where it was pruned, a cross where it failed; the line is the best so far."
+        pair.append(_section("Optimisation history", figures["optimisation_history"], note))
+    if "importances" in figures:
+        note = (
+            f"Share of the objective's variance over {states.count('finished')} finished trials that each field "
+            "explains, by a random forest (fANOVA, Hutter et al. 2014); rough for a few dozen trials."
+        )
+        pair.append(_section("Importance of the hyper-parameters", figures["importances"], note))
+    body.append(f"<div class=pair>{''.join(pair)}</div>" if pair else "")
+    if "parallel_coordinates" in figures:
+        note = "A line a trial: bluer is better, the best is orange, pruned trials are dotted."
+        body.append(_section("Settings and what they were worth", figures["parallel_coordinates"], note))
+    body.append(f"<section><h2>Best trials</h2>{_trials(study)}</section>")
+    searched = {name: value for name, value in description.items() if name != "config"}
+    fixed = {name: value for name, value in _flat(description["config"]).items() if name not in description["space"]}
+    body.append(
+        "<div class=pair>"
+        f"<section><h2>Search</h2>{_facts(_flat(searched))}</section>"
+        f"<section><h2>Fixed fields</h2>{_facts(fixed)}</section></div>"
+    )
+    return _document(title, body)
+
+
+def _trials(study: Study, most: int = 20) -> str:
+    """The best trials, then those that failed and why."""
+    failed = [trial for trial in study.trials if trial.state == "failed"]
+    fields = list(study.description["space"])
+    head = "".join(f"<th>{html.escape(text)}" for text in ["trial", study.description["metric"], *fields, "", "run"])
+    rows = []
+    for trial in [*study.ranked[:most], *failed]:
+        value = "" if np.isnan(trial.value) else f"{trial.value:.5g}"
+        cells = [str(trial.number), value, *(_shown(trial.settings.get(name, "")) for name in fields)]
+        cells += [" ".join(filter(None, [trial.state, trial.note])), trial.run]
+        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _shown(value: Any) -> str:
+    """A hyper-parameter's value, short."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _parts(run: Run) -> list[Run]:
@@ -99,11 +179,11 @@ def _prediction_figures(run: Run) -> dict[str, Figure | None]:
     }
 
 
-def _save(run: Run, name: str, figure: Figure) -> str:
-    """Save a figure as PNG in the run; returns it as a data URI."""
+def _save(directory: Path, name: str, figure: Figure) -> str:
+    """Save a figure as PNG in a run's or a study's directory; returns it as a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    folder = run.path / "figures"
+    folder = directory / "figures"
     folder.mkdir(exist_ok=True)
     write_bytes(folder / f"{name}.png", buffer.getvalue())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -151,9 +231,13 @@ def _page(run: Run, figures: dict[str, str]) -> str:
         f"<section><h2>Config</h2>{_facts(_flat(description['config']))}</section>"
         f"<section><h2>Environment</h2>{_facts(_flat(environment))}</section></div>"
     )
+    return _document(name, body)
+
+
+def _document(title: str, body: list[str]) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{html.escape(name)}</title><style>{_STYLE}</style><main>{''.join(body)}</main></html>\n"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><main>{''.join(body)}</main></html>\n"
     )
 
 
@@ -161,9 +245,13 @@ def _tiles(run: Run) -> str:
     tiles = []
     for name, interval in list(run.intervals.items())[:4]:
         spread = f"95% [{interval.low:.4g}, {interval.high:.4g}]" if len(run.seeds) > 1 else "one seed"
-        title = html.escape(name)
-        tiles.append(f"<div class=tile><span>{title}</span><b>{interval.mean:.4g}</b><span>{spread}</span></div>")
+        tiles.append(_tile(name, f"{interval.mean:.4g}", spread))
     return f"<div class=tiles>{''.join(tiles)}</div>"
+
+
+def _tile(title: str, value: str, note: str) -> str:
+    title, value, note = (html.escape(text) for text in (title, value, note))
+    return f"<div class=tile><span>{title}</span><b>{value}</b><span>{note}</span></div>"
 
 
 def _section(title: str, source: str, note: str) -> str:

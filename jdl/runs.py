@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -39,6 +39,7 @@ class Run:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path).absolute()
         self.fitted = False  # whether a fit of this process was given it: there is one log and one set of checkpoints
+        self._observers: list[Callable[[Row], Any]] = []
         if not (self.path / "config.json").is_file():
             raise FileNotFoundError(
                 f"{path} is no run directory (it has no config.json); `jdl runs` lists those under ./runs"
@@ -137,12 +138,18 @@ class Run:
         return Run(path)
 
     def log(self, row: Row) -> None:
-        """Append a row to metrics.jsonl."""
+        """Append a row to metrics.jsonl, then show it to those who observe the run."""
         try:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise OSError(f"{self.path} cannot be written ({error.strerror}); free space there, then resume") from error
+        for observer in self._observers:
+            observer(row)
+
+    def observe(self, observer: Callable[[Row], Any]) -> None:
+        """Call `observer(row)` with every row that this process logs from now on; what it raises ends the fit."""
+        self._observers.append(observer)
 
     def truncate(self, step: int) -> list[Row]:
         """Forget the rows after a step, which a resumed run writes again; returns the others."""

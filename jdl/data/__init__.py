@@ -1,24 +1,41 @@
-"""Real data, split, checked and normalised; shuffling and augmentation on the device."""
+"""Real data, split, checked and normalised; readers of what memory does not hold; shuffling and augmentation."""
 
-from jdl.data import augment
+from jdl.data import augment, tokenizers
 from jdl.data.dataset import Dataset, Normalizer, check, split
 from jdl.data.images import digits, fashion_mnist, read_idx
+from jdl.data.lengths import buckets, pack, pad
+from jdl.data.records import array_records, image_folder, token_file, write_array_records, write_tokens
 from jdl.data.shuffle import epoch_indices, shuffled_index
 from jdl.data.tabular import breast_cancer, diabetes, iris, wine
+from jdl.data.text import bible, reviews, shakespeare, split_reviews, split_text
 
 __all__ = [
     "Dataset",
     "Normalizer",
+    "array_records",
     "augment",
+    "bible",
     "breast_cancer",
+    "buckets",
     "check",
     "diabetes",
     "digits",
     "epoch_indices",
     "fashion_mnist",
+    "image_folder",
     "iris",
+    "pack",
+    "pad",
     "read_idx",
+    "reviews",
+    "shakespeare",
     "shuffled_index",
     "split",
+    "split_reviews",
+    "split_text",
+    "token_file",
+    "tokenizers",
     "wine",
+    "write_array_records",
+    "write_tokens",
 ]

@@ -64,24 +64,23 @@ def _max_pool(
 
 
 def _forward(window, strides, padding, x):
-    pooled = _max_pool(window, strides, padding, x)
-    return pooled, (x, pooled)
+    return _max_pool(window, strides, padding, x), x
 
 
-def _backward(window, strides, padding, kept, gradient):
-    def xla(x: Array, pooled: Array, gradient: Array) -> Array:
+def _backward(window, strides, padding, x, gradient):
+    def xla(x: Array, gradient: Array) -> Array:
         return jax.vjp(lambda x: _flax_max_pool(x, window, strides, padding), x)[1](gradient)[0]
 
     cpu = partial(_cpu_gradient, window, strides, padding)
-    return (lax.platform_dependent(*kept, gradient, cpu=cpu, default=xla),)
+    return (lax.platform_dependent(x, gradient, cpu=cpu, default=xla),)
 
 
 _max_pool.defvjp(_forward, _backward)
 
 
-def _cpu_gradient(window, strides, padding, x: Array, pooled: Array, gradient: Array) -> Array:
+def _cpu_gradient(window, strides, padding, x: Array, gradient: Array) -> Array:
     """Send each window's gradient to its first maximum, by elementwise operations that XLA fuses."""
-    batch, *output_size, features = pooled.shape
+    batch, *output_size, features = gradient.shape
     # Pad, or crop what no window covers, to the extent of all windows together.
     extent = [(size - 1) * step + width for size, step, width in zip(output_size, strides, window, strict=True)]
     borders = [
@@ -90,12 +89,14 @@ def _cpu_gradient(window, strides, padding, x: Array, pooled: Array, gradient: A
     lowest = jnp.array(-jnp.inf, x.dtype)
     padded = lax.pad(x, lowest, [(0, 0, 0), *((low, high, 0) for low, high in borders), (0, 0, 0)])
     offsets = list(np.ndindex(*window))
-    # Where in its window the first maximum is. The last place needs no look: it is what remains.
-    first = jnp.full(pooled.shape, len(offsets) - 1, jnp.int32)
-    for number, offset in reversed(list(enumerate(offsets[:-1]))):
+    # Where in its window the first maximum is. It is found anew: XLA may compute x once for the maximum and once
+    # more here, rounded otherwise, and a search for the pooled value would miss.
+    first, best = jnp.zeros(gradient.shape, jnp.int32), jnp.full(gradient.shape, lowest)
+    for number, offset in enumerate(offsets):
         stop = [start + (size - 1) * step + 1 for start, size, step in zip(offset, output_size, strides, strict=True)]
         seen = lax.slice(padded, (0, *offset, 0), (batch, *stop, features), (1, *strides, 1))
-        first = jnp.where(seen == pooled, number, first)
+        better = seen > best
+        first, best = jnp.where(better, number, first), jnp.where(better, seen, best)
     if window == strides:
         spread = _spread_apart(window, first, gradient)
     else:

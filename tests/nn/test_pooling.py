@@ -1,5 +1,7 @@
 """Max pooling against Flax's, whose gradient is XLA's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,3 +101,21 @@ def test_gradient_of_a_gradient():
 def test_bad_windows_raise_what_flax_raises():
     with pytest.raises(AssertionError):
         max_pool(jnp.ones((1, 4, 4, 1)), (2, 2), strides=(2,))
+
+
+def test_the_gradient_is_right_where_xla_computes_the_input_twice():
+    """Batch normalisation before it: compiled together, its output is rounded otherwise for either use."""
+    random = np.random.default_rng(0)
+    x, weights = (random.normal(size=shape).astype(np.float32) for shape in ((4, 40, 40, 16), (4, 20, 20, 16)))
+    scale, bias = random.uniform(0.5, 2, 16).astype(np.float32), random.normal(size=16).astype(np.float32)
+
+    def total(pool, x, scale, bias):
+        normal = (x - x.mean((0, 1, 2))) * jax.lax.rsqrt(x.var((0, 1, 2)) + 1e-5) * scale + bias
+        return (pool(nn.relu(normal), (3, 3), (2, 2), ((1, 1), (1, 1))) * weights).sum()
+
+    ours, theirs = (
+        jax.jit(jax.grad(functools.partial(total, pool), argnums=(0, 1, 2)))(x, scale, bias)
+        for pool in (max_pool, nn.max_pool)
+    )
+    for our, their in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(our, their, atol=1e-4)

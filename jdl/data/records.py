@@ -1,0 +1,319 @@
+"""Data on disk, read one example at a time: image folders, token files, ArrayRecord files.
+
+Each reader has a length, gives example i as a dict of NumPy arrays at `reader[i]`, and tells what example i is called
+at `reader.name(i)`: what Grain calls a random-access data source, and `jdl.pipeline` makes batches of. Nothing is kept
+in memory but where the examples lie, so that readers can be sent to worker processes.
+"""
+
+import contextlib
+import operator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jaxtyping import Int, UInt8
+
+type Example = dict[str, Any]
+
+IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def image_folder(path: str | os.PathLike[str], size: tuple[int, int] | None, channels: int = 3) -> "ImageFolder":
+    """A folder of class folders of images, decoded when asked for.
+
+    An example is `{"input": uint8 [height, width, channels], "target": int32 []}`, targets numbering the sorted names
+    of the class folders, images sorted by path within each (folders inside a class folder belong to it).
+    size: height and width; an image is scaled until it covers them, bilinearly, and its centre is cut out. None leaves
+    images as they are, for a `map` of your own. channels: 1, 3 or 4; transparency is dropped by 1 and 3. A photograph
+    is turned upright as its EXIF data says.
+
+    Raises FileNotFoundError and ValueError for a folder without class folders or a class without images; reading
+    raises ValueError, naming the file, for what cannot be decoded or has more than 8 bits a channel.
+    """
+    return ImageFolder(Path(path), size, channels)
+
+
+class ImageFolder:
+    """What `image_folder` gives; has `class_names` and, for each example, its `files` and `targets`."""
+
+    def __init__(self, path: Path, size: tuple[int, int] | None, channels: int) -> None:
+        if channels not in _MODES:
+            raise ValueError(f"image_folder(channels={channels}): use 1 (grey), 3 (RGB) or 4 (RGBA)")
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ValueError(f"image_folder(size={size}): give (height, width), each at least 1, or None")
+        if not path.is_dir():
+            raise FileNotFoundError(
+                f"image_folder: {path} is no folder; give one with a folder of images for each class"
+            )
+        self.path, self.size, self.channels = path, size, channels
+        self.class_names = tuple(sorted(entry.name for entry in path.iterdir() if _is_class(entry)))
+        if not self.class_names:
+            raise ValueError(f"image_folder: {path} has no class folders; put images at {path}/CLASS/IMAGE.jpg")
+        files = [_images(path / class_name) for class_name in self.class_names]
+        for class_name, found in zip(self.class_names, files, strict=True):
+            if not found:
+                raise ValueError(
+                    f"image_folder: {path / class_name} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+                    "add some or remove the folder"
+                )
+        self.files = [file for found in files for file in found]
+        self.targets = np.repeat(np.arange(len(files), dtype=np.int32), [len(found) for found in files])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        index = _checked_index(self, index)
+        return {"input": self._decoded(self.files[index]), "target": self.targets[index]}
+
+    def name(self, index: int) -> str:
+        """The file of an example."""
+        return self.files[index]
+
+    def _decoded(self, file: str) -> UInt8[np.ndarray, "height width channels"]:
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(file) as opened:
+                if opened.mode.startswith(("I", "F")):  # Pillow would clip it to 255
+                    raise ValueError(f"it has more than 8 bits a channel (mode {opened.mode})")
+                image = ImageOps.exif_transpose(opened).convert(_MODES[self.channels])
+        except Exception as error:  # of many kinds: Pillow has a decoder for each format
+            raise ValueError(
+                f"{file} is no image that can be read ({error}); repair it, convert it or remove it"
+            ) from error
+        if self.size is not None:
+            height, width = self.size
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        return np.array(image).reshape(image.height, image.width, self.channels)
+
+
+def _is_class(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def _images(folder: Path) -> list[str]:
+    found = []
+    for parent, _, names in os.walk(folder, followlinks=True):
+        found += [os.path.join(parent, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in found if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES)
+
+
+def token_file(path: str | os.PathLike[str], dtype: Any, context: int, stride: int | None = None) -> "TokenFile":
+    """Windows of a file of token ids, nothing but little-endian integers of `dtype`, as `write_tokens` makes it.
+
+    Example i is `{"input": int32 [context], "target": int32 [context]}`, the target one token ahead, from the
+    `context + 1` tokens at `i * stride`. stride: by default `context`: inputs don't overlap, and every token but the
+    first is a target once. What is left at the end, too short for a window, is not read.
+
+    Raises FileNotFoundError, and ValueError for a file that `dtype` does not divide or that is shorter than a window.
+    """
+    return TokenFile(Path(path), np.dtype(dtype), context, context if stride is None else stride)
+
+
+class TokenFile:
+    """What `token_file` gives; `num_tokens` is the whole file's."""
+
+    def __init__(self, path: Path, dtype: np.dtype, context: int, stride: int) -> None:
+        for name, value in (("context", context), ("stride", stride)):
+            if value < 1:
+                raise ValueError(f"token_file({name}={value}): it is at least 1 token")
+        _check_token_dtype("token_file", dtype)
+        if not path.is_file():
+            raise FileNotFoundError(f"token_file: there is no file {path}; write_tokens makes one")
+        size = path.stat().st_size
+        if size % dtype.itemsize:
+            raise ValueError(
+                f"token_file: {path} has {size} bytes, no whole number of {dtype} ({dtype.itemsize} bytes each); "
+                "give the dtype it was written with"
+            )
+        self.path, self.dtype, self.context, self.stride = path, dtype.newbyteorder("<"), context, stride
+        self.num_tokens = size // dtype.itemsize
+        if self.num_tokens <= context:
+            raise ValueError(
+                f"token_file(context={context}): {path} has {self.num_tokens} tokens of {dtype}, and a window takes "
+                f"{context + 1}; shorten the context"
+            )
+
+    def __len__(self) -> int:
+        return (self.num_tokens - self.context - 1) // self.stride + 1
+
+    def __getitem__(self, index: int) -> dict[str, Int[np.ndarray, " context"]]:
+        start = _checked_index(self, index) * self.stride
+        window = self._tokens[start : start + self.context + 1]
+        return {"input": window[:-1].astype(np.int32), "target": window[1:].astype(np.int32)}
+
+    def name(self, index: int) -> str:
+        """The file and the tokens of an example."""
+        start = index * self.stride
+        return f"{self.path}, tokens {start} to {start + self.context}"
+
+    @cached_property
+    def _tokens(self) -> np.memmap:
+        return np.memmap(self.path, self.dtype, "r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map would be sent to a worker process as the array it stands for, the whole file.
+        return {name: value for name, value in vars(self).items() if name != "_tokens"}
+
+
+def write_tokens(path: str | os.PathLike[str], chunks: Iterable[Any], dtype: Any = np.uint16) -> int:
+    """Write token ids, chunk after chunk, as the file that `token_file` reads; returns how many there are.
+
+    chunks: arrays or lists of integers, of one axis and any lengths, a document each, say. One chunk is in memory at a
+    time; the file appears under its name when it is whole. Raises ValueError for ids that `dtype` cannot hold.
+    """
+    dtype = np.dtype(dtype)
+    _check_token_dtype("write_tokens", dtype)
+    limits = np.iinfo(dtype)
+    written = 0
+    with _appearing(Path(path)) as temporary, temporary.open("wb") as file:
+        for number, chunk in enumerate(chunks):
+            ids = np.asarray(chunk)
+            if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+                raise ValueError(
+                    f"write_tokens: chunk {number} is {ids.dtype} of shape {ids.shape}; give integers along one axis"
+                )
+            outside = (ids < limits.min) | (ids > limits.max)
+            if outside.any():
+                place = int(outside.argmax())
+                raise ValueError(
+                    f"write_tokens: token {written + place} (chunk {number}, place {place}) is {ids[place]}, and "
+                    f"{dtype} holds {limits.min} to {limits.max}; give a wider dtype"
+                )
+            file.write(ids.astype(dtype.newbyteorder("<")).tobytes())
+            written += ids.size
+    return written
+
+
+def _check_token_dtype(function: str, dtype: np.dtype) -> None:
+    if not np.issubdtype(dtype, np.integer):
+        raise ValueError(f"{function}(dtype={dtype}): token ids are integers; use uint16, or uint32 from 65536 ids up")
+
+
+def array_records(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "ArrayRecords":
+    """The examples of one or several ArrayRecord files that `write_array_records` made, in the order of the files.
+
+    Raises FileNotFoundError, and ValueError for a file that is no ArrayRecord file; reading raises ValueError for a
+    record that is no example.
+    """
+    return ArrayRecords([Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths])
+
+
+class ArrayRecords:
+    """What `array_records` gives."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        try:
+            from array_record.python.array_record_data_source import ArrayRecordDataSource
+        except ImportError as error:
+            _lacks_array_record(error)
+        if not paths:
+            raise ValueError("array_records: there are no paths; give at least one file")
+        for path in paths:
+            if not path.is_file():
+                raise FileNotFoundError(f"array_records: there is no file {path}; write_array_records makes one")
+        self.paths = paths
+        try:
+            self._records = ArrayRecordDataSource([str(path) for path in paths])
+        except Exception as error:
+            listed = ", ".join(map(str, paths))
+            raise ValueError(f"array_records: not every file is an ArrayRecord file ({listed}): {error}") from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        from flax.serialization import msgpack_restore
+
+        index = _checked_index(self, index)
+        record = self._records[index]
+        try:
+            example = msgpack_restore(record)
+        except Exception as error:
+            raise ValueError(f"{self.name(index)} is no example of write_array_records ({error})") from error
+        return jax.tree.map(np.array, example)  # copied: views of the record's bytes are read-only
+
+    def name(self, index: int) -> str:
+        """The record's number, and the files."""
+        return f"record {index} of {', '.join(map(str, self.paths))}"
+
+
+def write_array_records(path: str | os.PathLike[str], examples: Iterable[Mapping[str, Any]]) -> int:
+    """Write examples, one after the other, as the ArrayRecord file that `array_records` reads; returns their number.
+
+    examples: dicts, or dicts of dicts, of numeric or boolean arrays; all with the same keys, lengths may differ. One
+    is in memory at a time; the file appears under its name when it is whole. Each is a record in MessagePack, as Flax
+    writes it. Raises ValueError for other values.
+    """
+    try:
+        from array_record.python.array_record_module import ArrayRecordWriter
+    except ImportError as error:
+        _lacks_array_record(error)
+    from flax.serialization import msgpack_serialize
+
+    written, first = 0, None
+    with _appearing(Path(path)) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # groups are for reading in order
+        try:
+            for example in examples:
+                arrays = jax.tree.map(np.asarray, dict(example))
+                leaves, structure = jax.tree_util.tree_flatten_with_path(arrays)
+                first = first or structure
+                if structure != first:
+                    raise ValueError(
+                        f"write_array_records: example {written} is {structure}, and example 0 is {first}; "
+                        "give all the same keys"
+                    )
+                for key, leaf in leaves:
+                    if not (jax.numpy.issubdtype(leaf.dtype, np.number) or leaf.dtype == np.bool_):
+                        raise ValueError(
+                            f"write_array_records: example {written}{jax.tree_util.keystr(key)} is {leaf.dtype}, no "
+                            "number; encode text as integers (np.frombuffer(text.encode(), np.uint8))"
+                        )
+                writer.write(msgpack_serialize(arrays))
+                written += 1
+        finally:
+            writer.close()
+        if not written:
+            raise ValueError(f"write_array_records: there are no examples to write to {path}")
+    return written
+
+
+def _lacks_array_record(error: ImportError) -> NoReturn:
+    raise ImportError("ArrayRecord files need their package: pip install 'jdl[grain]'") from error
+
+
+def _checked_index(reader: ImageFolder | TokenFile | ArrayRecords, index: int) -> int:
+    index = operator.index(index)
+    if not 0 <= index < len(reader):
+        raise IndexError(f"there is no example {index}: the {type(reader).__name__} has {len(reader)}, from 0 up")
+    return index
+
+
+@contextlib.contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A temporary name to write under; what is there at the end is synced and renamed, and removed after an error."""
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for place in (temporary, path.parent):
+            descriptor = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if place == temporary:
+                temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            message = f"{path} could not be written ({error.strerror}); free space there or choose another folder"
+            raise OSError(message) from error
+        raise

@@ -1,0 +1,107 @@
+"""BERT: an encoder of transformer blocks that sees both ways."""
+
+import functools
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jdl.nn.attention import padding_mask, segment_mask
+from jdl.nn.tokens import Tokens, check_ids
+from jdl.nn.transformer import Stack, TransformerBlock
+
+
+class BERT(nn.Module):
+    """Features of every token. The defaults are BERT-base's; with num_layers=6 and width=384, MiniLM's.
+
+    Source: Devlin et al., "BERT: pre-training of deep bidirectional transformers", 2019, section 3.
+    """
+
+    vocab_size: int
+    context: int = 512
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    features: int | None = None  # of the feed-forward networks; by default four times the width
+    types: int = 2  # sentence A, sentence B
+    epsilon: float = 1e-12
+    dropout: float = 0.1
+    scan: bool = False
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: Any, train: bool = False) -> Float[Array, "batch time width"]:
+        """inputs: ids `[batch, time]`, or `{"ids", "mask", "types", ...}` (`jdl.nn.Tokens`)."""
+        tokens = Tokens.of(inputs, self.context)
+        initial = nn.initializers.truncated_normal(0.02)
+        embed = functools.partial(nn.Embed, features=self.width, embedding_init=initial)
+        positions = jnp.arange(tokens.ids.shape[1])[None] if tokens.positions is None else tokens.positions
+        types = jnp.zeros_like(tokens.ids) if tokens.types is None else tokens.types
+        x = embed(self.vocab_size, name="tokens")(jnp.asarray(tokens.ids))
+        x = x + embed(self.context, name="positions")(jnp.asarray(positions))
+        x = x + embed(self.types, name="types")(jnp.asarray(types))
+        x = nn.LayerNorm(self.epsilon, name="norm")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        mask = None
+        if tokens.segments is not None:
+            mask = segment_mask(jnp.asarray(tokens.segments))
+        elif tokens.mask is not None:
+            mask = padding_mask(jnp.asarray(tokens.mask))
+        block = functools.partial(
+            TransformerBlock,
+            num_heads=self.num_heads,
+            features=self.features or 4 * self.width,
+            norm_first=False,
+            epsilon=self.epsilon,
+            activation=functools.partial(nn.gelu, approximate=False),
+            dropout=self.dropout,
+            kernel_init=initial,
+        )
+        return Stack(block, self.num_layers, self.scan, self.remat, name="blocks")(x, mask=mask, train=train)
+
+    def check_inputs(self, inputs: Any) -> None:
+        """Raises ValueError for ids outside the vocabulary."""
+        check_ids(inputs, self.vocab_size)
+
+
+class Pooled(nn.Module):
+    """One vector a sequence, from an encoder's features of every token.
+
+    pooling: "mean" over the tokens that exist; "first", BERT's dense layer with tanh on the first token.
+    """
+
+    encoder: nn.Module
+    pooling: Literal["mean", "first"] = "mean"
+
+    @nn.compact
+    def __call__(self, inputs: Any, train: bool = False) -> Float[Array, "batch width"]:
+        """inputs: the encoder's."""
+        x = self.encoder(inputs, train=train)
+        if self.pooling == "first":
+            return jnp.tanh(nn.Dense(x.shape[-1], name="pooler")(x[:, 0]))
+        mask = Tokens.of(inputs, x.shape[1]).mask
+        if mask is None:
+            return x.mean(1)
+        shown = jnp.asarray(mask, x.dtype)[..., None]
+        return (x * shown).sum(1) / jnp.maximum(shown.sum(1), 1)
+
+
+class Classifier(nn.Module):
+    """A dense layer on an encoder's features: the head that transfer learning puts on a pretrained body."""
+
+    encoder: nn.Module  # gives `[batch, features]`
+    num_classes: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, inputs: Any, train: bool = False) -> Float[Array, "batch classes"]:
+        """inputs: the encoder's."""
+        x = self.encoder(inputs, train=train)
+        return nn.Dense(self.num_classes, name="head")(nn.Dropout(self.dropout, deterministic=not train)(x))
+
+    def check_inputs(self, inputs: Any) -> None:
+        """The encoder's check, where it has one."""
+        encoder = getattr(self.encoder, "encoder", self.encoder)
+        if hasattr(encoder, "check_inputs"):
+            encoder.check_inputs(inputs)

@@ -1,0 +1,54 @@
+"""What a network for token sequences is given: ids alone, or ids with what is known about them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+
+class Tokens(NamedTuple):
+    """Token sequences: which ids exist, where they stand, and which of several packed sequences they belong to."""
+
+    ids: Int[Array | np.ndarray, "batch time"]
+    mask: Bool[Array | np.ndarray, "batch time"] | None = None
+    positions: Int[Array | np.ndarray, "batch time"] | None = None
+    segments: Int[Array | np.ndarray, "batch time"] | None = None  # 0 is padding
+    types: Int[Array | np.ndarray, "batch time"] | None = None  # BERT's sentence A or B
+
+    @classmethod
+    def of(cls, inputs: Any, context: int) -> "Tokens":
+        """From an array of ids or a mapping with them; raises for other shapes and for more than `context` tokens."""
+        if isinstance(inputs, Tokens):
+            tokens = inputs
+        elif isinstance(inputs, Mapping):
+            if "ids" not in inputs or (unknown := set(inputs) - set(cls._fields)):
+                unknown = sorted(set(inputs) - set(cls._fields))
+                raise ValueError(
+                    f'token sequences are {{"ids": ...}} and any of {", ".join(cls._fields[1:])}; given were '
+                    f"{', '.join(inputs)}{f': remove or rename {unknown}' if unknown else ''}"
+                )
+            tokens = cls(**inputs)
+        else:
+            tokens = cls(inputs)
+        ids = tokens.ids
+        if np.ndim(ids) != 2 or not np.issubdtype(np.dtype(ids.dtype), np.integer):
+            raise ValueError(f"token ids are integers [batch, time], these are {ids.dtype} of shape {np.shape(ids)}")
+        if ids.shape[1] > context:
+            raise ValueError(
+                f"a sequence of {ids.shape[1]} tokens is longer than the context of {context}; cut it, or make the "
+                "model with a longer context"
+            )
+        return tokens
+
+
+def check_ids(inputs: Any, vocab_size: int) -> None:
+    """Raises ValueError for ids outside the vocabulary: on a device they would be read as NaN, or as another id."""
+    ids = np.asarray(inputs["ids"] if isinstance(inputs, Mapping) else getattr(inputs, "ids", inputs))
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        row, *place = np.argwhere((ids < 0) | (ids >= vocab_size))[0]
+        wrong = ids[(row, *place)]
+        raise ValueError(
+            f"token id {wrong} (sequence {row}, position {place[0] if place else 0}) is outside the vocabulary of "
+            f"{vocab_size} (0 to {vocab_size - 1}); use the tokenizer that the model was made for"
+        )

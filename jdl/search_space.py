@@ -1,0 +1,216 @@
+"""Search spaces: which fields of an experiment's Config a study varies, and over what.
+
+As text, on a command line: "LOW HIGH" is uniform, "log LOW HIGH" uniform in the logarithm, "A B C" a choice (of two:
+"choice A B"). A field of a dataclass within the Config is named with a dot, "optimizer.rate".
+"""
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from low to high, both included; whole numbers for a field that holds them."""
+
+    low: int | float
+    high: int | float
+    logarithmic: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"{self}: the range from {self.low} to {self.high} is empty; give LOW, then a larger HIGH")
+        if self.logarithmic and self.low <= 0:
+            raise ValueError(f"{self}: a logarithmic range starts above 0, not at {self.low}")
+
+    def __str__(self) -> str:
+        return f"{'log ' if self.logarithmic else ''}{self.low!r} {self.high!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of several values."""
+
+    values: tuple[bool | int | float | str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 2 or len(set(self.values)) != len(self.values):
+            raise ValueError(f"{self}: a choice has at least 2 values, each of them once")
+
+    def __str__(self) -> str:
+        return " ".join(["choice", *map(str, self.values)])
+
+
+type Dimension = Range | Choice
+type Space = dict[str, Dimension]
+
+
+def uniform(low: int | float, high: int | float) -> Range:
+    """A number between two, all equally likely."""
+    return Range(low, high)
+
+
+def log(low: int | float, high: int | float) -> Range:
+    """A number between two positive ones, each order of magnitude equally likely."""
+    return Range(low, high, logarithmic=True)
+
+
+def choice(*values: bool | int | float | str) -> Choice:
+    """One of the values given."""
+    return Choice(values)
+
+
+def fields(config: type) -> dict[str, Any]:
+    """The type of each field of a Config, without its None; those of dataclasses within it by their dotted names."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        kind = hints[field.name]
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):
+            kinds = [one for one in typing.get_args(kind) if one is not type(None)]
+            kind = kinds[0] if len(kinds) == 1 else kind
+        if dataclasses.is_dataclass(kind):
+            found |= {f"{field.name}.{name}": inner for name, inner in fields(typing.cast(type, kind)).items()}
+        else:
+            found[field.name] = kind
+    return found
+
+
+def parse(text: str, kind: Any) -> Dimension:
+    """A dimension from its text, for a field of a type. Raises ValueError for what is neither a range nor a choice."""
+    first, *rest = words = text.split() or [""]
+    if first == "log":
+        if len(rest) != 2:
+            raise ValueError('a logarithmic range is "log LOW HIGH"')
+        return log(*(_number(word) for word in rest))
+    if first == "choice":
+        return Choice(tuple(_value(word, kind) for word in rest))
+    if kind in (int, float) and len(words) == 2:
+        return uniform(*(_number(word) for word in words))
+    if len(words) < 2:
+        raise ValueError('write "LOW HIGH", "log LOW HIGH" or, to choose, the values; for a single one use --FIELD')
+    return Choice(tuple(_value(word, kind) for word in words))
+
+
+def _number(word: str) -> int | float:
+    try:
+        return int(word) if word.lstrip("+-").isdecimal() else float(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is no number") from None
+
+
+def _value(word: str, kind: Any) -> bool | int | float | str:
+    if kind is bool:
+        if word.lower() not in ("true", "false"):
+            raise ValueError(f"{word!r} is neither true nor false")
+        return word.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            raise ValueError(f"{word!r} is no {kind.__name__}, which the field is") from None
+    return word
+
+
+def from_text(texts: Mapping[str, str], config: type) -> Space:
+    """A space from `{field: text}`. Raises ValueError naming the field and its text."""
+    kinds = fields(config)
+    space: Space = {}
+    for name, text in texts.items():
+        try:
+            space[name] = parse(text, kinds[known(name, kinds)])
+        except ValueError as error:
+            raise ValueError(f"the space of {name}, {text!r}: {error}") from None
+    return space
+
+
+def checked(space: Mapping[str, Any], config: type) -> Space:
+    """The space with the bounds and values in the types of the fields.
+
+    Raises ValueError or TypeError for a field that the Config lacks, or one that cannot take what it is to be given.
+    """
+    kinds = fields(config)
+    if not space:
+        raise ValueError(
+            f"there is nothing to search: give --space.FIELD, or SPACE in the experiment; fields: {', '.join(kinds)}"
+        )
+    return {name: _typed(name, dimension, kinds[known(name, kinds)]) for name, dimension in space.items()}
+
+
+def known(name: str, kinds: Mapping[str, Any]) -> str:
+    """A field's name; raises ValueError, listing `fields(Config)`, for one that the Config lacks."""
+    if name not in kinds:
+        raise ValueError(f"the space has {name!r}, which the Config lacks; its fields are {', '.join(kinds)}")
+    return name
+
+
+def _typed(name: str, dimension: Any, kind: Any) -> Dimension:
+    shown = getattr(kind, "__name__", str(kind))
+    if isinstance(dimension, Range):
+        if kind not in (int, float):
+            raise TypeError(f"the space of {name} is a range, and the field is {shown}; use jdl.tune.choice(...)")
+        low, high = kind(dimension.low), kind(dimension.high)
+        if (low, high) != (dimension.low, dimension.high):
+            raise ValueError(f"the space of {name}, {dimension}: the field is int; give whole numbers")
+        return Range(low, high, dimension.logarithmic)
+    if not isinstance(dimension, Choice):
+        raise TypeError(f"the space of {name} is {dimension!r}; write jdl.tune.uniform, log or choice")
+    if kind is float:
+        dimension = Choice(tuple(float(value) if type(value) is int else value for value in dimension.values))
+    allowed = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
+    for value in dimension.values:
+        if value not in allowed if allowed else type(value) is not kind:
+            raise TypeError(f"the space of {name}, {dimension}: {value!r} is not what the field holds, {shown}")
+    return dimension
+
+
+def suggest(trial: Any, space: Space) -> dict[str, Any]:
+    """Ask an Optuna trial for a setting."""
+    settings = {}
+    for name, dimension in space.items():
+        if isinstance(dimension, Choice):
+            settings[name] = trial.suggest_categorical(name, dimension.values)
+        else:
+            ask = trial.suggest_int if isinstance(dimension.low, int) else trial.suggest_float
+            settings[name] = ask(name, dimension.low, dimension.high, log=dimension.logarithmic)
+    return settings
+
+
+def value_of(config: Any, name: str) -> Any:
+    """A field of a config by its dotted name."""
+    return functools.reduce(getattr, name.split("."), config)
+
+
+def replaced[T](config: T, settings: Mapping[str, Any]) -> T:
+    """The config with some fields, by their dotted names, set anew."""
+    for name, value in settings.items():
+        first, _, rest = name.partition(".")
+        value = replaced(getattr(config, first), {rest: value}) if rest else value
+        config = dataclasses.replace(typing.cast(Any, config), **{first: value})
+    return config
+
+
+def options(config: Any) -> list[str]:
+    """The words on a command line that make this config of a default one."""
+    default = type(config)()
+    words: list[str] = []
+    for name in fields(type(config)):
+        value = value_of(config, name)
+        if value == value_of(default, name):
+            continue
+        *outer, last = name.replace("_", "-").split(".")
+        if isinstance(value, bool):
+            words.append("--" + ".".join([*outer, last if value else f"no-{last}"]))
+        else:
+            several = value if isinstance(value, tuple) else (value,)
+            words += ["--" + ".".join([*outer, last]), *(_word(one) for one in several)]
+    return words
+
+
+def _word(value: Any) -> str:
+    return str(value) if isinstance(value, str | Path) else repr(value)
