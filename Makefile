@@ -9,7 +9,7 @@ PEERS ?= .venv-peers
 TORCH_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.11*/bin/python) $(shell command -v python3.11) python3)
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
 
-.PHONY: train test test-slow test-browser parity check env bench bench-torch bench-rl clean
+.PHONY: train test test-slow test-browser parity check env bench bench-torch bench-models bench-rl clean
 
 train: env  ## the main job: a CNN on handwritten digits over eight seeds
 	$(BIN)/jdl run digits --seeds 8
@@ -47,6 +47,9 @@ bench: env  ## the framework's speed beside hand-written loops
 
 bench-torch: env $(TORCH)/.built  ## beside PyTorch (CPU, 2 threads), which has an environment of its own
 	$(BIN)/python -m experiments.bench.torch_peer --torch-python $(TORCH)/bin/python
+
+bench-models: env $(TORCH)/.built  ## the network families beside PyTorch, eager and compiled
+	$(BIN)/python -m experiments.bench.models --torch-python $(TORCH)/bin/python
 
 $(TORCH)/.built:
 	$(TORCH_PYTHON) -m venv --clear $(TORCH)

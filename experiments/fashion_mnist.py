@@ -1,14 +1,15 @@
-"""A small convolutional network on Fashion-MNIST, five epochs.
+"""Fashion-MNIST by a perceptron, a convolutional network or a ResNet-18.
 
-Run:       jdl run fashion_mnist            (see experiments/README.md)
-Expected:  see experiments/README.md; the data set's own page lists 2-layer CNNs at 91.6 to 93.4% (longer training)
+Run:       jdl run fashion_mnist --seeds 3                    (the convolutional network; --network mlp, resnet18)
+Expected:  see experiments/README.md; the data set's own page lists MLP 88.3%, two convolutions 91.6 to 93.4%,
+           ResNet-18 94.9%
 Data:      the folder of Debian's dataset-fashion-mnist, --folder PATH, or --fetch. 5,000 training images are held out
            for validation, which is looked at and never selected on.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import numpy as np
@@ -21,13 +22,15 @@ import jdl
 class Config:
     """Hyper-parameters."""
 
-    epochs: int = 5
+    network: Literal["cnn", "mlp", "resnet18"] = "cnn"
+    epochs: int = 15
     batch_size: int = 100
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3  # the highest of one cycle
     weight_decay: float = 1e-2
-    dropout: float = 0.3
-    average_decay: float = 0.995  # of the parameters' moving average, which is what is evaluated
-    flip: bool = True  # half of the training images, left to right
+    dropout: float = 0.3  # of the perceptron and the convolutional network
+    width: int = 64  # of the ResNet's first stage
+    average_decay: float = 0.998  # of the parameters' moving average, which is what is evaluated
+    augmentation: bool = True  # images are flipped left to right and moved by up to 2 pixels
     split_seed: int = 0
     steps_per_call: int = 50  # updates in one dispatch
     folder: Path | None = None  # of the IDX files
@@ -35,24 +38,37 @@ class Config:
 
 
 class ConvNet(nn.Module):
-    """Three convolutions, two of them with pooling, and two dense layers."""
+    """Three normalised convolutions, two of them with pooling, and two dense layers."""
 
     dropout: float
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = jdl.nn.max_pool(nn.relu(jdl.nn.Conv(32, (3, 3))(x)), (2, 2), (2, 2))
-        x = jdl.nn.max_pool(nn.relu(jdl.nn.Conv(64, (3, 3))(x)), (2, 2), (2, 2))
-        x = nn.relu(jdl.nn.Conv(64, (3, 3))(x))
+        for features, pooled in ((32, True), (64, True), (64, False)):
+            x = jdl.nn.Conv(features, (3, 3), use_bias=False)(x)
+            x = nn.relu(jdl.nn.normalization("batch", train)(x))
+            x = jdl.nn.max_pool(x, (2, 2), (2, 2)) if pooled else x
         x = nn.relu(nn.Dense(256)(x.reshape(len(x), -1)))
         return nn.Dense(10)(nn.Dropout(self.dropout, deterministic=not train)(x))
 
 
+def model(config: Config) -> nn.Module:
+    """The network."""
+    match config.network:
+        case "mlp":
+            return jdl.nn.MLP((512, 256, 10), dropout=config.dropout)
+        case "cnn":
+            return ConvNet(config.dropout)
+        case "resnet18":
+            return jdl.nn.ResNet18(10, width=config.width, stem="cifar")
+
+
 def learner(config: Config) -> jdl.Learner:
     """One run."""
-    schedule = optax.cosine_decay_schedule(config.learning_rate, max(1, config.epochs * (55_000 // config.batch_size)))
+    steps = max(1, config.epochs * (55_000 // config.batch_size))
+    schedule = optax.cosine_onecycle_schedule(steps, config.learning_rate, pct_start=0.2)
     return jdl.supervised(
-        ConvNet(config.dropout),
+        model(config),
         jdl.losses.cross_entropy,
         optax.adamw(schedule, weight_decay=config.weight_decay, mask=jdl.by_path("kernel$")),
         example={"input": np.zeros((1, 28, 28, 1), np.float32), "target": np.zeros(1, np.int32)},
@@ -66,7 +82,8 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     data = jdl.data.fashion_mnist(
         config.folder, fetch=config.fetch, validation=5000 / 60_000, split_seed=config.split_seed
     )
-    augment = jdl.data.augment.on(jdl.data.augment.flip()) if config.flip else None
+    augmentation = jdl.data.augment.compose(jdl.data.augment.flip(), jdl.data.augment.shift(2))
+    augment = jdl.data.augment.on(augmentation) if config.augmentation else None
     one = jdl.scan(jdl.feed(learner(config), config.batch_size, augment), config.steps_per_call)
     training = jdl.jit(jdl.seeds(one, run.seeds))
     per_epoch = max(config.steps_per_call, len(data.train["target"]) // config.batch_size)

@@ -1,18 +1,22 @@
 """Deep learning research in functional JAX: learners, transforms, runs."""
 
-from jdl import checkpoint, data, losses, metrics, nn, pretrained, statistics, tune
+from jdl import checkpoint, data, lora, losses, metrics, nn, optimizers, pretrained, statistics, text, transfer, tune
 from jdl.evaluate import evaluate
 from jdl.experiment import load, run
 from jdl.fit import Fitted, fit
 from jdl.learner import Learner, fold, gradients, step_key
 from jdl.outcome import Monitor
 from jdl.parallel import pmap, shard
+from jdl.paths import by_path
 from jdl.pipeline import Pipeline, pipeline
 from jdl.placement import host_devices, one_core
+from jdl.precision import compute_type, mixed_precision
+from jdl.profiling import profile
 from jdl.runs import Run
 from jdl.separate import separately
 from jdl.source import Batches, Source, Whole
-from jdl.supervised import TrainState, by_path, supervised
+from jdl.summary import summarize
+from jdl.supervised import TrainState, evaluated_params, supervised
 from jdl.transforms import accumulate, feed, jit, population, scan, seeds
 
 __all__ = [
@@ -28,8 +32,10 @@ __all__ = [
     "accumulate",
     "by_path",
     "checkpoint",
+    "compute_type",
     "data",
     "evaluate",
+    "evaluated_params",
     "feed",
     "fit",
     "fold",
@@ -37,14 +43,18 @@ __all__ = [
     "host_devices",
     "jit",
     "load",
+    "lora",
     "losses",
     "metrics",
+    "mixed_precision",
     "nn",
     "one_core",
+    "optimizers",
     "pipeline",
     "pmap",
     "population",
     "pretrained",
+    "profile",
     "run",
     "scan",
     "seeds",
@@ -52,6 +62,9 @@ __all__ = [
     "shard",
     "statistics",
     "step_key",
+    "summarize",
     "supervised",
+    "text",
+    "transfer",
     "tune",
 ]

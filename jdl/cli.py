@@ -3,6 +3,7 @@
 An error is one line; with --traceback, anywhere, also where it came from.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -18,6 +19,7 @@ from rich.table import Table
 from jdl import experiment, search_space, statistics
 from jdl import tune as tuning
 from jdl.placement import ask_for_devices, cores
+from jdl.profiling import profile
 from jdl.runs import Run
 from jdl.study import Study, Trial, is_study
 
@@ -44,6 +46,8 @@ class _Options:
     """the run directory; by default runs/NAME/TIME"""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """where to send metrics besides metrics.jsonl"""
+    profile: int = 0
+    """trace this many calls of the step, once warm, into profile/ in the run directory, and show where time went"""
     json: bool = False
     """print the result as one JSON object, on the last line"""
 
@@ -52,6 +56,18 @@ class _Options:
 class _TuneOptions(tuning.Options):
     """How to search, whatever the experiment."""
 
+    json: bool = False
+    """print the result as one JSON object, on the last line"""
+
+
+@dataclasses.dataclass(frozen=True)
+class _SummaryOptions:
+    """What to show, whatever the model."""
+
+    input: str = ""
+    """the shape of one example, as 224,224,3; of a model with a vocabulary, the number of tokens"""
+    depth: int | None = None
+    """show modules within modules down to this depth; 0 shows the model alone"""
     json: bool = False
     """print the result as one JSON object, on the last line"""
 
@@ -76,8 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
-    if arguments[:1] in (["run"], ["tune"]) and len(arguments) > 1 and not arguments[1].startswith("-"):
-        return {"run": _run, "tune": _tune}[arguments[0]](arguments[1], arguments[2:])
+    named = {"run": _run, "tune": _tune, "summary": _summarize}
+    if arguments and arguments[0] in named and len(arguments) > 1 and not arguments[1].startswith("-"):
+        return named[arguments[0]](arguments[1], arguments[2:])
     commands: dict[str, Callable[..., int]] = {
         "list": list_experiments,
         "run": run,
@@ -87,6 +104,7 @@ def _dispatch(arguments: list[str]) -> int:
         "runs": list_runs,
         "report": report,
         "compare": compare,
+        "summary": summary,
     }
     return tyro.extras.subcommand_cli_from_dict(commands, prog="jdl", args=arguments, description=__doc__)
 
@@ -109,8 +127,9 @@ def _run(name: str, arguments: list[str]) -> int:
     if not numbers or min(numbers) < 0:
         raise ValueError(f"--seeds {options.seeds}: give at least 1 run (or --seed-list with seeds from 0 up)")
     experiment.settle(chosen.config)
-    prepared = experiment.prepare(module, chosen.config, numbers, options.run_dir, options.log)
-    return _finish(experiment.execute(prepared), options.json)
+    with profile(options.profile) if options.profile else contextlib.nullcontext():
+        prepared = experiment.prepare(module, chosen.config, numbers, options.run_dir, options.log)
+        return _finish(experiment.execute(prepared), options.json)
 
 
 def _chosen(verb: str, name: str, module: Any, options: type, arguments: list[str], **more: Any) -> Any:
@@ -276,6 +295,32 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False
     _console.print(f"compared with {first.path.name}")
     columns = ("run", "metric", "difference of means (95%)", "probability of a larger value (95%)")
     _table((*columns, "interquartile mean (95%)"), rows)
+    return 0
+
+
+def summary(name: Annotated[str, tyro.conf.Positional]) -> int:
+    """Show a network's layers, parameters and FLOPs: its name, then --constructor-argument VALUE, --input 224,224,3.
+
+    Args:
+        name: a network of jdl.nn (ResNet50, GPT, ...), path/to/file.py:ClassName, or an experiment
+    """
+    return _summarize(name, [])
+
+
+def _summarize(name: str, arguments: list[str]) -> int:
+    from jdl.summary import find  # an experiment is looked for and imported by it
+
+    target = find(name)
+    chosen = _chosen("summary", name, target, _SummaryOptions, arguments)
+    options = chosen.options
+    if options.depth is not None and options.depth < 0:
+        raise ValueError(f"--depth {options.depth}: 0 shows the model alone, 1 the modules right within it too")
+    models = target.summaries(chosen.config, options.input)
+    for model in models:
+        _table(("module", "kind", "output", "parameters", "FLOPs"), model.rows(options.depth))
+        _console.print(model.totals(), soft_wrap=True, markup=False)
+    if options.json:
+        _print_json({"models": [model.as_json(options.depth) for model in models]})
     return 0
 
 

@@ -21,6 +21,7 @@ from jdl.loggers import LOGGERS
 from jdl.metrics import merge_axis, to_host
 from jdl.outcome import Monitor, Outcome, copied, plain
 from jdl.placement import beside
+from jdl.profiling import Watch
 from jdl.progress import ProgressBar
 from jdl.runs import Row, Run, locked, open_or_create
 from jdl.source import Source, Whole
@@ -82,6 +83,8 @@ def fit(
         check(validation)
     state = learner.init(key)
     for data in (getattr(source, "data", None), validation):
+        if learner.check is not None and isinstance(data, Mapping):
+            learner.check(data)
         _check_labels(learner, state, data)
     batches = (
         [beside(state, batch) for batch in padded_batches(validation, evaluation_batch_size)] if validation else []
@@ -94,7 +97,8 @@ def fit(
     # Nothing is written before this: a mistake above leaves no folder behind.
     run = open_or_create(run, resume) if run is not None else None
     loggers = [LOGGERS[name](run.path / name) for name in run.log_to] if run is not None else []
-    loop = _Loop(learner, source, key, state, Outcome(learner.runs, monitor), run, [*callbacks, *loggers])
+    watch = Watch(learner, source, run)
+    loop = _Loop(watch.learner, watch.source, key, state, Outcome(learner.runs, monitor), run, [*callbacks, *loggers])
     bar = ProgressBar(steps, 0, False)
     try:
         loop.start()
@@ -102,6 +106,7 @@ def fit(
         intervals = [every for every in (log_every, evaluate_every, checkpoint_every, steps) if every]
         while loop.step < steps and not loop.stopped:
             loop.advance(min(_next(loop.step, every) for every in intervals), bar)
+            watch.look()
             loop.flush(bar)
             if evaluate_every and loop.step % evaluate_every == 0:
                 loop.evaluate(batches)
@@ -113,6 +118,7 @@ def fit(
         for logger in loggers:
             logger.close()
         loop.close()
+        watch.close()
 
 
 class _Intervals(NamedTuple):

@@ -30,6 +30,7 @@ class Learner(NamedTuple):
     predict: Callable[[State, Batch], Any] = None  # type: ignore[assignment]  # optional: what reports and servers call
     steps: int = 1  # updates a call
     runs: int | None = None  # independent runs inside
+    check: Callable[[Batch], None] | None = None  # raises ValueError for data whose values a program would not judge
     fed: bool = False  # batches are drawn inside: what `step` is given is the whole data set (or None), never split
 
 
@@ -57,11 +58,19 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
     """
 
     def summed(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
-        def scalar(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
-            total, weight, *auxiliary = _checked(loss(params, batch, key))
-            return total, (jnp.asarray(weight, total.dtype), auxiliary[0] if auxiliary else ())
+        precision = seam.current().precision
 
-        (total, (weight, auxiliary)), grads = jax.value_and_grad(scalar, has_aux=True)(params)
+        def scalar(params: PyTree) -> tuple[Array, tuple[Array, Array, PyTree]]:
+            if precision is not None:
+                params = seam.cast(params, precision.dtype)
+            total, weight, *auxiliary = _checked(loss(params, batch, key))
+            total = total if precision is None else total.astype(jnp.float32)
+            scaled = total if precision is None or precision.scale is None else total * precision.scale
+            return scaled, (total, jnp.asarray(weight, total.dtype), auxiliary[0] if auxiliary else ())
+
+        grads, (total, weight, auxiliary) = jax.grad(scalar, has_aux=True)(params)
+        if precision is not None and precision.scale is not None:
+            grads = _unscaled(grads, precision.scale)
         return seam.Summed(grads, total, weight, auxiliary)
 
     reduced: seam.SummedGradients = summed
@@ -70,6 +79,12 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
     grads, total, weight, auxiliary = reduced(params, batch, key)
     divisor = jnp.where(weight > 0, weight, 1)  # a batch of padding alone moves nothing
     return jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads), Mean(total, weight), auxiliary
+
+
+def _unscaled(grads: PyTree, scale: Array) -> PyTree:
+    """Divided by the scale; NaN, all of them, where one overflowed: an optimiser that looks at signs would hide it."""
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]).all()
+    return jax.tree.map(lambda leaf: jnp.where(finite, leaf / scale, jnp.nan), grads)
 
 
 def _checked(result: Any) -> tuple:

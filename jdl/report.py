@@ -225,6 +225,10 @@ def _page(run: Run, figures: dict[str, str]) -> str:
     if "final_metrics" in figures:
         note = "A dot a seed; mean and 95% bootstrap interval."
         body.append(_section("Final metrics", figures["final_metrics"], note))
+    for file in sorted((run.path / "figures").glob("*.json")):
+        about = json.loads(file.read_text())
+        source = "data:image/png;base64," + base64.b64encode(file.with_suffix(".png").read_bytes()).decode()
+        body.append(_section(html.escape(about["title"]), source, html.escape(about["note"])))
     body.append(f"<section><h2>Numbers</h2>{_numbers(run)}</section>")
     body.append(
         "<div class=pair>"

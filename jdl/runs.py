@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -174,6 +175,17 @@ class Run:
             return None
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
+
+    def save_figure(self, title: str, figure: Any, note: str = "") -> Path:
+        """Keep a Matplotlib figure of the experiment's own; the report shows it under its title, with the note."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130)
+        folder = self.path / "figures"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{re.sub(r'[^a-z0-9]+', '_', title.lower()).strip('_')}.png"
+        write_bytes(path, buffer.getvalue())
+        write_json(path.with_suffix(".json"), {"title": title, "note": note})
+        return path
 
     def finish(self, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """Write the final metrics; each is a number or one a seed."""

@@ -29,12 +29,20 @@ class Summed(NamedTuple):
 SummedGradients = Callable[[PyTree, PyTree, Array], Summed]
 
 
+class Precision(NamedTuple):
+    """In which type losses are computed, and by what they are multiplied before their gradients are taken."""
+
+    dtype: Any
+    scale: Array | None = None
+
+
 class Seam(NamedTuple):
     """What the transforms around the step being traced ask of it."""
 
     reductions: tuple[Callable[[SummedGradients], SummedGradients], ...] = ()
     share: Callable[[Array], Array] = lambda positions: positions  # the part of a drawn batch that this replica takes
     devices_taken: str = ""  # the transform that already spread the work over the devices
+    precision: Precision | None = None
     watched: bool = False  # a loop around this one already looks for what is slow inside loops
 
 
@@ -62,6 +70,12 @@ def reduced(reduction: Callable[[SummedGradients], SummedGradients] | None = Non
         yield
     finally:
         _seam.reset(token)
+
+
+def cast(tree: PyTree, dtype: Any) -> PyTree:
+    """The floating arrays of a tree in another type."""
+    floating = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype) if floating(leaf) else leaf, tree)
 
 
 def merge_auxiliary(stacked: PyTree, weights: Array, merge: Callable[[Metric], Metric]) -> PyTree:

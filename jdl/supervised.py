@@ -1,11 +1,11 @@
 """The supervised learner: a Flax model, a loss and an Optax optimiser."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jdl.learner import Batch, Learner, fold, gradients, step_key
 from jdl.metrics import Mean, Metric
+from jdl.nn.mode import mode_argument
+from jdl.precision import compute_type
 
 # Written anew by every call of a model, so no part of the state: losses and metrics that a model sows are read.
 _SOWN = ("losses", "metrics", "intermediates")
@@ -40,7 +42,9 @@ def supervised(
     metrics: Mapping[str, Callable[[Any, Batch], Metric]] | None = None,
     clip_norm: float | None = None,
     average_decay: float | None = None,
+    penalty: Callable[[PyTree], Float[Array, ""]] | None = None,
     rngs: Sequence[str] = ("dropout",),
+    variables: Mapping[str, PyTree] | None = None,
 ) -> Learner:
     """A learner that fits `model(batch["input"])` to `batch["target"]`; either may be a pytree of arrays.
 
@@ -51,8 +55,13 @@ def supervised(
     example: a batch, or the whole training part; its shapes and types are what every batch is held against.
     metrics: `(outputs, batch) -> Metric` by name, for training and evaluation (`jdl.metrics`).
     clip_norm: clip the gradients by their global norm. average_decay: keep an exponential moving average of the
-    parameters, which `evaluate` and `predict` use. Weight decay by parameter: `optax.adamw(mask=jdl.by_path(...))`.
-    Raises ValueError, before anything is compiled, for a batch that differs from the example.
+    parameters, which `evaluate` and `predict` use; by default they use what the optimiser has arrived at
+    (`evaluated_params`). Weight decay by parameter: `optax.adamw(mask=jdl.by_path(...))`.
+    penalty: a scalar of the parameters (`jdl.losses.l2`), added to the mean loss of training, and to its metrics.
+    variables: trained ones to start from (`jdl.pretrained.load`), such as `{"params": {...}, "batch_stats": {...}}`;
+    what they lack, a new head for instance, is drawn.
+    Raises ValueError, before anything is compiled, for a batch that differs from the example, and for variables that
+    are not the model's.
     """
     if "input" not in example:
         raise ValueError(f'example has no "input" (its keys: {sorted(example)}); give a batch like the training data')
@@ -65,14 +74,16 @@ def supervised(
     expected = _shapes({name: leaf for name, leaf in example.items() if name != "mask"})
     inputs = _shapes({"input": example["input"]})
     metrics = dict(metrics or {})
-    mode = _mode_argument(model)
+    mode = mode_argument(model)
 
     def init(key: Array) -> TrainState:
         keys = {name: fold(key, name) for name in ("params", *rngs)}
         one = jax.tree.map(lambda leaf: jnp.zeros((1, *np.shape(leaf)[1:]), jnp.result_type(leaf)), example["input"])
-        variables = dict(model.init(keys, one, **mode(False)))
-        params = variables.pop("params", {})
-        collections = {name: value for name, value in variables.items() if name not in _SOWN}
+        drawn = dict(model.init(keys, one, **mode(False)))
+        if variables is not None:
+            drawn = _started_from(variables, drawn)
+        params = drawn.pop("params", {})
+        collections = {name: value for name, value in drawn.items() if name not in _SOWN}
         average = None if average_decay is None else params
         return TrainState(key, jnp.zeros((), jnp.int32), params, collections, optimizer.init(params), average)
 
@@ -83,11 +94,12 @@ def supervised(
             variables = {"params": params, **state.collections}
             outputs, changed = model.apply(
                 variables,
-                batch["input"],
+                compute_type(batch["input"]),
                 mutable=[*state.collections, *_SOWN],
                 rngs={name: fold(key, name) for name in rngs},
                 **mode(True),
             )
+            outputs = jax.tree.map(_at_least_single, outputs)
             losses, weights = per_example(loss, outputs, batch)
             weight = weights.sum()
             total = jnp.where(weights > 0, losses, 0).sum()
@@ -96,6 +108,9 @@ def supervised(
             kept = {name: changed.get(name, value) for name, value in state.collections.items()}
             collections = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), kept, dict(state.collections))
             measured = {name: metric(outputs, batch) for name, metric in metrics.items()}
+            if penalty is not None:
+                charged = weight * _penalty(penalty, params)
+                total, measured["penalty"] = total + charged, Mean(charged, weight)
             return total, weight, (collections, measured | _sown_metrics(changed, weight))
 
         grads, mean, (collections, measured) = gradients(summed, state.params, batch, step_key(state))
@@ -103,15 +118,14 @@ def supervised(
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if average_decay is not None:
-            average = optax.incremental_update(params, average, 1 - average_decay)
+            average = optax.incremental_update(_arrived_at(params, optimizer_state), average, 1 - average_decay)
         state = TrainState(state.key, state.step + 1, params, collections, optimizer_state, average)
         return state, {"loss": mean, **measured}
 
     def predict(state: TrainState, batch: Batch) -> Any:
-        params = state.params if state.average is None else state.average
         given = batch["input"] if isinstance(batch, Mapping) and "input" in batch else batch
         check_batch({"input": given}, inputs)
-        return model.apply({"params": params, **state.collections}, given, **mode(False))
+        return model.apply({"params": evaluated_params(state), **state.collections}, given, **mode(False))
 
     def evaluate(state: TrainState, batch: Batch) -> dict[str, Metric]:
         check_batch(batch, expected)
@@ -120,7 +134,62 @@ def supervised(
         mean = Mean(jnp.where(weights > 0, losses, 0).sum(), weights.sum())
         return {"loss": mean, **{name: metric(outputs, batch) for name, metric in metrics.items()}}
 
-    return Learner(init, step, evaluate, predict)
+    def check(data: Batch) -> None:
+        judge = getattr(model, "check_inputs", None)
+        if judge is not None and "input" in data:
+            judge(data["input"])
+
+    return Learner(init, step, evaluate, predict, check=check)
+
+
+def evaluated_params(state: TrainState) -> PyTree:
+    """The parameters of one run to evaluate, decode with or export: not always those that gradients are taken at.
+
+    The average where one is kept; else those at which a schedule-free optimiser or SAM has arrived.
+    """
+    return _arrived_at(state.params, state.optimizer) if state.average is None else state.average
+
+
+def _arrived_at(params: PyTree, optimizer_state: PyTree) -> PyTree:
+    schedule_free = optax.tree.get(optimizer_state, "ScheduleFreeState")
+    if schedule_free is not None:
+        return optax.tree.cast_like(optax.contrib.schedule_free_eval_params(schedule_free, params), params)
+    sam = optax.tree.get(optimizer_state, "SAMState")
+    if sam is not None:  # before its last step of a period, the parameters are the adversary's
+        return jax.tree.map(lambda own, kept: jnp.where(sam.steps_since_sync == 0, own, kept), params, sam.cache)
+    return params
+
+
+def _penalty(penalty: Callable[[PyTree], Array], params: PyTree) -> Array:
+    charged = jnp.asarray(penalty(params))
+    if charged.shape != ():
+        raise ValueError(f"penalty= returned shape {charged.shape}; it must return one number: sum over the parameters")
+    return charged
+
+
+def _at_least_single(outputs: Array) -> Array:
+    """What a network computed in half precision, as losses sum it up."""
+    return outputs.astype(jnp.float32) if outputs.dtype in (jnp.bfloat16, jnp.float16) else outputs
+
+
+def _started_from(given: Mapping[str, PyTree], drawn: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """The drawn variables with the given ones in their place."""
+    ours: dict[str, Any] = flax.traverse_util.flatten_dict(dict(drawn), sep="/")
+    theirs: dict[str, Any] = flax.traverse_util.flatten_dict(dict(given), sep="/")
+    strange = [
+        f"{path} {np.shape(leaf)}" + (f", the model has {ours[path].shape}" if path in ours else "")
+        for path, leaf in theirs.items()
+        if path not in ours or ours[path].shape != np.shape(leaf)
+    ]
+    if strange:
+        raise ValueError(
+            "variables= are not those of this model, which has no such parameters:\n  " + "\n  ".join(strange)
+        )
+    # Fetched when the program runs: as constants they would be compiled into it.
+    arrays = {path: np.asarray(leaf, ours[path].dtype) for path, leaf in theirs.items()}
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in arrays.items()}
+    fetched = jax.pure_callback(lambda: arrays, shapes, vmap_method="broadcast_all")
+    return flax.traverse_util.unflatten_dict({**ours, **fetched}, sep="/")
 
 
 def per_example(loss: Callable, outputs: Any, batch: Batch) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
@@ -176,42 +245,8 @@ def check_batch(batch: Any, expected: Mapping[str, _Shape]) -> None:
             )
 
 
-def by_path(*patterns: str) -> Callable[[PyTree], PyTree]:
-    """A mask for Optax: true for the parameters whose path matches a pattern.
-
-    >>> mask = by_path("kernel$")  # optax.adamw(1e-3, mask=by_path("kernel$")) decays kernels alone
-    >>> mask({"Dense_0": {"kernel": 1.0, "bias": 0.0}})
-    {'Dense_0': {'bias': False, 'kernel': True}}
-
-    patterns: regular expressions, searched for in "Dense_0/kernel" and the like. Raises ValueError for a pattern
-    that matches nothing.
-    """
-    import re
-
-    def mask(params: PyTree) -> PyTree:
-        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in _flatten(params)]
-        for pattern in patterns:
-            if not any(re.search(pattern, path) for path in paths):
-                raise ValueError(f"the pattern {pattern!r} matches no parameter; there are {', '.join(paths)}")
-        matched = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
-        return jax.tree.unflatten(jax.tree.structure(params), matched)
-
-    return mask
-
-
 def _flatten(tree: PyTree) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
-
-
-def _mode_argument(model: nn.Module) -> Callable[[bool], dict[str, Any]]:
-    """How this model is told that it trains: `train=`, `deterministic=`, or not at all."""
-    wrapped = getattr(model, "nnx_class", type(model))  # what the bridge from NNX passes its arguments on to
-    parameters = inspect.signature(wrapped.__call__).parameters
-    if "train" in parameters:
-        return lambda train: {"train": train}
-    if "deterministic" in parameters:
-        return lambda train: {"deterministic": not train}
-    return lambda train: {}
 
 
 def _sown_metrics(changed: Mapping[str, PyTree], weight: Array) -> dict[str, Metric]:

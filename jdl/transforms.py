@@ -30,14 +30,23 @@ def jit(learner: Learner, *, donate: bool = True) -> Learner:
     keep_scratch_memory()
 
     def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        fast = jax.jit(function, **options)
+        signatures: list[PyTree] = []  # the types of the last argument's leaves, each time that they are new
+
+        @functools.wraps(function)
+        def traced(*arguments: Any) -> Any:
+            signature = jax.tree.map(jax.typeof, arguments[-1])
+            if signature not in signatures:
+                signatures.append(signature)
+            return function(*arguments)
+
+        fast = jax.jit(traced, **options)
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
             # Within another transform, what was compiled before would not know of it.
             return fast(*arguments) if seam.untouched() else function(*arguments)
 
-        call.lower = fast.lower  # type: ignore[attr-defined]
+        call.lower, call.signatures = fast.lower, signatures  # type: ignore[attr-defined]
         return call
 
     return learner._replace(

@@ -292,3 +292,22 @@ def test_a_config_that_json_cannot_hold(tmp_path):
     with pytest.raises(TypeError, match=r"a config holds .* of type complex; use numbers"):
         runs.create(tmp_path / "other", {"number": 1j})
     assert not (tmp_path / "other").exists()
+
+
+def test_token_ids_outside_the_vocabulary_stop_before_the_first_compile():
+    model = jdl.nn.GPT(7, 4, 8, 1, 2)
+    ids = np.arange(12, dtype=np.int32).reshape(3, 4) % 7
+    learner = jdl.supervised(
+        model, jdl.losses.token_cross_entropy, optax.sgd(0.1), example={"input": ids, "target": ids}
+    )
+    wrong = {"input": np.where(ids == 6, 7, ids), "target": ids}
+    with pytest.raises(ValueError, match=r"token id 7 \(sequence 1, position 2\) is outside the vocabulary of 7"):
+        jdl.fit(jdl.jit(jdl.seeds(jdl.feed(learner, 2), 2)), wrong, steps=2)
+
+
+def test_weights_of_another_architecture_are_named():
+    weights = {"params": {"Dense_0": {"kernel": np.zeros((4, 5), np.float32)}, "Dense_9": {"bias": np.zeros(3)}}}
+    with pytest.raises(
+        ValueError, match=r"not those of this model.*\n.*Dense_0/kernel \(4, 5\), the model has \(4, 3\)"
+    ):
+        jdl.jit(learner(variables=weights)).init(jax.random.key(0))

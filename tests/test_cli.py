@@ -242,7 +242,7 @@ def test_compare_gives_the_difference_and_the_probability(folder, capsys):
     assert "at least 2 run directories" in jdl_command(capsys, "compare", "a", status=2)
 
 
-@pytest.mark.parametrize("verb", ["list", "run", "resume", "replay", "runs", "report", "compare"])
+@pytest.mark.parametrize("verb", ["list", "run", "resume", "replay", "runs", "report", "compare", "tune", "summary"])
 def test_every_verb_has_help(verb, folder, capsys):
     assert "usage: jdl" in jdl_command(capsys, verb, "--help")
 

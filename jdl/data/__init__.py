@@ -1,17 +1,19 @@
 """Real data, split, checked and normalised; readers of what memory does not hold; shuffling and augmentation."""
 
-from jdl.data import augment, tokenizers
+from jdl.data import augment, mixing, tokenizers
 from jdl.data.dataset import Dataset, Normalizer, check, split
 from jdl.data.images import digits, fashion_mnist, read_idx
 from jdl.data.lengths import buckets, pack, pad
 from jdl.data.records import array_records, image_folder, token_file, write_array_records, write_tokens
 from jdl.data.shuffle import epoch_indices, shuffled_index
+from jdl.data.stamps import stamps
 from jdl.data.tabular import breast_cancer, diabetes, iris, wine
-from jdl.data.text import bible, reviews, shakespeare, split_reviews, split_text
+from jdl.data.text import Reviews, bible, reviews, shakespeare, split_reviews, split_text, windows
 
 __all__ = [
     "Dataset",
     "Normalizer",
+    "Reviews",
     "array_records",
     "augment",
     "bible",
@@ -24,6 +26,7 @@ __all__ = [
     "fashion_mnist",
     "image_folder",
     "iris",
+    "mixing",
     "pack",
     "pad",
     "read_idx",
@@ -33,8 +36,10 @@ __all__ = [
     "split",
     "split_reviews",
     "split_text",
+    "stamps",
     "token_file",
     "tokenizers",
+    "windows",
     "wine",
     "write_array_records",
     "write_tokens",

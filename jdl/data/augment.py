@@ -5,10 +5,13 @@ image there is zero, the mean of normalised images.
 
     augmentation = compose(shift(2), flip(), cutout(8))
     learner = feed(learner, batch_size=128, augment=on(augmentation))
+
+What mixes examples, targets too, is in `jdl.data.mixing`.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -77,20 +80,61 @@ def cutout(size: int) -> Augmentation:
         if size > min(height, width):
             raise ValueError(f"cutout: size is {size}, larger than images of {height} by {width} pixels.")
         centres = jax.random.randint(key, (images.shape[0], 2), 0, jnp.array([height, width]))
-        hidden = _band(centres[:, 0], size, height)[:, :, None] & _band(centres[:, 1], size, width)[:, None, :]
-        return jnp.where(hidden[..., None], jnp.zeros((), images.dtype), images)
+        return jnp.where(boxes(centres - size // 2, size, height, width), jnp.zeros((), images.dtype), images)
 
     return augment
 
 
-def compose(*augmentations: Augmentation) -> Augmentation:
-    """Apply augmentations from left to right, each with a key of its own."""
+def random_erasing(
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.4),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    fill: Literal["random", "zero"] = "random",
+) -> Augmentation:
+    """Replace, with `probability`, a rectangle inside each image by noise of its own for each value, or by zero.
+
+    area: the least and the largest share of the image. ratio: of height to width, tall as likely as wide where it is
+    (1 / r, r), since its logarithm is drawn evenly; a rectangle that would not fit gets the nearest ratio that does.
+    The noise is standard normal, as normalised images are, or even over 0 to 255 for uint8.
+    Source: Zhong et al., "Random erasing data augmentation", 2020, algorithm 1 (which draws until one fits).
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"random_erasing: probability is {probability}, and must be between 0 and 1.")
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ValueError(f"random_erasing: area is {area}, and must be two rising shares of the image, up to 1.")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"random_erasing: ratio is {ratio}, and must be two rising numbers above 0.")
+    if fill not in ("random", "zero"):
+        raise ValueError(f"random_erasing: fill is {fill!r}, and must be 'random' or 'zero'.")
 
     def augment(key: PRNGKeyArray, images: Images) -> Augmented:
         images = _as_images(images)
+        batch, height, width, _ = images.shape
+        for_chosen, for_area, for_ratio, for_corner, for_noise = jax.random.split(key, 5)
+        pixels = height * width * jax.random.uniform(for_area, (batch,), minval=area[0], maxval=area[1])
+        logarithm = jax.random.uniform(for_ratio, (batch,), minval=math.log(ratio[0]), maxval=math.log(ratio[1]))
+        ratios = jnp.clip(jnp.exp(logarithm), pixels / width**2, height**2 / pixels)
+        sides = jnp.stack([jnp.sqrt(pixels * ratios), jnp.sqrt(pixels / ratios)], -1)
+        limits = jnp.array([height, width])
+        sizes = jnp.clip(jnp.round(sides).astype(jnp.int32), 1, limits)
+        corners = jax.random.randint(for_corner, (batch, 2), 0, limits - sizes + 1)
+        chosen = jax.random.bernoulli(for_chosen, probability, (batch, 1, 1, 1))
+        noise = _noise(for_noise, images) if fill == "random" else jnp.zeros((), images.dtype)
+        return jnp.where(chosen & boxes(corners, sizes, height, width), noise, images)
+
+    return augment
+
+
+def compose(*augmentations: Callable[[PRNGKeyArray, Any], Any]) -> Callable[[PRNGKeyArray, Any], Any]:
+    """Apply augmentations from left to right, each with a key of its own: all of images, or all of batches.
+
+    Those of batches are what `on` makes of the others, and `jdl.data.mixing`.
+    """
+
+    def augment(key: PRNGKeyArray, images_or_batch: Any) -> Any:
         for i, augmentation in enumerate(augmentations):
-            images = augmentation(jax.random.fold_in(key, i), images)
-        return images
+            images_or_batch = augmentation(jax.random.fold_in(key, i), images_or_batch)
+        return images_or_batch
 
     return augment
 
@@ -138,6 +182,17 @@ def rotated(images: Images, degrees: Float[Array | np.ndarray, " batch"]) -> Aug
     return turned.astype(images.dtype)
 
 
+def boxes(
+    corners: Int[Array, "batch 2"], sizes: Int[Array, "batch 2"] | int, height: int, width: int
+) -> Bool[Array, "batch {height} {width} 1"]:
+    """True inside a rectangle of each image: `sizes` rows and columns from `corners`, as far as they lie in it."""
+    ends = corners + sizes
+    rows, columns = jnp.arange(height), jnp.arange(width)
+    inside_rows = (rows >= corners[:, 0, None]) & (rows < ends[:, 0, None])
+    inside_columns = (columns >= corners[:, 1, None]) & (columns < ends[:, 1, None])
+    return (inside_rows[:, :, None] & inside_columns[:, None, :])[..., None]
+
+
 def _crop(name: str, padding: int, mode: str) -> Augmentation:
     if padding < 0:
         raise ValueError(f"{name} is {padding}, and must not be negative.")
@@ -166,11 +221,10 @@ def _windows(
     return jnp.take_along_axis(images, columns[:, None, :, None], axis=2, mode="promise_in_bounds")
 
 
-def _band(centres: Int[Array, " batch"], size: int, length: int) -> Bool[Array, "batch {length}"]:
-    """True on `size` places around each centre, as far as they lie in `[0, length)`."""
-    first = centres[:, None] - size // 2
-    places = jnp.arange(length)
-    return (places >= first) & (places < first + size)
+def _noise(key: PRNGKeyArray, images: Augmented) -> Augmented:
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        return jax.random.randint(key, images.shape, 0, 256).astype(images.dtype)
+    return jax.random.normal(key, images.shape, images.dtype)
 
 
 def _as_images(images: Any) -> Array:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int, Int32
 
 from jdl.data.dataset import split
 from jdl.data.packages import Package, locate
@@ -64,6 +64,12 @@ class Reviews(NamedTuple):
     scores: Float32[np.ndarray, "sentences"]
     groups: Int32[np.ndarray, "sentences"]
     sources: tuple[str, ...]
+
+    def where(self, chosen: Bool[np.ndarray, " sentences"] | Int[np.ndarray, " chosen"]) -> "Reviews":
+        """The chosen sentences, by a mask or by their places."""
+        places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        texts, sources = (tuple(column[place] for place in places) for column in (self.texts, self.sources))
+        return Reviews(texts, self.scores[places], self.groups[places], sources)
 
 
 def shakespeare(folder: str | os.PathLike[str] | None = None, *, fetch: bool = False) -> Corpus:
@@ -156,14 +162,9 @@ def split_reviews(
     A validation part of 0 is None. Raises ValueError when a part would be empty.
     """
     train, validation, test = split({"group": np.unique(reviews.groups)}, fractions, seed=seed)
-    held_out = None if validation is None else _select(reviews, validation["group"])
-    return _select(reviews, train["group"]), held_out, _select(reviews, test["group"])
-
-
-def _select(reviews: Reviews, groups: np.ndarray) -> Reviews:
-    (index,) = np.nonzero(np.isin(reviews.groups, groups))
-    texts, sources = (tuple(column[i] for i in index) for column in (reviews.texts, reviews.sources))
-    return Reviews(texts, reviews.scores[index], reviews.groups[index], sources)
+    held_out = None if validation is None else reviews.where(np.isin(reviews.groups, validation["group"]))
+    first, last = (reviews.where(np.isin(reviews.groups, part["group"])) for part in (train, test))
+    return first, held_out, last
 
 
 def split_text(text: str, fractions: Sequence[float] = (0.9, 0.05, 0.05)) -> tuple[str, str, str]:
@@ -182,3 +183,16 @@ def split_text(text: str, fractions: Sequence[float] = (0.9, 0.05, 0.05)) -> tup
         if fraction and not part:
             raise ValueError(f"the {name} part would be empty: {fraction:g} of {len(text)} characters.")
     return parts
+
+
+def windows(ids: Int[np.ndarray, " tokens"], context: int) -> dict[str, np.ndarray]:
+    """Cut a long text's token ids into examples for a language model, `[examples, context]`, side by side.
+
+    The target is the input, one token on; the last tokens that fill no example are left out. ValueError where the
+    text is shorter than one example.
+    """
+    examples = (len(ids) - 1) // context
+    if context < 1 or examples < 1:
+        raise ValueError(f"a text of {len(ids)} tokens has no window of context={context} and the token after it.")
+    used = np.asarray(ids[: examples * context + 1], np.int32)
+    return {"input": used[:-1].reshape(examples, context), "target": used[1:].reshape(examples, context)}

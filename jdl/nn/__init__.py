@@ -1,11 +1,12 @@
 """Reusable Flax modules, one family a file; they know no training."""
 
 from jdl.nn.attention import AdditiveAttention, MultiHeadAttention, padding_mask, segment_mask
-from jdl.nn.bert import BERT, Classifier, Pooled
+from jdl.nn.bert import BERT
 from jdl.nn.capsules import CapsNet, Capsules, PrimaryCapsules, route, squash
 from jdl.nn.convolution import Conv, conv_general_dilated
 from jdl.nn.encoder_decoder import EncoderDecoder
 from jdl.nn.gpt import GPT
+from jdl.nn.heads import Classifier, Pooled
 from jdl.nn.lenet import LeNet5
 from jdl.nn.mlp import MLP
 from jdl.nn.mobilenet import EfficientNetLite, MobileNet, MobileNetV2, Stage

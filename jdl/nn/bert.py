@@ -1,7 +1,7 @@
 """BERT: an encoder of transformer blocks that sees both ways."""
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -63,45 +63,3 @@ class BERT(nn.Module):
     def check_inputs(self, inputs: Any) -> None:
         """Raises ValueError for ids outside the vocabulary."""
         check_ids(inputs, self.vocab_size)
-
-
-class Pooled(nn.Module):
-    """One vector a sequence, from an encoder's features of every token.
-
-    pooling: "mean" over the tokens that exist; "first", BERT's dense layer with tanh on the first token.
-    """
-
-    encoder: nn.Module
-    pooling: Literal["mean", "first"] = "mean"
-
-    @nn.compact
-    def __call__(self, inputs: Any, train: bool = False) -> Float[Array, "batch width"]:
-        """inputs: the encoder's."""
-        x = self.encoder(inputs, train=train)
-        if self.pooling == "first":
-            return jnp.tanh(nn.Dense(x.shape[-1], name="pooler")(x[:, 0]))
-        mask = Tokens.of(inputs, x.shape[1]).mask
-        if mask is None:
-            return x.mean(1)
-        shown = jnp.asarray(mask, x.dtype)[..., None]
-        return (x * shown).sum(1) / jnp.maximum(shown.sum(1), 1)
-
-
-class Classifier(nn.Module):
-    """A dense layer on an encoder's features: the head that transfer learning puts on a pretrained body."""
-
-    encoder: nn.Module  # gives `[batch, features]`
-    num_classes: int
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, inputs: Any, train: bool = False) -> Float[Array, "batch classes"]:
-        """inputs: the encoder's."""
-        x = self.encoder(inputs, train=train)
-        return nn.Dense(self.num_classes, name="head")(nn.Dropout(self.dropout, deterministic=not train)(x))
-
-    def check_inputs(self, inputs: Any) -> None:
-        """The encoder's check, where it has one."""
-        encoder = getattr(self.encoder, "encoder", self.encoder)
-        if hasattr(encoder, "check_inputs"):
-            encoder.check_inputs(inputs)

@@ -17,7 +17,7 @@ class Tokens(NamedTuple):
     types: Int[Array | np.ndarray, "batch time"] | None = None  # BERT's sentence A or B
 
     @classmethod
-    def of(cls, inputs: Any, context: int) -> "Tokens":
+    def of(cls, inputs: Any, context: int | None) -> "Tokens":
         """From an array of ids or a mapping with them; raises for other shapes and for more than `context` tokens."""
         if isinstance(inputs, Tokens):
             tokens = inputs
@@ -34,7 +34,7 @@ class Tokens(NamedTuple):
         ids = tokens.ids
         if np.ndim(ids) != 2 or not np.issubdtype(np.dtype(ids.dtype), np.integer):
             raise ValueError(f"token ids are integers [batch, time], these are {ids.dtype} of shape {np.shape(ids)}")
-        if ids.shape[1] > context:
+        if context is not None and ids.shape[1] > context:
             raise ValueError(
                 f"a sequence of {ids.shape[1]} tokens is longer than the context of {context}; cut it, or make the "
                 "model with a longer context"

@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 from jdl.pretrained.architectures import BERT, EFFICIENTNET_LITE, GPT2, GRU, LLAMA, LSTM, RESNET, RNN, vit
 from jdl.pretrained.files import read, write
 from jdl.pretrained.keymap import KeyMap, Layout, Rule, stack_layers, to_ours, to_theirs, unstack_layers
+from jdl.pretrained.published import efficientnet_lite0, imagenet_images, minilm
 
 
 def load(
@@ -39,7 +40,10 @@ __all__ = [
     "KeyMap",
     "Layout",
     "Rule",
+    "efficientnet_lite0",
+    "imagenet_images",
     "load",
+    "minilm",
     "read",
     "save",
     "stack_layers",

@@ -14,6 +14,11 @@ def _norm(theirs: str, ours: str) -> list[Rule]:
     return [Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")]
 
 
+def _tensorflow_norm(theirs: str, ours: str) -> list[Rule]:
+    """As in the files of the first BERTs, which were converted from TensorFlow's."""
+    return [Rule(f"{theirs}.gamma", f"{ours}/scale"), Rule(f"{theirs}.beta", f"{ours}/bias")]
+
+
 def _batch_norm(theirs: str, ours: str) -> list[Rule]:
     return [
         *_norm(theirs, f"params/{ours}"),
@@ -38,6 +43,9 @@ BERT = KeyMap(
         *_both("bert.encoder.layer.{n}.intermediate.dense", f"{_BLOCK}/feed_forward/up"),
         *_both("bert.encoder.layer.{n}.output.dense", f"{_BLOCK}/feed_forward/down"),
         *_norm("bert.encoder.layer.{n}.output.LayerNorm", f"{_BLOCK}/feed_forward_norm"),
+        *_tensorflow_norm("bert.embeddings.LayerNorm", "params/norm"),
+        *_tensorflow_norm("bert.encoder.layer.{n}.attention.output.LayerNorm", f"{_BLOCK}/attention_norm"),
+        *_tensorflow_norm("bert.encoder.layer.{n}.output.LayerNorm", f"{_BLOCK}/feed_forward_norm"),
     ],
     prefix="bert.",
     ignored=(r"position_ids$", r"^cls\.", r"^bert\.pooler\."),  # buffers and heads

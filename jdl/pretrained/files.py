@@ -35,18 +35,23 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     """The arrays of a `.safetensors`, `.npz` or PyTorch file (`.pt`, `.pth`, `.bin`), by name.
 
     PyTorch itself is not needed, and nothing of the file is executed: a pickle that asks for more than tensors and
-    dicts of them raises ValueError. Nested dicts' names are joined with dots.
+    dicts of them raises ValueError, as a damaged file does. Nested dicts' names are joined with dots.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there are no weights at {path}; name a .safetensors, .npz, .pt, .pth or .bin file")
-    if path.suffix == ".safetensors":
-        return _safetensors().load_file(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    loaded = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-    return _flat(loaded, path)
+    safetensors = _safetensors() if path.suffix == ".safetensors" else None
+    try:
+        if safetensors:
+            return safetensors.load_file(path)
+        if path.suffix == ".npz":
+            # Opened here: NumPy leaves a damaged archive open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        return _flat(_read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path))
+    except Exception as error:  # each reader has its own, and a damaged file may raise any of them
+        kind = "safetensors" if safetensors else "NumPy's" if path.suffix == ".npz" else "PyTorch's"
+        raise ValueError(f"{path} cannot be read as a file of {kind}; is it whole? {error}") from error
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -56,7 +61,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Non
         raise ValueError(f"weights are written as .safetensors, not to {path.name}")
     temporary = path.with_name(f"{path.name}.part")
     # Safetensors writes memory as it lies: a transposed view must be laid out anew.
-    _safetensors().save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+    _safetensors().save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -102,14 +107,17 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         """A storage: ("storage", type, key, device, count, ...)."""
-        _, dtype, key, _, count, *_ = pid
+        kind, dtype, key, _, count, *_ = pid
+        if kind != "storage" or dtype not in _STORAGES.values() or count < 0:
+            raise ValueError(f"the file asks for {str(pid)[:80]}, which is no tensor's memory")
         return self._storage(dtype, key, count)
 
 
 def _tensor(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
     itemsize = storage.values.itemsize
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if 0 not in size and last >= len(storage.values):
+    # Nowhere below zero either: memory of others would be read.
+    if min(offset, *size, *stride, 0) < 0 or (0 not in size and last >= len(storage.values)):
         raise ValueError(f"a tensor of shape {size} reaches beyond its memory of {len(storage.values)} numbers")
     strides = [step * itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage.values[offset:], size, strides)
@@ -117,7 +125,9 @@ def _tensor(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple
 
 def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
-        [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        if name is None:
+            raise ValueError(f"it is a zip file without a data.pkl, of {', '.join(archive.namelist()[:5])}")
         folder = name.removesuffix("data.pkl")
         kept: dict[str, _Storage] = {}
 
@@ -132,12 +142,9 @@ def _read_zip(path: Path) -> Any:
 
 def _read_legacy(path: Path) -> Any:
     with path.open("rb") as file:
-        try:
-            magic = _Unpickler(file, None).load()
-        except Exception as error:
-            raise ValueError(f"{path} is no file of PyTorch's ({error})") from error
+        magic = _Unpickler(file, None).load()
         if magic != _LEGACY_MAGIC:
-            raise ValueError(f"{path} is no file of PyTorch's: it starts with {str(magic)[:40]!r}")
+            raise ValueError(f"it starts with {str(magic)[:40]!r}")
         for _ in range(2):  # the protocol, and facts about the machine that wrote
             _Unpickler(file, None).load()
         kept: dict[str, _Storage] = {}
@@ -149,13 +156,13 @@ def _read_legacy(path: Path) -> Any:
         return loaded
 
 
-def _flat(loaded: Any, path: Path, prefix: str = "") -> Arrays:
+def _flat(loaded: Any, prefix: str = "") -> Arrays:
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dict of tensors; save model.state_dict()")
+        raise ValueError(f"it holds a {type(loaded).__name__}, not a dict of tensors; save model.state_dict()")
     arrays: Arrays = {}
     for name, value in loaded.items():
         if isinstance(value, np.ndarray):
             arrays[f"{prefix}{name}"] = value
         elif isinstance(value, Mapping):
-            arrays |= _flat(value, path, f"{prefix}{name}.")
+            arrays |= _flat(value, f"{prefix}{name}.")
     return arrays

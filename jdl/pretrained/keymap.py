@@ -79,8 +79,9 @@ def to_ours(
     """
     wanted = {path: (tuple(leaf.shape), leaf.dtype) for path, leaf in _flat(unstack_layers(like)).items()}
     body = not any(name.startswith(keymap.prefix) for name in arrays)
-    given = {keymap.prefix + name if body else name: array for name, array in arrays.items()}
-    left = {name for name in given if not _any(keymap.ignored, name) and not _any(unexpected, name)}
+    named = {keymap.prefix + name if body else name: array for name, array in arrays.items()}
+    given = {name: array for name, array in named.items() if not _any(unexpected, name)}
+    left = {name for name in given if not _any(keymap.ignored, name)}
     found: dict[str, Any] = {}
     wrong: list[str] = []
     for rule in keymap.rules:
@@ -91,7 +92,16 @@ def to_ours(
             if not all(name in given for name in names) or not all(path in wanted for path in paths):
                 continue
             left.difference_update(names)
-            converted = rule.layout.ours(*(np.asarray(given[name]) for name in names))
+            theirs_are = [np.asarray(given[name]) for name in names]
+            try:
+                converted = rule.layout.ours(*theirs_are)
+            except ValueError:  # not even of as many axes as the layout has
+                shapes = " and ".join(str(array.shape) for array in theirs_are)
+                wrong += [
+                    f"{path}: {shapes} from {', '.join(names)}, the model has {wanted[path][0]}" for path in paths
+                ]
+                found |= dict.fromkeys(paths)
+                continue
             for path, array in zip(paths, converted if len(paths) > 1 else (converted,), strict=True):
                 shape, dtype = wanted[path]
                 if array.shape != shape:

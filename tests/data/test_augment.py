@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 
 from jdl.data import augment
-from jdl.data.augment import compose, crop, cutout, flip, on, rotate, shift
+from jdl.data.augment import compose, crop, cutout, flip, on, random_erasing, rotate, shift
 
 rotated = jax.jit(augment.rotated)
 
@@ -18,6 +19,7 @@ EVERY = {
     "flip": flip(),
     "rotate": rotate(20.0),
     "cutout": cutout(3),
+    "random erasing": random_erasing(0.5),
     "compose": compose(flip(), shift(1), cutout(2)),
 }
 
@@ -147,6 +149,51 @@ def test_cutout_blanks_one_square(size):
     np.testing.assert_allclose(counts, expected, atol=5 * np.sqrt(expected))
 
 
+def sides_of(changed):
+    """The sides of the rectangle that the changed pixels fill, which they must."""
+    rows, columns = np.nonzero(changed)
+    filled = changed[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert filled.all()
+    return filled.shape
+
+
+@pytest.mark.parametrize("fill", ["random", "zero"])
+def test_random_erasing_fills_one_rectangle_inside(fill):
+    images = pictures(1500, 40, 30, 1)
+    out = np.asarray(jax.jit(random_erasing(0.6, (0.05, 0.2), (0.5, 2.0), fill))(jax.random.key(0), images))
+    changed = (out != images).any(-1)
+    erased = changed.any((1, 2))
+    assert abs(erased.mean() - 0.6) < 5 * np.sqrt(0.24 / 1500)
+    sides = np.array([sides_of(each) for each in changed[erased]])
+    shares, ratios = sides.prod(1) / 1200, sides[:, 0] / sides[:, 1]
+    assert abs(shares.mean() - 0.125) < 5 * shares.std() / np.sqrt(len(shares)) + 0.002  # even over its range
+    # Sides are whole pixels: up to half of one on each, of 5.5 by 11 at the least and 11 by 22 at the most.
+    assert 0.043 < shares.min() < 0.06 < 0.19 < shares.max() < 0.2142
+    assert 0.4 < ratios.min() < 0.6 < 1.7 < ratios.max() < 2.4
+    assert abs(np.log(ratios).mean()) < 0.1  # tall as often as wide
+    top = changed[erased].any(2).argmax(1)
+    places = top / (40 - sides[:, 0])
+    assert abs(places.mean() - 0.5) < 5 * np.sqrt(1 / 12 / len(places))
+    assert (places.min(), places.max()) == (0, 1)
+    noise = out[changed]
+    if fill == "zero":
+        np.testing.assert_array_equal(noise, 0)
+    else:
+        assert scipy.stats.kstest(noise[::20, 0], "norm").pvalue > 1e-3
+
+
+def test_random_erasing_fits_long_images_and_fills_bytes():
+    images = np.zeros((300, 4, 60, 3), np.uint8)
+    out = np.asarray(random_erasing(1.0, (0.4, 0.4))(jax.random.key(0), images))
+    changed = out.any(-1)
+    for each in changed:
+        height, width = sides_of(each)
+        assert height == 4
+        assert abs(width - 24) <= 1
+    counts, _ = np.histogram(out[changed], 8, (0, 256))
+    np.testing.assert_allclose(counts, counts.sum() / 8, atol=6 * np.sqrt(counts.sum() / 8))
+
+
 def test_compose_applies_in_order_with_keys_of_its_own():
     images, key = pictures(), jax.random.key(5)
     expected = cutout(3)(jax.random.fold_in(key, 1), flip()(jax.random.fold_in(key, 0), images))
@@ -176,6 +223,9 @@ def test_refusals():
         (lambda: flip(1.5), "flip: probability is 1.5"),
         (lambda: rotate(200.0), "rotate: degrees is 200"),
         (lambda: cutout(0), "cutout: size is 0"),
+        (lambda: random_erasing(1.5), "random_erasing: probability is 1.5"),
+        (lambda: random_erasing(area=(0.0, 0.4)), r"random_erasing: area is \(0.0, 0.4\)"),
+        (lambda: random_erasing(ratio=(2.0, 0.5)), r"random_erasing: ratio is \(2.0, 0.5\)"),
         (lambda: shift(7)(key, images), "shift: pixels is 7.* 9 by 7"),
         (lambda: crop(7)(key, images), "crop: padding is 7.* 9 by 7"),
         (lambda: cutout(8)(key, images), "cutout: size is 8.* 9 by 7"),

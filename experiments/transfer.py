@@ -1,0 +1,111 @@
+"""What ImageNet's weights are worth on a few labelled pictures: from scratch, frozen, fine-tuned.
+
+Run:       jdl run transfer --seeds 3 --fetch
+Expected:  see experiments/README.md; the figure in the report
+Data:      six classes of Tux Paint's stamps (Debian's tuxpaint-stamps-default, or --folder PATH); seed i has split i:
+           12 pictures of each class are for testing, and of the others 1, 2, 5, 10 or 20 of each for training.
+           EfficientNet-Lite0's weights are downloaded once with --fetch.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+import jdl
+
+METHODS = ("scratch", "frozen", "fine-tuned")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyper-parameters."""
+
+    labelled: tuple[int, ...] = (1, 2, 5, 10, 20)  # pictures of each class
+    tested: int = 12
+    size: int = 128  # pixels
+    epochs: int = 30
+    batch_size: int = 6
+    learning_rate: float = 1e-3  # of the head, and of a network from scratch
+    body_factor: float = 0.1  # by which the learning rate of fine-tuned layers is smaller
+    folder: Path | None = None  # of the stamps
+    fetch: bool = False  # download the weights, checked, if they are nowhere
+
+
+def model(method: str = "fine-tuned") -> nn.Module:
+    """EfficientNet-Lite0's body and a head for six classes."""
+    return jdl.nn.Classifier(jdl.nn.EfficientNetLite(None), 6, frozen=method == "frozen")
+
+
+def learner(config: Config, method: str = "fine-tuned", images: int = 20, variables: Any = None) -> jdl.Learner:
+    """One run."""
+    steps = config.epochs * (6 * images // config.batch_size)
+    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps))
+    if method == "frozen":
+        optimizer = jdl.transfer.freeze(optimizer, "^encoder/")
+    elif method == "fine-tuned":
+        optimizer = optax.chain(optimizer, jdl.transfer.scale_by_path({"^encoder/": config.body_factor}))
+    example = {"input": np.zeros((1, config.size, config.size, 3), np.float32), "target": np.zeros(1, np.int32)}
+    return jdl.supervised(
+        model(method),
+        jdl.losses.cross_entropy,
+        optimizer,
+        example=example,
+        metrics={"accuracy": jdl.metrics.accuracy},
+        variables=None if method == "scratch" else variables,
+    )
+
+
+def splits(labels: np.ndarray, images: int, config: Config, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of training and test pictures; more training pictures are the fewer ones and others."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    by_class = [order[labels[order] == label] for label in range(labels.max() + 1)]
+    tested = np.concatenate([places[: config.tested] for places in by_class])
+    return np.concatenate([places[config.tested : config.tested + images] for places in by_class]), tested
+
+
+def main(config: Config, run: jdl.Run) -> dict[str, Any]:
+    """Every method on every number of labelled pictures."""
+    images, labels, _ = jdl.data.stamps(config.folder, config.size)
+    inputs = np.asarray(jdl.pretrained.imagenet_images(images))
+    pretrained = jdl.pretrained.efficientnet_lite0(fetch=config.fetch)
+    body = jdl.transfer.graft(jdl.transfer.cut(pretrained.variables, "^head"), "encoder")
+    results: dict[str, Any] = {}
+    for count in config.labelled:
+        parts = [splits(labels, count, config, seed) for seed in run.seeds]
+        train, test = (
+            {
+                "input": np.stack([inputs[part[i]] for part in parts]),
+                "target": np.stack([labels[part[i]] for part in parts]),
+            }
+            for i in (0, 1)
+        )
+        for method in METHODS:
+            flip = jdl.data.augment.on(jdl.data.augment.compose(jdl.data.augment.flip(), jdl.data.augment.shift(8)))
+            fed = jdl.feed(learner(config, method, count, body), config.batch_size, flip)
+            per_epoch = 6 * count // config.batch_size
+            training = jdl.jit(jdl.seeds(jdl.scan(fed, per_epoch), run.seeds, each=True))
+            fitted = jdl.fit(training, train, steps=config.epochs * per_epoch, run=run.part(f"{method}-{count}"))
+            name = f"accuracy, {method}, {count} of each"
+            results[name] = jdl.evaluate(training, fitted.state, test)["accuracy"]
+    draw(config, run, results)
+    return results
+
+
+def draw(config: Config, run: jdl.Run, results: dict[str, Any]) -> None:
+    """Accuracy against the number of labelled pictures."""
+    figure = Figure((7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for method in METHODS:
+        scores = np.array([results[f"accuracy, {method}, {count} of each"] for count in config.labelled])
+        axis.plot(config.labelled, scores.mean(1), "o-", label=method)
+        axis.fill_between(config.labelled, scores.min(1), scores.max(1), alpha=0.2, linewidth=0)
+    axis.axhline(1 / 6, linestyle=":", color="grey")
+    axis.set(xscale="log", xlabel="labelled pictures of each class", ylabel="test accuracy", ylim=(0, 1))
+    axis.set_xticks(config.labelled, [str(count) for count in config.labelled])
+    axis.legend()
+    run.save_figure("Accuracy by labelled pictures", figure, "Mean and range over the seeds; dotted: chance.")

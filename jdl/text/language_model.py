@@ -1,0 +1,46 @@
+"""A recurrent language model, with the interface of `jdl.nn.GPT`."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jdl.nn.recurrent import CellName, Recurrent
+from jdl.nn.tokens import Tokens, check_ids
+
+
+class RecurrentLanguageModel(nn.Module):
+    """Next-token logits of every position, from recurrent layers over token embeddings.
+
+    Source: Mikolov et al., "Recurrent neural network based language model", 2010; with LSTMs, Graves 2013, section 2.
+    """
+
+    vocab_size: int
+    features: int
+    cell: CellName = "lstm"
+    num_layers: int = 2
+    width: int = 128  # of the embeddings
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, inputs: Any, train: bool = False, decode: bool = False) -> Float[Array, "batch time vocabulary"]:
+        """inputs: ids `[batch, time]`, or `{"ids", "mask"}` with the padding behind.
+
+        decode: the tokens follow those that the collection "cache" has seen; the first call makes it.
+        """
+        tokens = Tokens.of(inputs, None)
+        lengths = None if tokens.mask is None else jnp.asarray(tokens.mask).sum(1)
+        carry = self.get_variable("cache", "carry", None) if decode else None
+        x = nn.Embed(self.vocab_size, self.width, name="tokens")(jnp.asarray(tokens.ids))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        layers = Recurrent(self.features, self.cell, self.num_layers, dropout=self.dropout, name="layers")
+        x, carry = layers(x, lengths, carry, train)
+        if decode:
+            self.put_variable("cache", "carry", carry)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.vocab_size, name="logits")(x)
+
+    def check_inputs(self, inputs: Any) -> None:
+        """Raises ValueError for ids outside the vocabulary."""
+        check_ids(inputs, self.vocab_size)
