@@ -23,6 +23,7 @@ class Config:
     """Hyper-parameters."""
 
     network: Literal["capsules", "cnn"] = "capsules"
+    channels: int = 64  # of the first convolution
     full: bool = False  # 8.2 million parameters, as in the paper, for an accelerator
     iterations: int = 3  # of routing
     reconstruction: float = 5e-4  # weight of the summed squared error of the drawn image (the paper's)
@@ -65,7 +66,7 @@ def model(config: Config) -> nn.Module:
     """The network."""
     if config.network == "cnn":
         return ConvNet()
-    small = {"channels": 64, "kinds": 8, "decoder": (128, 256)}
+    small = {"channels": config.channels, "kinds": 8, "decoder": (128, 256)}
     return Capsules(jdl.nn.CapsNet(10, iterations=config.iterations, **({} if config.full else small)))
 
 

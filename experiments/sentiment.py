@@ -108,20 +108,21 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
         variables = None
     size = max(tokenizer.vocab_size for tokenizer in tokenizers)
     trains, tests = (
-        stacked(
-            [
-                as_data(split[part], tokenizer, config.length)
-                for split, tokenizer in zip(splits, tokenizers, strict=True)
-            ]
-        )
+        [as_data(split[part], tokenizer, config.length) for split, tokenizer in zip(splits, tokenizers, strict=True)]
         for part in (0, 1)
     )
+    trains = jax.tree.map(lambda *leaves: np.stack(leaves), *trains)  # a leading axis of runs
     one = jdl.scan(jdl.feed(learner(config, size, variables), config.batch_size), config.steps_per_call)
     training = jdl.jit(jdl.seeds(one, run.seeds, each=True))
     steps = config.epochs * (config.train_sentences // config.batch_size)
-    fitted = jdl.fit(training, trains, steps=steps // config.steps_per_call * config.steps_per_call, run=run)
-    evaluated = jdl.evaluate(training, fitted.state, tests, batch_size=128)
-    return {"accuracy": evaluated["accuracy"], "loss": evaluated["loss"], **scores}
+    steps = steps // config.steps_per_call * config.steps_per_call
+    fitted = jdl.fit(training, trains, steps=steps, checkpoint_every=steps, run=run)  # a checkpoint is a gigabyte
+    alone = jdl.jit(learner(config, size))
+    evaluated = [
+        jdl.evaluate(alone, jax.tree.map(lambda leaf, i=i: leaf[i], fitted.state), test, batch_size=64)
+        for i, test in enumerate(tests)
+    ]
+    return {name: [one[name] for one in evaluated] for name in ("accuracy", "loss")} | scores
 
 
 def as_data(reviews: jdl.data.Reviews, tokenizer: Any, length: int) -> dict[str, Any]:
@@ -130,12 +131,6 @@ def as_data(reviews: jdl.data.Reviews, tokenizer: Any, length: int) -> dict[str,
         "input": tokenizer.encode_batch(list(reviews.texts), length),
         "target": (reviews.scores > 0).astype(np.int32),
     }
-
-
-def stacked(parts: list[Any]) -> Any:
-    """One run's data each, a leading axis of runs; cut to the shortest."""
-    size = min(len(part["target"]) for part in parts)
-    return jax.tree.map(lambda *leaves: np.stack([leaf[:size] for leaf in leaves]), *parts)
 
 
 def counted_words(train: jdl.data.Reviews, test: jdl.data.Reviews) -> float:

@@ -98,6 +98,11 @@ def name(request):
     return request.param
 
 
+def some_slow(transforms, *slow):
+    """Of nested transforms, those whose parts are held to the same law by themselves are among the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in transforms]
+
+
 # To the bit ---------------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +180,9 @@ WHOLE_BATCH = {
 }
 
 
-@pytest.mark.parametrize("transform", WHOLE_BATCH)
+@pytest.mark.parametrize(
+    "transform", some_slow(WHOLE_BATCH, "pmap in accumulate", "jit in accumulate", "shard of accumulate")
+)
 def test_the_whole_batch_counts_however_it_is_split(name, transform, x64):
     exempt = transform != "shard"
     made = exact_case(name, True, exempt)
@@ -196,7 +203,7 @@ OF_SEVERAL_STEPS = {
 }
 
 
-@pytest.mark.parametrize("transform", OF_SEVERAL_STEPS)
+@pytest.mark.parametrize("transform", some_slow(OF_SEVERAL_STEPS, "scan of pmap", "scan of scan"))
 def test_several_steps_over_devices(name, transform, x64):
     made = exact_case(name, True, True)
     state, (metrics,) = trained(name, "scanned", True, True)
@@ -216,7 +223,9 @@ OF_DRAWN_BATCHES = {
 }
 
 
-@pytest.mark.parametrize("transform", OF_DRAWN_BATCHES)
+@pytest.mark.parametrize(
+    "transform", some_slow(OF_DRAWN_BATCHES, "feed of pmap", "feed of shard", "pmap of scan of feed")
+)
 def test_drawn_batches_over_devices(name, transform, x64):
     made = exact_case(name, True, True)
     state, metrics = trained(name, "fed", True, True)
@@ -234,7 +243,7 @@ OF_RUNS = {
 }
 
 
-@pytest.mark.parametrize("transform", OF_RUNS)
+@pytest.mark.parametrize("transform", some_slow(OF_RUNS, "seeds of shard"))
 def test_runs_of_split_batches(name, transform, x64):
     made = exact_case(name, True, True)
     if "accumulate" in transform and made.batch_statistics:

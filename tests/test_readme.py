@@ -19,7 +19,8 @@ def commands():
     return [line for line in lines if line]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_readme_from_top_to_bottom(tmp_path):
     environment = {
         **os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -34,7 +35,8 @@ def test_the_readme_from_top_to_bottom(tmp_path):
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
         return result.stdout
 
-    expected = iter([r"\(8, 3, 1\)", r"^[01]$", r"^True$", r"^\[\d+\.\d* +\d+\.\d*\]"])  # what the snippets print
+    # What the snippets print.
+    expected = iter([r"\(8, 3, 1\)", r"^[01]$", r"^True$", r"^\[\d+\.\d* +\d+\.\d*\]", r"^True$", r"^40$"])
     for kind, block in BLOCKS:
         named = re.match(r"# (\w+\.py)\n", block)
         if kind == "python" and named:

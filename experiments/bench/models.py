@@ -10,6 +10,7 @@ as there are cores, has two, eager and compiled, of which the faster counts. Our
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -91,6 +92,36 @@ def decoding(cached: bool, length: int = 256) -> Callable[[], float]:
     return measure
 
 
+def compile_seconds(layers: int, scan: bool) -> float:
+    """How long a GPT's training step takes to compile."""
+    import jax
+    import numpy as np
+    import optax
+
+    import jdl
+
+    ids = np.zeros((8, 64), np.int32)
+    model = jdl.nn.GPT(VOCABULARY, 64, 64, layers, 4, scan=scan)
+    one = jdl.supervised(model, jdl.losses.token_cross_entropy, optax.adam(1e-3), example={"input": ids, "target": ids})
+    state = jax.eval_shape(one.init, jax.random.key(0))
+    begin = time.perf_counter()
+    jax.jit(one.step).lower(state, {"input": ids, "target": ids}).compile()
+    return time.perf_counter() - begin
+
+
+def compile_rows(rounds: int) -> list[Row]:
+    """48 layers beside 4, scanned and not."""
+    rows = []
+    for scan, bar in ((True, 1.3), (False, 12.0)):
+        measures = {layers: functools.partial(compile_seconds, layers, scan) for layers in (4, 48)}
+        found = interleaved({str(layers): measure for layers, measure in measures.items()}, rounds)
+        ratios = [deep / shallow for deep, shallow in zip(found["48"], found["4"], strict=True)]
+        texts = [f"{sorted(found[layers])[rounds // 2]:.2f} s" for layers in ("48", "4")]
+        name = f"compile 48 layers / 4, {'scanned' if scan else 'unrolled'}"
+        rows.append(Row(name, ratios, bar, texts[0], texts[1], at_most=True))
+    return rows
+
+
 def training_row(name: str, torch_python: str, rounds: int) -> Row:
     """Beside the faster of eager and compiled PyTorch, round by round."""
     commands = {
@@ -108,23 +139,26 @@ def training_row(name: str, torch_python: str, rounds: int) -> Row:
 
 def main() -> None:
     """Measure and print; or, as a worker, serve one side."""
+    sections = [*BARS, "decoding", "compile"]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--torch-python", default=sys.executable, metavar="PATH", help="a Python with PyTorch")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON on the last line")
     parser.add_argument("--rounds", type=int, default=5, help="how often each program has its turn")
-    parser.add_argument("--only", nargs="+", choices=[*BARS, "decoding"], default=[*BARS, "decoding"], metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections, metavar="NAME")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         serve(our_training(options.worker))
         return
-    rows = [training_row(name, options.torch_python, options.rounds) for name in options.only if name != "decoding"]
+    rows = [training_row(name, options.torch_python, options.rounds) for name in BARS if name in options.only]
     if "decoding" in options.only:
         ways = {way: decoding(way == "cache") for way in ("cache", "prefix")}
         for measure in ways.values():
             measure()  # compiles
         rates = interleaved(ways, options.rounds)
         rows.append(compared("256 tokens from the cache / recomputed", rates["cache"], rates["prefix"], 10, "tokens/s"))
+    if "compile" in options.only:
+        rows += compile_rows(min(options.rounds, 3))
     show(rows, "networks beside PyTorch", options.json)
 
 
