@@ -144,6 +144,7 @@ def test_transforms_in_an_order_that_cannot_be():
         jdl.pmap(jdl.seeds(learner(), 2))
 
 
+@pytest.mark.slow
 def test_devices_that_are_taken_are_said_to_be():
     one = jdl.seeds(jdl.pmap(jdl.feed(learner(), 4)), 4)
     with pytest.warns(UserWarning, match="pmap has one device here, because seeds around it spread its runs"):

@@ -49,7 +49,8 @@ def test_tabular_stands_beside_scikit_learn(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    ("arguments", "bar"), [(["--network", "mlp", "--no-augmentation", "--seeds", "3"], 0.89), (["--epochs", "5"], 0.915)]
+    ("arguments", "bar"),
+    [(["--network", "mlp", "--no-augmentation", "--seeds", "3"], 0.89), (["--epochs", "5"], 0.915)],
 )
 def test_fashion_mnist_reaches_its_bars(tmp_path, arguments, bar):
     fashion_mnist_or_skip()
@@ -72,7 +73,7 @@ def test_a_small_gpt_reaches_nanogpts_figure_on_shakespeare(tmp_path):
 SMALL = {
     "char_lm": ["--network", "gru", "--steps", "40", "--warmup", "4", "--fetch"],
     "sentiment": ["--network", "lstm", "--train-sentences", "320", "--epochs", "1", "--fetch"],
-    "capsules": ["--epochs", "1", "--steps-per-call", "550", "--channels", "4"],
+    "capsules": ["--epochs", "1", "--steps-per-call", "50", "--channels", "4"],
     "overfitting": ["--images", "200", "--steps", "60"],
     "embeddings": ["--epochs", "1", "--images", "400", "--autoencoder-epochs", "1"],
 }

@@ -95,6 +95,7 @@ def test_many_kills(seed, tmp_path, undisturbed, cache):
     assert_same(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_replay_agrees_to_the_bit(undisturbed, cache):
     output = finish(command("replay", undisturbed.path, "--json", cache=cache))
     assert json.loads(output.strip().splitlines()[-1])["agrees"] is True

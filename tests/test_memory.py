@@ -35,6 +35,7 @@ def faults(**variables):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, nothing is changed")
+@pytest.mark.slow
 def test_scratch_memory_is_kept():
     kept, few = faults()
     assert kept

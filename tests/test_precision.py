@@ -73,7 +73,7 @@ def test_the_scale_grows_again():
     assert scales == [8.0] * 3 + [16.0] * 3 + [32.0]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_it_nests_with_the_transforms(dtype):
     half = jdl.mixed_precision(learner(), dtype)
     whole, _ = jdl.jit(half).step(half.init(jax.random.key(0)), DATA)

@@ -385,6 +385,7 @@ def test_a_field_given_as_an_option_is_fixed(folder):
 # --- several settings in one program
 
 
+@pytest.mark.slow
 def test_a_population_trains_what_single_trials_train(folder):
     options = tune.Options(trials=2, population=2, seeds=2, metric="validation/accuracy")
     found = tune.search("moons", options)

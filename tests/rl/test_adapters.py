@@ -52,6 +52,7 @@ def test_gymnasiums_functional_cartpole_steps_as_it_does_there():
     assert not (cut.truncated & cut.terminated).any()
 
 
+@pytest.mark.slow
 def test_an_agent_learns_in_gymnasiums_functional_cartpole():
     env = adapters.from_functional(CartPoleFunctional(), "phys2d/CartPole-v1", 500)
     algorithm = rl.ppo(env.observation_space, env.action_space, optimizer=optax.adam(1e-3), rollout=32)

@@ -231,7 +231,7 @@ def killed_and_resumed(make, folder):
         pytest.param("ppo", "Acrobot-v1", AutoresetMode.SAME_STEP, False, marks=pytest.mark.slow),
         ("q_learning", "FrozenLake-v1", AutoresetMode.NEXT_STEP, False),
         pytest.param("q_learning", "Taxi-v4", AutoresetMode.DISABLED, True, marks=pytest.mark.slow),
-        ("ppo", "LunarLander-v3", AutoresetMode.NEXT_STEP, False),
+        pytest.param("ppo", "LunarLander-v3", AutoresetMode.NEXT_STEP, False, marks=pytest.mark.slow),
     ],
 )
 def test_resume_is_to_the_bit(name, env, mode, ahead, tmp_path):

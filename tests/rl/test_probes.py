@@ -110,7 +110,7 @@ def test_a_forbidden_action_is_never_taken(runner, name):
     assert score(algorithm, env, agent, 200) == pytest.approx(1.5, abs=0.15)
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize("name", ["ppo", pytest.param("dqn", marks=pytest.mark.slow)])
 def test_on_the_host_a_truncated_episode_goes_on_and_a_reset_counts_nowhere(name):
     env = probes.endless()
     algorithm, agent, last = trained("host", name, env)

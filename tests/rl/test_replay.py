@@ -236,7 +236,7 @@ def trained_with(memory, transform, folder=None):
     return jdl.fit(learner, None, **options, run=folder, resume=True).state
 
 
-@pytest.mark.parametrize("placement", ["map", *[pytest.param(p, marks=pytest.mark.slow) for p in (None, "vmap")]])
+@pytest.mark.parametrize("placement", [pytest.param(p, marks=pytest.mark.slow) for p in ("map", None, "vmap")])
 def test_observations_on_the_host_change_no_bit(placement, tmp_path):
     def transform(learner):
         return learner if placement is None else jdl.seeds(learner, 2, placement=placement)
