@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 from experiments.bench.measure import Worker, compared, interleaved, serve, show
+from experiments.bench.torch_models import network
 
 BARS = {"mlp": 1.3, "cnn": 1.0}
 
@@ -25,7 +26,6 @@ def torch_training(name: str) -> Callable[[], float]:
     """Steps per second of a PyTorch loop over batches from memory."""
     import numpy as np
     import torch  # type: ignore  # in an environment of its own
-    from torch import nn  # type: ignore
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
@@ -33,15 +33,7 @@ def torch_training(name: str) -> Callable[[], float]:
     random = np.random.default_rng(0)
     shape = (count, 784) if name == "mlp" else (count, 1, 28, 28)
     inputs, targets = random.random(shape, np.float32), random.integers(0, 10, count)
-    if name == "mlp":
-        layers = [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
-    else:
-        layers = [
-            *[nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
-            *[nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
-            *[nn.Flatten(), nn.Linear(7 * 7 * 64, 128), nn.ReLU(), nn.Linear(128, 10)],
-        ]
-    model = nn.Sequential(*layers)
+    model = network(name)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def measure() -> float:
@@ -53,7 +45,7 @@ def torch_training(name: str) -> Callable[[], float]:
                 order = random.permutation(count)
             indices = order[place * 128 : (place + 1) * 128]
             batch, target = torch.from_numpy(inputs[indices]), torch.from_numpy(targets[indices])
-            loss = nn.functional.cross_entropy(model(batch), target)
+            loss = torch.nn.functional.cross_entropy(model(batch), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

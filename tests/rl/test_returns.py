@@ -75,7 +75,8 @@ def test_n_step_returns(seed, rate, discount, n):
             assert found[t, b] == pytest.approx(total, abs=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
 @given(seeds, rates, fractions, fractions)
 def test_lambda_returns_are_advantages_and_values(seed, rate, discount, trace):
     d = consistent(data(seed, rate))
