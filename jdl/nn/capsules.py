@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jdl.nn.convolution import Conv
+from jdl.nn.images import check_images
 
 
 def length(x: Float[Array, "*axes features"], epsilon: float = 1e-7) -> Float[Array, "*axes"]:
@@ -100,6 +101,7 @@ class CapsNet(nn.Module):
         labels: Float[Array, "batch classes"] | None = None,
     ) -> CapsNetOutputs:
         """labels: one-hot; the class whose capsule draws the image (in training the true one), else the longest."""
+        check_images(self, images, "Conv_0")
         window = (self.window, self.window)
         x = nn.relu(Conv(self.channels, window, padding="VALID")(images))
         x = PrimaryCapsules(self.kinds, self.primary_features, self.window)(x)

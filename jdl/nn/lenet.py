@@ -4,6 +4,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from jdl.nn.convolution import Conv
+from jdl.nn.images import check_images
 from jdl.nn.pooling import max_pool
 
 
@@ -19,6 +20,7 @@ class LeNet5(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         """Logits."""
+        check_images(self, images, "Conv_0")
         # The original's images were 32 by 32, digits of 20 by 20 with room around them.
         padding = "SAME" if images.shape[1] <= 28 else "VALID"
         x = max_pool(nn.relu(Conv(6, (5, 5), padding=padding)(images)), (2, 2), (2, 2))

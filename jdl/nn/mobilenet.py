@@ -9,6 +9,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from jdl.nn.convolution import Conv
+from jdl.nn.images import check_images
 from jdl.nn.normalization import NormName, normalization
 from jdl.nn.stochastic_depth import StochasticDepth
 
@@ -84,6 +85,7 @@ class MobileNet(nn.Module):
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch _"]:
         """Sides of 32 times the last stage's are usual."""
+        check_images(self, images, "stem")
         norm = partial(normalization, self.norm, train, epsilon=self.epsilon)
         x = Conv(self.stem, (3, 3), (self.stem_stride,) * 2, use_bias=False, name="stem")(images)
         x = nn.relu6(norm(name="stem_norm")(x))

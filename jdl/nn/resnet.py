@@ -8,6 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from jdl.nn.convolution import Conv
+from jdl.nn.images import check_images
 from jdl.nn.normalization import NormName, normalization
 from jdl.nn.pooling import max_pool
 from jdl.nn.stochastic_depth import StochasticDepth
@@ -79,6 +80,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch _"]:
         """Sides that are no multiple of the strides are rounded up."""
+        check_images(self, images, "stem_conv")
         if self.stem == "imagenet":
             x = conv(self.width, 7, 2, name="stem_conv")(images)
         else:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jdl.nn.convolution import Conv
+from jdl.nn.images import check_images
 from jdl.nn.normalization import NormName, normalization
 from jdl.nn.pooling import max_pool
 
@@ -28,6 +29,7 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch height width outputs"]:
         """Sides that cannot be halved often enough raise ValueError."""
+        check_images(self, images, "Conv_0")
         step = 2 ** (len(self.features) - 1)
         if images.shape[1] % step or images.shape[2] % step:
             raise ValueError(

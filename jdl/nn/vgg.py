@@ -7,6 +7,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from jdl.nn.convolution import Conv
+from jdl.nn.images import check_images
 from jdl.nn.normalization import NormName, normalization
 from jdl.nn.pooling import max_pool
 
@@ -30,6 +31,7 @@ class VGG(nn.Module):
         self, images: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
         """Logits."""
+        check_images(self, images, "Conv_0")
         smallest = 2 ** len(self.stages) if self.dense else 2 ** (len(self.stages) - 1)
         if min(images.shape[1:3]) < smallest:
             raise ValueError(

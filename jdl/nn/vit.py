@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jdl.nn.images import check_images
 from jdl.nn.transformer import Stack, TransformerBlock
 
 
@@ -35,6 +36,7 @@ class ViT(nn.Module):
         self, images: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch _"]:
         """Sides that are no multiple of the patch raise ValueError."""
+        check_images(self, images, "patches", self.patch**2)
         batch, height, width, channels = images.shape
         if height % self.patch or width % self.patch:
             raise ValueError(

@@ -3,6 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from jdl.nn.images import check_images
 from jdl.nn.normalization import NormName, normalization
 from jdl.nn.resnet import Images, conv
 
@@ -23,6 +24,7 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch classes"]:
         """Logits."""
+        check_images(self, images, "Conv_0")
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth={self.depth} is not 6 n + 4 (10, 16, 22, 28, 40 ...), which three stages need")
 

@@ -155,3 +155,18 @@ def test_ids_outside_the_vocabulary_are_named():
         nn.GPT(13).check_inputs(np.where(np.arange(20).reshape(2, 10) == 13, 13, 0))
     with pytest.raises(ValueError, match=r"token id -1 .* outside"):
         nn.Classifier(nn.Pooled(nn.BERT(13)), 2).check_inputs({"ids": np.array([[0, -1]])})
+
+
+@pytest.mark.parametrize("name", ["lenet", "vgg", "resnet", "wide resnet", "mobilenet", "unet", "vit", "capsules"])
+def test_images_of_another_number_of_channels_are_named(name):
+    model, x, _ = NETWORKS[name]
+    variables = filled(model, jnp.asarray(x))
+    with pytest.raises(
+        ValueError, match=rf"images have 2 channels, the weights of this .* were made for {x.shape[-1]};"
+    ):
+        jax.eval_shape(model.apply, variables, jnp.zeros((*x.shape[:3], 2)))
+
+
+def test_images_without_channels_are_named():
+    with pytest.raises(ValueError, match=r"images have shape \(2, 28, 28\): LeNet5 takes .*images\[\.\.\., None\]"):
+        nn.images.check_images(nn.LeNet5(5), DIGITS[..., 0], "Conv_0")
