@@ -27,11 +27,12 @@ class Config:
     full: bool = False  # 8.2 million parameters, as in the paper, for an accelerator
     iterations: int = 3  # of routing
     reconstruction: float = 5e-4  # weight of the summed squared error of the drawn image (the paper's)
-    epochs: int = 12
+    epochs: int = 16
     batch_size: int = 100
     learning_rate: float = 2e-3
     average_decay: float = 0.998
-    augmentation: bool = True  # images are flipped left to right and moved by up to 2 pixels
+    flips: bool = True  # left to right
+    shift: int = 0  # by up to so many pixels: worth its price in longer training alone
     split_seed: int = 0
     steps_per_call: int = 25  # updates in one dispatch
     folder: Path | None = None  # of the IDX files
@@ -103,12 +104,13 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     data = jdl.data.fashion_mnist(
         config.folder, fetch=config.fetch, validation=5000 / 60_000, split_seed=config.split_seed
     )
-    transform = jdl.data.augment.compose(jdl.data.augment.flip(), jdl.data.augment.shift(2))
+    chosen = [jdl.data.augment.flip()] * config.flips + [jdl.data.augment.shift(config.shift)] * bool(config.shift)
+    transform = jdl.data.augment.compose(*chosen)
 
     def augment(key: jax.Array, batch: Any) -> Any:
         return {**batch, "input": {**batch["input"], "image": transform(key, batch["input"]["image"])}}
 
-    fed = jdl.feed(learner(config), config.batch_size, augment if config.augmentation else None)
+    fed = jdl.feed(learner(config), config.batch_size, augment if chosen else None)
     training = jdl.jit(jdl.seeds(jdl.scan(fed, config.steps_per_call), run.seeds))
     fitted = jdl.fit(
         training,

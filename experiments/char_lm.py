@@ -38,6 +38,8 @@ class Config:
     temperature: float = 0.8
     top_k: int | None = None
     top_p: float | None = 0.95
+    devices: jdl.Mode = "auto"  # single, pmap, data, fsdp, tensor or fsdp+tensor, for each run
+    mesh: str = ""  # of how many devices: 4, or 2x2 where layers are shared out as well
     folder: Path | None = None  # of the texts
     fetch: bool = False  # download them, checked, if they are nowhere
 
@@ -59,8 +61,16 @@ def model(config: Config) -> nn.Module:
 
 def learner(config: Config) -> jdl.Learner:
     """One run."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup, config.steps, config.end_learning_rate
+    if not 0 <= config.end_learning_rate <= config.learning_rate or config.learning_rate == 0:
+        raise ValueError(
+            f"--end-learning-rate {config.end_learning_rate} lies outside 0 to --learning-rate {config.learning_rate}"
+        )
+    schedule = jdl.optimizers.schedule(
+        "cosine",
+        config.learning_rate,
+        config.steps,
+        warmup=config.warmup,
+        end=config.end_learning_rate / config.learning_rate,
     )
     example = np.zeros((1, config.context), np.int32)
     return jdl.supervised(
@@ -79,8 +89,9 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     train, validation, test = (
         jdl.data.windows(tokenizer.encode(part), config.context) for part in jdl.data.split_text(text)
     )
-    one = jdl.scan(jdl.feed(learner(config), config.batch_size), config.steps_per_call)
-    training = jdl.jit(jdl.seeds(one, run.seeds))
+    spread = jdl.distribute(learner(config), config.devices, config.mesh)
+    one = jdl.scan(jdl.feed(spread, config.batch_size), config.steps_per_call)
+    training = jdl.jit(jdl.seeds(one, run.seeds, spread=config.devices in ("auto", "single")))
     glance = {name: leaf[:: len(leaf) // 200] for name, leaf in validation.items()}
     fitted = jdl.fit(training, train, steps=config.steps, validation=glance, evaluation_batch_size=64, run=run)
     prompt = tokenizer.encode("\n")[None]

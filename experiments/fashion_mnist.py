@@ -33,6 +33,8 @@ class Config:
     augmentation: bool = True  # images are flipped left to right and moved by up to 2 pixels
     split_seed: int = 0
     steps_per_call: int = 50  # updates in one dispatch
+    devices: jdl.Mode = "auto"  # single, pmap, data, fsdp, tensor or fsdp+tensor, for each run
+    mesh: str = ""  # of how many devices: 4, or 2x2 where layers are shared out as well
     folder: Path | None = None  # of the IDX files
     fetch: bool = False  # download them, checked, if they are nowhere
 
@@ -84,8 +86,9 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     )
     augmentation = jdl.data.augment.compose(jdl.data.augment.flip(), jdl.data.augment.shift(2))
     augment = jdl.data.augment.on(augmentation) if config.augmentation else None
-    one = jdl.scan(jdl.feed(learner(config), config.batch_size, augment), config.steps_per_call)
-    training = jdl.jit(jdl.seeds(one, run.seeds))
+    spread = jdl.distribute(learner(config), config.devices, config.mesh)
+    one = jdl.scan(jdl.feed(spread, config.batch_size, augment), config.steps_per_call)
+    training = jdl.jit(jdl.seeds(one, run.seeds, spread=config.devices in ("auto", "single")))
     per_epoch = max(config.steps_per_call, len(data.train["target"]) // config.batch_size)
     fitted = jdl.fit(
         training,

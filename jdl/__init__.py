@@ -5,8 +5,9 @@ from jdl.evaluate import evaluate
 from jdl.experiment import load, run
 from jdl.fit import Fitted, fit
 from jdl.learner import Learner, fold, gradients, step_key
+from jdl.modes import Mode, distribute
 from jdl.outcome import Monitor
-from jdl.parallel import pmap, shard
+from jdl.parallel import pmap
 from jdl.paths import by_path
 from jdl.pipeline import Pipeline, pipeline
 from jdl.placement import host_devices, one_core
@@ -14,15 +15,18 @@ from jdl.precision import compute_type, mixed_precision
 from jdl.profiling import profile
 from jdl.runs import Run
 from jdl.separate import separately
-from jdl.source import Batches, Source, Whole
+from jdl.sharding import shard
+from jdl.source import Batches, Bucketed, Source, Whole
 from jdl.summary import summarize
 from jdl.supervised import TrainState, evaluated_params, supervised
 from jdl.transforms import accumulate, feed, jit, population, scan, seeds
 
 __all__ = [
     "Batches",
+    "Bucketed",
     "Fitted",
     "Learner",
+    "Mode",
     "Monitor",
     "Pipeline",
     "Run",
@@ -34,6 +38,7 @@ __all__ = [
     "checkpoint",
     "compute_type",
     "data",
+    "distribute",
     "evaluate",
     "evaluated_params",
     "feed",

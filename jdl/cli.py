@@ -5,7 +5,6 @@ An error is one line; with --traceback, anywhere, also where it came from.
 
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,17 +12,26 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from jdl import experiment, search_space, statistics
 from jdl import tune as tuning
+from jdl.console import (
+    console,
+    finish,
+    finish_study,
+    number_or_none,
+    print_json,
+    progress,
+    show_interval,
+    show_table,
+    show_trial,
+    summary_of,
+)
 from jdl.placement import ask_for_devices, cores
 from jdl.profiling import profile
 from jdl.runs import Run
-from jdl.study import Study, Trial, is_study
+from jdl.study import Study, is_study
 
-_console = Console()
 _Json = Annotated[bool, tyro.conf.arg(help="print the result as one JSON object, on the last line")]
 _RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run directory")]
 
@@ -46,7 +54,7 @@ class _Options:
     """the run directory; by default runs/NAME/TIME"""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """where to send metrics besides metrics.jsonl"""
-    profile: int = 0
+    profile: int | None = None
     """trace this many calls of the step, once warm, into profile/ in the run directory, and show where time went"""
     json: bool = False
     """print the result as one JSON object, on the last line"""
@@ -72,6 +80,16 @@ class _SummaryOptions:
     """print the result as one JSON object, on the last line"""
 
 
+@dataclasses.dataclass(frozen=True)
+class _PlanOptions:
+    """What to show, whatever the experiment."""
+
+    all: bool = False
+    """list the optimiser's arrays and the rest of the state, too"""
+    json: bool = False
+    """print the result as one JSON object, on the last line"""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command; user errors end it with one message and status 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -92,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
-    named = {"run": _run, "tune": _tune, "summary": _summarize}
+    named = {"run": _run, "tune": _tune, "summary": _summarize, "plan": _plan}
     if arguments and arguments[0] in named and len(arguments) > 1 and not arguments[1].startswith("-"):
         return named[arguments[0]](arguments[1], arguments[2:])
     commands: dict[str, Callable[..., int]] = {
@@ -105,6 +123,7 @@ def _dispatch(arguments: list[str]) -> int:
         "report": report,
         "compare": compare,
         "summary": summary,
+        "plan": plan,
     }
     return tyro.extras.subcommand_cli_from_dict(commands, prog="jdl", args=arguments, description=__doc__)
 
@@ -127,9 +146,9 @@ def _run(name: str, arguments: list[str]) -> int:
     if not numbers or min(numbers) < 0:
         raise ValueError(f"--seeds {options.seeds}: give at least 1 run (or --seed-list with seeds from 0 up)")
     experiment.settle(chosen.config)
-    with profile(options.profile) if options.profile else contextlib.nullcontext():
+    with profile(options.profile) if options.profile is not None else contextlib.nullcontext():
         prepared = experiment.prepare(module, chosen.config, numbers, options.run_dir, options.log)
-        return _finish(experiment.execute(prepared), options.json)
+        return finish(experiment.begin(prepared), options.json)
 
 
 def _chosen(verb: str, name: str, module: Any, options: type, arguments: list[str], **more: Any) -> Any:
@@ -179,24 +198,31 @@ def _tune(name: str, arguments: list[str]) -> int:
     experiment.settle(chosen.config)
     options = chosen.options
     try:
-        study = tuning.search(module, options, space=space, config=chosen.config, watch=_show_trial)
+        study = tuning.search(module, options, space=space, config=chosen.config, watch=show_trial)
     except KeyboardInterrupt:
         print("jdl: stopped; the same command continues the search", file=sys.stderr)
         return 130
-    return _finish_study(study, options.json)
+    return finish_study(study, options.json)
 
 
-def resume(run: _RunPath, /, json: _Json = False) -> int:
-    """Continue a run that was stopped, from its last checkpoint, to the bits it would have had."""
+def resume(run: _RunPath, /, devices: str = "", mesh: str = "", json: _Json = False) -> int:
+    """Continue a run that was stopped, from its last checkpoint, to the bits it would have had.
+
+    Args:
+        devices: go on in another mode than its config's (single, data, fsdp ...), over all devices; up to rounding
+        mesh: go on over so many devices (8, or 4x2); up to rounding
+    """
     ask_for_devices(cores())
     found = Run(run)
     experiment.require_experiment(found)
+    if devices or mesh:
+        experiment.move(found, devices, mesh)
     experiment.settle_run(found)
     if found.result is None:
         before = found.environment
         for line in experiment.environment_differences(before, found.resumed()):
             print(f"jdl: the environment has changed since the run was made: {line}", file=sys.stderr)
-    return _finish(experiment.execute(found), json)
+    return finish(experiment.execute(found), json)
 
 
 def replay(run: _RunPath, /, json: _Json = False) -> int:
@@ -205,15 +231,17 @@ def replay(run: _RunPath, /, json: _Json = False) -> int:
     found = Run(run)
     experiment.require_experiment(found)
     experiment.settle_run(found)
+    if found.description.get("before"):
+        print(f"jdl: {found.path} moved between devices on its way: the last bits may differ", file=sys.stderr)
     copy, differences = experiment.replay(found)
     verdict = "every metric agrees to the bit" if not differences else f"{len(differences)} metrics differ"
     lines = [f"{run} repeated in {copy.path}: {verdict}", *differences[:20]]
     lines += [
         f"environment: {line}" for line in experiment.environment_differences(Run(run).environment, copy.environment)
     ]
-    _console.print("\n  ".join(lines), soft_wrap=True, markup=False)
+    console.print("\n  ".join(lines), soft_wrap=True, markup=False)
     if json:
-        _print_json({"run": str(copy.path), "agrees": not differences, "differences": differences})
+        print_json({"run": str(copy.path), "agrees": not differences, "differences": differences})
     return 1 if differences else 0
 
 
@@ -223,9 +251,9 @@ def list_experiments(json: _Json = False) -> int:
     if not rows:
         raise LookupError(f"there is no folder ./{experiment.FOLDER} with experiments here; change to one that has it")
     if json:
-        _print_json({"experiments": dict(rows)})
+        print_json({"experiments": dict(rows)})
         return 0
-    _table(("experiment", "what it is"), rows)
+    show_table(("experiment", "what it is"), rows)
     return 0
 
 
@@ -238,13 +266,13 @@ def list_runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), json
     found = [Run(file.parent) for file in sorted(folder.rglob("config.json"))]
     found = [run for run in found if "part" not in run.description]
     if json:
-        _print_json({"runs": [_summary(run) for run in found]})
+        print_json({"runs": [summary_of(run) for run in found]})
         return 0
     rows = []
     for run in found:
-        shown = "  ".join(f"{name} {_show(interval)}" for name, interval in list(run.intervals.items())[:3])
-        rows.append((str(run.path.relative_to(Path.cwd(), walk_up=True)), str(len(run.seeds)), _progress(run), shown))
-    _table(("run", "seeds", "state", "final metrics (mean, 95% interval)"), rows)
+        shown = "  ".join(f"{name} {show_interval(interval)}" for name, interval in list(run.intervals.items())[:3])
+        rows.append((str(run.path.relative_to(Path.cwd(), walk_up=True)), str(len(run.seeds)), progress(run), shown))
+    show_table(("run", "seeds", "state", "final metrics (mean, 95% interval)"), rows)
     return 0
 
 
@@ -254,9 +282,9 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False)
 
     written = [str(write_study(Study(path)) if is_study(path) else write(Run(path))) for path in runs]
     if json:
-        _print_json({"reports": written})
+        print_json({"reports": written})
     else:
-        _console.print("\n".join(written), soft_wrap=True)
+        console.print("\n".join(written), soft_wrap=True)
     return 0
 
 
@@ -273,28 +301,28 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: _Json = False
                     "run": str(other.path),
                     "against": str(first.path),
                     "metric": name,
-                    "difference": {k: _or_none(v) for k, v in difference._asdict().items()},
-                    "probability_larger": {k: _or_none(v) for k, v in probability._asdict().items()},
-                    "iqm": [_or_none(v) for v in _iqm(other, name)],
-                    "iqm_against": [_or_none(v) for v in _iqm(first, name)],
+                    "difference": {k: number_or_none(v) for k, v in difference._asdict().items()},
+                    "probability_larger": {k: number_or_none(v) for k, v in probability._asdict().items()},
+                    "iqm": [number_or_none(v) for v in _iqm(other, name)],
+                    "iqm_against": [number_or_none(v) for v in _iqm(first, name)],
                 }
             )
     if json:
-        _print_json({"comparisons": compared})
+        print_json({"comparisons": compared})
         return 0
     rows = [
         (
             Path(line["run"]).name,
             line["metric"],
-            _show(tuple(line["difference"].values()), sign=True),
-            _show(tuple(line["probability_larger"].values())),
-            f"{_show(line['iqm'])}, was {_show(line['iqm_against'])}",
+            show_interval(tuple(line["difference"].values()), sign=True),
+            show_interval(tuple(line["probability_larger"].values())),
+            f"{show_interval(line['iqm'])}, was {show_interval(line['iqm_against'])}",
         )
         for line in compared
     ]
-    _console.print(f"compared with {first.path.name}")
+    console.print(f"compared with {first.path.name}")
     columns = ("run", "metric", "difference of means (95%)", "probability of a larger value (95%)")
-    _table((*columns, "interquartile mean (95%)"), rows)
+    show_table((*columns, "interquartile mean (95%)"), rows)
     return 0
 
 
@@ -317,10 +345,44 @@ def _summarize(name: str, arguments: list[str]) -> int:
         raise ValueError(f"--depth {options.depth}: 0 shows the model alone, 1 the modules right within it too")
     models = target.summaries(chosen.config, options.input)
     for model in models:
-        _table(("module", "kind", "output", "parameters", "FLOPs"), model.rows(options.depth))
-        _console.print(model.totals(), soft_wrap=True, markup=False)
+        show_table(("module", "kind", "output", "parameters", "FLOPs"), model.rows(options.depth))
+        console.print(model.totals(), soft_wrap=True, markup=False)
     if options.json:
-        _print_json({"models": [model.as_json(options.depth) for model in models]})
+        print_json({"models": [model.as_json(options.depth) for model in models]})
+    return 0
+
+
+def plan(name: Annotated[str, tyro.conf.Positional]) -> int:
+    """Show what each device would hold of an experiment's state: its name, then --devices fsdp --mesh 256.
+
+    The experiment's config has the fields `devices` and `mesh`; no array is made, and the devices needn't be there.
+
+    Args:
+        name: the experiment
+    """
+    return _plan(name, [])
+
+
+def _plan(name: str, arguments: list[str]) -> int:
+    from jdl.plan import plan as made
+    from jdl.plan import show
+
+    module = experiment.find(name)
+    chosen = _chosen("plan", name, module, _PlanOptions, arguments)
+    config = chosen.config
+    if not hasattr(module, "learner") or not (hasattr(config, "devices") and hasattr(config, "mesh")):
+        raise ValueError(
+            f"{name} cannot be planned: it needs a learner(config), and a Config with the fields "
+            'devices: jdl.Mode = "auto" and mesh: str = ""'
+        )
+    found = made(module.learner(config), config.devices, config.mesh)
+    listed = [one for one in found.arrays if chosen.options.all or one.path.startswith("params/")]
+    rows = [(one.path, show(one), f"{one.bytes:,}", f"{one.bytes_per_device:,}") for one in listed]
+    show_table(("array", "shape", "bytes", "a device"), rows)
+    sums = [f"{kind} {whole / 1e6:,.3f} MB, {each / 1e6:,.3f} a device" for kind, (whole, each) in found.bytes.items()]
+    console.print("; ".join(sums), soft_wrap=True, markup=False)
+    if chosen.options.json:
+        print_json(found.as_json())
     return 0
 
 
@@ -345,88 +407,3 @@ def comparisons(first: Run, other: Run) -> list[tuple[str, statistics.Interval, 
         )
         for name in shared
     ]
-
-
-def _finish(finished: Run, as_json: bool) -> int:
-    from jdl.report import write  # matplotlib takes a second to import
-
-    path = write(finished)
-    summary = _summary(finished)
-    rows = [(name, _show(interval)) for name, interval in finished.intervals.items()]
-    _table(("metric", f"mean of {len(finished.seeds)} seed(s), 95% interval"), rows)
-    _console.print(f"{summary['seconds']:.1f} s; report: {path}", soft_wrap=True)
-    if as_json:
-        _print_json(summary)
-    return 0
-
-
-def _show_trial(trial: Trial) -> None:
-    settings = ", ".join(f"{name} {_show_setting(value)}" for name, value in trial.settings.items())
-    value = trial.note if trial.state == "failed" else f"{trial.value:.5g}"
-    _console.print(f"trial {trial.number} {trial.state}: {value} ({settings})", soft_wrap=True, markup=False)
-
-
-def _show_setting(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _finish_study(study: Study, as_json: bool) -> int:
-    from jdl.report import write_study  # matplotlib takes a second to import
-
-    path = write_study(study)
-    metric, fields = study.description["metric"], list(study.description["space"])
-    rows = []
-    for trial in study.ranked[:5]:
-        settings = [_show_setting(trial.settings[name]) for name in fields]
-        rows.append((str(trial.number), trial.state, f"{trial.value:.5g}", *settings))
-    _table(("trial", "state", metric, *fields), rows)
-    failed = sum(trial.state == "failed" for trial in study.trials)
-    _console.print(f"{len(study.trials)} trials, {failed} failed, in {study.path}; report: {path}", soft_wrap=True)
-    if study.command:
-        _console.print(f"the best again: {study.command}", soft_wrap=True, markup=False)
-    if as_json:
-        trials = [{**trial._asdict(), "value": _or_none(trial.value)} for trial in study.trials]
-        best = None if study.best is None else trials[study.best.number]
-        summary = {"study": str(study.path), "report": str(path), "best": best, "command": study.command}
-        _print_json({**summary, "importances": study.importances, "trials": trials})
-    return 0
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    metrics = {
-        name: {
-            **{k: _or_none(v) for k, v in interval._asdict().items()},
-            "values": [_or_none(v) for v in run.final[name]],
-        }
-        for name, interval in run.intervals.items()
-    }
-    return {"run": str(run.path), "seconds": (run.result or {}).get("seconds"), "metrics": metrics}
-
-
-def _or_none(value: Any) -> float | None:
-    number = float(value)
-    return number if np.isfinite(number) else None
-
-
-def _show(interval: Sequence[Any], sign: bool = False) -> str:
-    mean, low, high = (np.nan if value is None else float(value) for value in interval)
-    spec = "+.4g" if sign else ".4g"
-    return f"{mean:{spec}}" if low != low else f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]"
-
-
-def _progress(run: Run) -> str:
-    if run.result is not None:
-        return "finished"
-    steps = [row["step"] for row in run.rows]
-    return f"at step {steps[-1]}" if steps else "started"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    _console.print(table)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value))

@@ -1,44 +1,94 @@
 """Evaluation of a learner on a data set: each example once, in batches of one shape."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
-from jdl.learner import Learner, Metrics, State
+from jdl.learner import Batch, Learner, Metrics, State
 from jdl.metrics import is_metric, merge_axis, to_host
 from jdl.placement import beside
 
 
-def evaluate(learner: Learner, state: State, data: Mapping[str, Any], batch_size: int = 1024) -> dict[str, np.ndarray]:
+@runtime_checkable
+class Epochs(Protocol):
+    """Data that is read a batch after the other, such as a `jdl.pipeline`; `example` is a batch of one."""
+
+    example: Batch
+    batch_size: int
+
+    def epoch(self) -> Iterator[Batch]: ...
+
+
+class Passes(NamedTuple):
+    """Passes over a data set: the batches of one, when called for; the shapes of a batch; what can be judged before."""
+
+    batches: Callable[[], Iterable[Batch]]
+    shapes: Batch
+    known: Batch  # all the data, or an example
+
+
+def passes(learner: Learner, state: State, data: Mapping[str, Any] | Epochs, batch_size: int) -> Passes:
+    """Over arrays, put on the device once, or over data that is read."""
+    if isinstance(data, Epochs):
+        data.epoch()  # raises where it cannot be
+        of_batch = lambda leaf: jax.ShapeDtypeStruct((data.batch_size, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+        return Passes(data.epoch, jax.tree.map(of_batch, data.example), data.example)
+    batches = [beside(state, batch) for batch in padded_batches(data, batch_size, learner.example_axis)]
+    return Passes(lambda: batches, batches[0], data)
+
+
+def evaluate(learner: Learner, state: State, data: Any, batch_size: int = 1024) -> dict[str, np.ndarray]:
     """The metrics of `learner.evaluate` over a data set, by name, with a leading axis of runs where there are several.
 
+    data: a dict of arrays, or a pipeline that doesn't shuffle, whose own batches are taken.
     Data of more than one batch is padded to whole batches with zeros in `"mask"`, so one program serves them all. A
     metric of several values gives a name for each ("confusion/f1_macro").
     """
-    return compute(merged(learner, state, padded_batches(data, batch_size)))
+    if not isinstance(data, Mapping | Epochs) or not data:
+        raise ValueError(
+            f"data is {'empty' if isinstance(data, Mapping) else f'a {type(data).__name__}'}: evaluate takes a dict of "
+            "arrays, or a jdl.pipeline that doesn't shuffle"
+        )
+    batches = data.epoch() if isinstance(data, Epochs) else padded_batches(data, batch_size, learner.example_axis)
+    return compute(merged(learner, state, batches))
 
 
-def padded_batches(data: Mapping[str, Any], batch_size: int) -> list[dict[str, Any]]:
-    """Batches of one size that cover each example once; where there are several, a mask marks the padding."""
+def padded_batches(data: Mapping[str, Any], batch_size: int, axis: int = 0) -> list[dict[str, Any]]:
+    """Batches of one size that cover each example once; where there are several, a mask marks the padding.
+
+    axis: of the examples; those before it are of runs with data of their own.
+    """
     if batch_size < 1:
         raise ValueError(f"evaluation batch_size={batch_size}: a batch has at least 1 example")
     arrays = jax.tree.map(np.asarray, dict(data))
-    size = len(jax.tree.leaves(arrays)[0])
+    shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+    shape = next(iter(shapes.values()))[: axis + 1]
+    for name, found in shapes.items():
+        if len(found) <= axis or found[: axis + 1] != shape:
+            leading = "examples" if axis == 0 else "runs, then examples"
+            raise ValueError(
+                f"data{name} has shape {found}, and {next(iter(shapes))} {shape}: all have {leading} first"
+            )
+    size = shape[axis]
     if size <= batch_size:
         return [arrays]
-    arrays = {"mask": np.ones(size, np.float32), **arrays}
-    padding = -size % batch_size
-    padded = jax.tree.map(lambda leaf: np.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1)), arrays)
+    arrays = {"mask": np.ones(shape, np.float32), **arrays}
     return [
-        jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], padded)
+        jax.tree.map(lambda leaf, start=start: _cut(leaf, start, batch_size, axis), arrays)
         for start in range(0, size, batch_size)
     ]
 
 
-def merged(learner: Learner, state: State, batches: list[PyTree]) -> Metrics:
+def _cut(leaf: np.ndarray, start: int, size: int, axis: int) -> np.ndarray:
+    """`size` examples from `start` on, zeros where there are no more."""
+    part = leaf[(*[slice(None)] * axis, slice(start, start + size))]
+    missing = size - part.shape[axis]
+    return np.pad(part, [(0, missing * (at == axis)) for at in range(leaf.ndim)]) if missing else part
+
+
+def merged(learner: Learner, state: State, batches: Iterable[Batch]) -> Metrics:
     """The metrics over several batches, on the host in float64."""
     parts = [learner.evaluate(state, beside(state, batch)) for batch in batches]
     return merge_axis(jax.tree.map(lambda *leaves: np.stack(leaves), *map(to_host, parts)), 0)

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.util
+import math
 import shutil
 import sys
 import time
@@ -26,7 +27,8 @@ import jax
 from jdl import runs
 from jdl.checkpoint import Checkpoints
 from jdl.learner import Learner, State
-from jdl.placement import one_core
+from jdl.modes import MODES, check_mesh
+from jdl.placement import ask_for_devices, cores, one_core
 from jdl.runs import Run
 from jdl.transforms import jit, seeds
 
@@ -93,7 +95,7 @@ def run(
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not numbers or min(numbers) < 0:
         raise ValueError(f"seeds={seeds}: give at least 1 run, as a number or as a list of seeds from 0 up")
-    return execute(prepare(module, config, numbers, path))
+    return begin(prepare(module, config, numbers, path))
 
 
 def prepare(
@@ -115,6 +117,17 @@ def prepare(
     return prepared
 
 
+def begin(prepared: Run) -> Run:
+    """Execute a new run; where the experiment raises before it has written anything, no folder stays behind."""
+    files = set(prepared.path.iterdir())
+    try:
+        return execute(prepared)
+    except Exception:
+        if {file for file in prepared.path.iterdir() if file.name not in ("__pycache__", "lock")} <= files:
+            shutil.rmtree(prepared.path)
+        raise
+
+
 def execute(run: Run) -> Run:
     """Run, or go on with, the experiment of a run directory, from the copy of its source there."""
     module = _load_copy(run)
@@ -127,10 +140,29 @@ def execute(run: Run) -> Run:
     return run
 
 
+def move(run: Run, devices: str, mesh: str) -> None:
+    """Let an unfinished run go on over other devices: any layout restores the checkpoints of any other."""
+    config = run.config
+    if run.result is not None:
+        raise ValueError(f"{run.path} is finished; --devices and --mesh are for a run that goes on")
+    if not {"devices", "mesh"} <= config.keys():
+        raise ValueError(
+            f"the config of {run.path} has no fields devices and mesh, so it runs as it did: leave them out"
+        )
+    moved = {"devices": devices or config["devices"], "mesh": mesh}
+    check_mesh(moved["devices"], mesh)
+    with runs.locked(run.path):  # nobody trains it now
+        for part in [run, *(Run(file.parent) for file in run.path.glob("*/config.json"))]:
+            part.move(moved)
+
+
 def settle(config: Any) -> None:
-    """Put this process where the config wants it, before JAX is used."""
+    """Put this process where the config wants it, before JAX is used; a CPU is cut into as many devices as its mesh."""
     if getattr(config, "one_core", False):
         one_core()
+    devices, mesh = str(getattr(config, "devices", "")), getattr(config, "mesh", None)
+    if devices in MODES and isinstance(mesh, str) and (needed := math.prod(check_mesh(devices, mesh))) > cores():
+        ask_for_devices(needed)
 
 
 def settle_run(run: Run) -> None:

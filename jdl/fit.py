@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jdl.checkpoint import Checkpoints
 from jdl.data.dataset import check
-from jdl.evaluate import compute, merged, padded_batches
+from jdl.evaluate import Epochs, compute, merged, passes
 from jdl.learner import Learner, Metrics, State
 from jdl.loggers import LOGGERS
 from jdl.metrics import merge_axis, to_host
@@ -44,7 +44,7 @@ def fit(
     *,
     steps: int,
     key: Array | int = 0,
-    validation: Mapping[str, Any] | None = None,
+    validation: Mapping[str, Any] | Epochs | None = None,
     evaluate_every: int | None = None,
     evaluation_batch_size: int = 1024,
     monitor: Monitor | str = "loss",
@@ -58,8 +58,8 @@ def fit(
     """Train for a number of updates, from the key or from the run's last checkpoint.
 
     source: a `Source`; a plain dict of arrays serves a learner made by `feed`, None one that makes its own data.
-    validation: evaluated every `evaluate_every` updates; its `monitor` (the name of a loss or score, or a `Monitor`
-    with mode and patience) picks the best state and stops early.
+    validation: arrays, or a pipeline that doesn't shuffle, evaluated every `evaluate_every` updates; its `monitor`
+    (the name of a loss or score, or a `Monitor` with mode and patience) picks the best state and stops early.
     run: a run directory for the log and the checkpoints; a folder that already holds a run is continued if
     resume=True, else an error.
     callbacks: `(row, state) -> True to stop`, called with every row of the log (copy a state to keep it: the next
@@ -79,17 +79,15 @@ def fit(
         source = Whole(source)
     monitor = Monitor.of(monitor) if isinstance(monitor, str) else monitor
     key = jax.random.key(key) if isinstance(key, int) else key
-    if validation is not None:
+    if validation is not None and not isinstance(validation, Epochs):
         check(validation)
     state = learner.init(key)
-    for data in (getattr(source, "data", None), validation):
+    validated = passes(learner, state, validation, evaluation_batch_size) if validation is not None else None
+    for data in (getattr(source, "data", None), validated.known if validated else None):
         if learner.check is not None and isinstance(data, Mapping):
             learner.check(data)
         _check_labels(learner, state, data)
-    batches = (
-        [beside(state, batch) for batch in padded_batches(validation, evaluation_batch_size)] if validation else []
-    )
-    if batches and monitor.name not in (names := _names(learner, state, batches[0])):
+    if validated and monitor.name not in (names := _names(learner, state, validated.shapes)):
         raise ValueError(f"monitor={monitor.name!r} is no metric of the evaluation; it has {', '.join(names)}")
     if isinstance(source, Whole) and source.data is not None:
         source.data = beside(state, source.data)
@@ -108,8 +106,8 @@ def fit(
             loop.advance(min(_next(loop.step, every) for every in intervals), bar)
             watch.look()
             loop.flush(bar)
-            if evaluate_every and loop.step % evaluate_every == 0:
-                loop.evaluate(batches)
+            if validated and loop.step % evaluate_every == 0:
+                loop.evaluate(validated.batches())
             if checkpoint_every and (loop.step % checkpoint_every == 0 or loop.step >= steps or loop.stopped):
                 loop.save()
         return loop.finish()
@@ -251,7 +249,7 @@ class _Loop:
             losses = [loss for loss in np.ravel(row["train/loss"]) if loss is not None]
             bar.note(f"loss {np.mean(losses):.4g}" if losses else "")
 
-    def evaluate(self, batches: list[Any]) -> None:
+    def evaluate(self, batches: Iterable[Any]) -> None:
         """Evaluate, keep the best, stop early."""
         if self.stopped:
             return

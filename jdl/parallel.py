@@ -1,6 +1,5 @@
-"""One training step over many devices: replicas (`pmap`) or one global program (`shard`)."""
+"""One training step over many devices, a replica on each: the classic way."""
 
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,16 +40,16 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
         return replicated
 
     def init(key: Array) -> State:
-        chosen = _free_devices("pmap", devices)
+        chosen = free_devices("pmap", devices)
         if len(chosen) == 1:
             return learner.init(key)
         # Where steps will have it, so that they are compiled once and data is put beside it.
         return jax.lax.with_sharding_constraint(
-            learner.init(key), NamedSharding(_mesh(chosen, _REPLICAS), PartitionSpec())
+            learner.init(key), NamedSharding(mesh_of(chosen, _REPLICAS), PartitionSpec())
         )
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        chosen = _free_devices("pmap", devices)
+        chosen = free_devices("pmap", devices)
         if len(chosen) == 1:
             return learner.step(state, batch)
         count = len(chosen)
@@ -83,14 +82,14 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
 
         return jax.shard_map(
             replica,
-            mesh=_mesh(chosen, _REPLICAS),
+            mesh=mesh_of(chosen, _REPLICAS),
             in_specs=(PartitionSpec(), PartitionSpec() if learner.fed else PartitionSpec(None, _REPLICAS)),
             out_specs=PartitionSpec(),
             check_vma=False,  # the sums over replicas are taken in the seam, once
         )(state, batch if learner.fed else jax.tree.map(split, batch))
 
     def evaluate(state: State, batch: Batch) -> Metrics:
-        chosen = _free_devices("pmap", devices)
+        chosen = free_devices("pmap", devices)
         if any(len(leaf) % len(chosen) for leaf in jax.tree.leaves(batch)):
             return learner.evaluate(state, batch)  # a short batch is not worth an error: every device takes it whole
 
@@ -101,7 +100,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
 
         return jax.shard_map(
             replica,
-            mesh=_mesh(chosen, _REPLICAS),
+            mesh=mesh_of(chosen, _REPLICAS),
             in_specs=(PartitionSpec(), PartitionSpec(_REPLICAS)),
             out_specs=PartitionSpec(),
             check_vma=False,
@@ -110,68 +109,18 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
     return learner._replace(init=init, step=step, evaluate=evaluate)
 
 
-def shard(learner: Learner, mesh: Mesh | None = None, rules: Sequence[tuple[str, PartitionSpec]] = ()) -> Learner:
-    """One global program that the compiler splits: the batch over the mesh's first axis, the state by rules.
-
-    mesh: by default all local devices on one axis, "data". rules: `(regular expression, PartitionSpec)` pairs, the
-    first that is found in a leaf's path ("params/Dense_0/kernel", and the optimiser's moments of the same name)
-    places it; the rest is on every device. Use it under `jit`; statistics and random masks are those of one device.
-    """
-
-    def constrain(tree: PyTree, spec_of: Callable[[str], PartitionSpec]) -> PyTree:
-        chosen = _mesh(jax.local_devices(), "data") if mesh is None else mesh
-
-        def place(path: Any, leaf: Any) -> Any:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return jax.lax.with_sharding_constraint(leaf, NamedSharding(chosen, spec_of(name)))
-
-        return jax.tree_util.tree_map_with_path(place, tree)
-
-    def by_rules(name: str) -> PartitionSpec:
-        return next((spec for pattern, spec in rules if re.search(pattern, name)), PartitionSpec())
-
-    def over_data(name: str) -> PartitionSpec:
-        return PartitionSpec("data" if mesh is None else mesh.axis_names[0])
-
-    def init(key: Array) -> State:
-        if len(_free_devices("shard", None)) == 1:
-            return learner.init(key)
-        return constrain(learner.init(key), by_rules)
-
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        if len(_free_devices("shard", None)) == 1:
-            return learner.step(state, batch)
-        if learner.fed:
-            batch = constrain(batch, lambda name: PartitionSpec())
-        else:
-            _check_divides(batch, jax.local_device_count() if mesh is None else mesh.shape[mesh.axis_names[0]])
-            batch = constrain(batch, over_data)
-        with seam.reduced(share=lambda positions: constrain(positions, over_data), devices_taken="shard"):
-            state, metrics = learner.step(constrain(state, by_rules), batch)
-        return constrain(state, by_rules), metrics
-
-    return learner._replace(init=init, step=step)
-
-
-def _check_divides(batch: Batch, count: int) -> None:
-    for leaf in jax.tree.leaves(batch):
-        if jnp.ndim(leaf) == 0 or len(leaf) % count:
-            raise ValueError(
-                f"shard: a batch of shape {jnp.shape(leaf)} does not divide over {count} devices; "
-                f"its leading axis must be a multiple of {count}"
-            )
-
-
-def _mesh(devices: Sequence[Device], axis: str) -> Mesh:
+def mesh_of(devices: Sequence[Device], axis: str) -> Mesh:
+    """Devices in a row, along one axis."""
     return Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
 
 
-def _free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[Device]:
+def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[Device]:
+    """The devices asked for, or all local ones; one, with a warning, where a transform around has taken them."""
     taken = seam.current().devices_taken
     if taken:
         warnings.warn(
-            f"{transform} has one device here, because {taken} around it spread its runs over the devices; "
-            f"give {taken} spread=False to leave them to {transform}",
+            f"{transform} has one device here, because {taken} around it has taken them; "
+            + ("use one of the two" if taken in ("pmap", "shard") else f"give {taken} spread=False to leave them"),
             stacklevel=5,
         )
         return jax.local_devices()[:1]

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -102,7 +102,20 @@ def pipeline(
     if drop_remainder:
         parts = parts[: size // batch_size * count]
     identity = {"examples": size, "batch_size": batch_size, "seed": seed}
-    return Pipeline(parts[index::count].repeat(), example, identity, workers, threads, prefetch, sharding)
+    missing = ["shuffle=False"] * shuffle + ["no random_map"] * (random_map is not None)
+    missing += ["drop_remainder=False"] * bool(drop_remainder and size % batch_size)
+    why_no_epoch = f"evaluation sees each example once, as it is: give the pipeline {', '.join(missing)}"
+    whole: Any = parts[index::count]
+    return Pipeline(
+        whole.repeat(),
+        example,
+        identity,
+        workers,
+        threads,
+        prefetch,
+        sharding,
+        why_no_epoch if missing else whole.map(_FilledUp(batch_size)) if size % batch_size else whole,
+    )
 
 
 def _check_sizes(size: int, batch_size: int, shard: tuple[int, int], drop_remainder: bool) -> None:
@@ -123,6 +136,8 @@ def _check_sizes(size: int, batch_size: int, shard: tuple[int, int], drop_remain
 class Pipeline:
     """What `pipeline` gives: a `jdl.Source` that reads ahead; `close` it to end its threads and worker processes.
 
+    In order and with nothing left out, it is also what `jdl.evaluate` and `jdl.fit(validation=)` take.
+
     example: a batch of one, as `jdl.supervised(..., example=)` takes it. position: batches consumed. waited: seconds
     that `next` was blocked, for lack of a batch that was ready.
     """
@@ -136,13 +151,18 @@ class Pipeline:
         threads: int,
         prefetch: int,
         sharding: jax.sharding.Sharding | None,
+        whole: Any = "",
     ) -> None:
         self.example = example
+        self.batch_size = identity["batch_size"]
         self.position = 0
         self.waited = 0.0
         self._batches = batches  # a Grain MapDataset without end
         self._identity = identity
+        self._whole = whole  # a Grain MapDataset of one pass, or why there is none
+        self._readers: list[Pipeline] = []  # of passes, between two of them
         self._workers, self._threads, self._prefetch = workers, threads, prefetch
+        self._sharding = sharding
         self._place = functools.partial(_placed, shared=workers > 0, sharding=sharding)
         # Grain's, over the batches from `position` on, once one was asked for: on the host, and ahead on the device.
         self._iterators: list[Any] = []
@@ -164,6 +184,29 @@ class Pipeline:
         self.waited += time.perf_counter() - started
         self.position += 1
         return batch
+
+    def epoch(self) -> Iterator[Batch]:
+        """The batches of one pass over the data, of one size: a mask marks what fills up the last one.
+
+        The place of `next` stays where it is. Raises ValueError for a pipeline whose epochs differ or leave examples
+        out.
+        """
+        if isinstance(self._whole, str):
+            raise ValueError(self._whole)
+        return self._pass()
+
+    def _pass(self) -> Iterator[Batch]:
+        options = self._workers, self._threads, self._prefetch, self._sharding
+        if not self._readers:
+            self._readers.append(Pipeline(self._whole.repeat(), self.example, self._identity, *options))
+        reader = self._readers.pop()
+        try:
+            for _ in range(len(self._whole)):
+                yield reader.next()
+            self._readers.append(reader)  # which has begun to read ahead
+        finally:
+            if reader not in self._readers:  # somebody stopped in the middle
+                reader.close()
 
     def _start(self) -> None:
         import grain
@@ -197,11 +240,24 @@ class Pipeline:
     def close(self) -> None:
         """End the threads and worker processes; a `next` after it starts them anew where the last one was."""
         _close(self._iterators)
+        _close(self._readers)
 
 
 def _close(iterators: list[Any]) -> None:
     while iterators:
         iterators.pop().close()
+
+
+class _FilledUp:
+    """Batches of one size: a mask marks what is no example (one that is there already has zeros there)."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __call__(self, batch: Batch) -> Batch:
+        examples = len(jax.tree.leaves(batch)[0])
+        fill = lambda leaf: np.pad(leaf, [(0, self._size - examples)] + [(0, 0)] * (leaf.ndim - 1))  # noqa: E731
+        return jax.tree.map(fill, {"mask": np.ones(examples, np.float32), **batch})
 
 
 class _Placing:

@@ -50,11 +50,26 @@ def host_devices(count: int | None = None) -> int:
 def ask_for_devices(count: int) -> bool:
     """As `host_devices`, without starting JAX, so that there may be another mind; returns whether it was in time."""
     keep_scratch_memory()
+    _let_devices_wait()
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
         return False
     return True
+
+
+def _let_devices_wait() -> None:
+    """Let CPU devices wait for each other as long as it takes: one that has more runs than others is not stuck.
+
+    XLA, which reads this when its backend starts, would end the process after 40 seconds of one call.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    ours = {
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 3600,
+        "--xla_cpu_collective_call_terminate_timeout_seconds": 7 * 24 * 3600,
+    }
+    missing = [f"{name}={seconds}" for name, seconds in ours.items() if name not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
 
 
 def cores() -> int:

@@ -76,6 +76,13 @@ class Run:
         write_json(self.path / "environment.json", {**self.environment, "resumed": resumed})
         return now
 
+    def move(self, changed: Mapping[str, Any]) -> None:
+        """Go on with a config that differs in where the run takes place; what it was until now is kept beside it."""
+        rows = self.rows
+        was = {"until": rows[-1]["step"] if rows else 0, **{name: self.config.get(name) for name in changed}}
+        now = {"config": {**self.config, **changed}, "before": [*self.description.get("before", []), was]}
+        write_json(self.path / "config.json", {**self.description, **now})
+
     @property
     def log_to(self) -> tuple[str, ...]:
         """Where the metrics go beside metrics.jsonl: names in `jdl.loggers.LOGGERS`."""

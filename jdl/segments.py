@@ -161,7 +161,9 @@ def _lanes(leaf: Any, ndim: int) -> Iterator[tuple[int, np.ndarray]]:
     """The lanes [capacity, ...] of a leaf by number; those on a CPU are looked at in place."""
     shape = leaf.shape[:ndim]
     shards = leaf.addressable_shards if isinstance(leaf, jax.Array) else None
-    parts = [(s.index, s.data) for s in shards if s.replica_id == 0] if shards else [((), leaf)]
+    parts = [(s.index, s.data) for s in shards if s.replica_id == 0] if shards else []
+    if any(data.shape[ndim:] != leaf.shape[ndim:] for _, data in parts) or not parts:  # within its lanes: gathered
+        parts = [((), leaf)]
     for index, data in parts:
         local = np.asarray(data)
         origin = [(part.start or 0) for part in index[:ndim]] if index else [0] * ndim

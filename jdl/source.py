@@ -1,14 +1,16 @@
 """What feeds a learner. A source is the only impure object: it gives batches and knows its place."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
+from numpy.typing import ArrayLike
 
 from jdl.data.dataset import check
+from jdl.data.lengths import buckets
 from jdl.data.shuffle import epoch_indices
 from jdl.learner import Batch, State, fold
 
@@ -64,6 +66,49 @@ class Batches:
             epochs = epoch + np.arange(max(1, _DRAWN_AT_ONCE // self.size))
             self._first, self._orders = epoch, np.asarray(_orders(self._key, epochs, self.size))
         return self._orders[epoch - self._first]
+
+    def save(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def restore(self, saved: dict[str, int]) -> None:
+        self.position = int(saved["position"])
+
+
+class Bucketed:
+    """Batches of sequences of like lengths, as `jdl.data.buckets` draws them: as many shapes as boundaries.
+
+    For a learner made with `jdl.supervised(..., any_length=True)`.
+
+    make: `(indices [batch], length) -> batch`, those examples, their sequences of that length (`jdl.data.pad`). A
+    `"mask"` joins them, zero also for what only fills up a bucket's last batch. Raises ValueError as `buckets` does.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[np.ndarray, int], dict[str, Any]],
+        lengths: ArrayLike,
+        boundaries: Sequence[int],
+        *,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
+        key: Array | int = 0,
+    ) -> None:
+        key = fold(jax.random.key(key) if isinstance(key, int) else key, "shuffle")
+        self._make = make
+        self._drawn = functools.partial(
+            buckets, lengths, boundaries, batch_size=batch_size, tokens_per_batch=tokens_per_batch, key=key
+        )
+        self._epoch, self._buckets = 0, self._drawn(epoch=0)
+        self.position = 0  # batches consumed
+
+    def next(self, state: State = None) -> dict[str, Any]:
+        epoch, place = divmod(self.position, len(self._buckets))  # an epoch has as many as any other
+        if epoch != self._epoch:
+            self._epoch, self._buckets = epoch, self._drawn(epoch=epoch)
+        bucket = self._buckets[place]
+        self.position += 1
+        batch = self._make(bucket.indices, bucket.length)
+        return {**batch, "mask": bucket.mask * np.asarray(batch.get("mask", 1), np.float32)}
 
     def save(self) -> dict[str, int]:
         return {"position": self.position}

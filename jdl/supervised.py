@@ -45,6 +45,7 @@ def supervised(
     penalty: Callable[[PyTree], Float[Array, ""]] | None = None,
     rngs: Sequence[str] = ("dropout",),
     variables: Mapping[str, PyTree] | None = None,
+    any_length: bool = False,
 ) -> Learner:
     """A learner that fits `model(batch["input"])` to `batch["target"]`; either may be a pytree of arrays.
 
@@ -60,6 +61,8 @@ def supervised(
     penalty: a scalar of the parameters (`jdl.losses.l2`), added to the mean loss of training, and to its metrics.
     variables: trained ones to start from (`jdl.pretrained.load`), such as `{"params": {...}, "batch_stats": {...}}`;
     what they lack, a new head for instance, is drawn.
+    any_length: sequences may be of another length than the example's, as in buckets (`jdl.Bucketed`): in every array
+    whose axis after the examples' is as long as the first input's. Each length is compiled once.
     Raises ValueError, before anything is compiled, for a batch that differs from the example, and for variables that
     are not the model's.
     """
@@ -71,8 +74,9 @@ def supervised(
         if not clip_norm > 0:
             raise ValueError(f"clip_norm={clip_norm} is not positive; give the largest global gradient norm allowed")
         optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
-    expected = _shapes({name: leaf for name, leaf in example.items() if name != "mask"})
-    inputs = _shapes({"input": example["input"]})
+    free = np.shape(jax.tree.leaves(example["input"])[0])[1:2] if any_length else ()
+    expected = _shapes({name: leaf for name, leaf in example.items() if name != "mask"}, free)
+    inputs = _shapes({"input": example["input"]}, free)
     metrics = dict(metrics or {})
     mode = mode_argument(model)
 
@@ -214,15 +218,22 @@ def per_example(loss: Callable, outputs: Any, batch: Batch) -> tuple[Float[Array
 class _Shape(NamedTuple):
     """Of one example, in one array of a batch."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]  # where a word, any size will do
     dtype: Any
 
+    def admits(self, shape: tuple[int | str, ...]) -> bool:
+        sizes = zip(self.shape, shape, strict=False)
+        return len(shape) == len(self.shape) and all(due in (size, "any") for due, size in sizes)
 
-def _shapes(batch: Any) -> dict[str, _Shape]:
-    """By path: "['input']", "['input']['ids']"."""
-    return {
-        jax.tree_util.keystr(path): _Shape(np.shape(leaf)[1:], jnp.result_type(leaf)) for path, leaf in _flatten(batch)
-    }
+
+def _shapes(batch: Any, free: tuple[int, ...] = ()) -> dict[str, _Shape]:
+    """By path: "['input']", "['input']['ids']"; `free` is a length of sequences that batches needn't keep to."""
+    found = {}
+    for path, leaf in _flatten(batch):
+        shape = np.shape(leaf)[1:]
+        shape = ("any", *shape[1:]) if free and shape[:1] == free else shape
+        found[jax.tree_util.keystr(path)] = _Shape(shape, jnp.result_type(leaf))
+    return found
 
 
 def check_batch(batch: Any, expected: Mapping[str, _Shape]) -> None:
@@ -230,18 +241,25 @@ def check_batch(batch: Any, expected: Mapping[str, _Shape]) -> None:
     if not isinstance(batch, Mapping):
         raise ValueError(f"a batch is a dict like the learner's example, this one is a {type(batch).__name__}")
     found = _shapes(batch)
-    for name, (shape, dtype) in expected.items():
+    lengths = {
+        name: found[name].shape[0]
+        for name, due in expected.items()
+        if "any" in due.shape and name in found and found[name].shape
+    }
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the sequences of a batch have one length, these have {lengths}: pad them to the longest")
+    for name, due in expected.items():
         if name not in found:
             raise ValueError(f"batch{name} is missing (there are {', '.join(found)}); the learner's example had one")
-        if found[name].shape != shape:
+        if not due.admits(found[name].shape):
             raise ValueError(
                 f"batch{name} has shape {('batch', *found[name].shape)}, the learner was made for "
-                f"{('batch', *shape)}; reshape the data, or make the learner with an example of this shape"
+                f"{('batch', *due.shape)}; reshape the data, or make the learner with an example of this shape"
             )
-        if found[name].dtype != dtype:
+        if found[name].dtype != due.dtype:
             raise ValueError(
-                f"batch{name} has type {found[name].dtype}, the learner was made for {dtype}; "
-                f"convert it with .astype({str(dtype)!r}), or make the learner with an example of this type"
+                f"batch{name} has type {found[name].dtype}, the learner was made for {due.dtype}; "
+                f"convert it with .astype({str(due.dtype)!r}), or make the learner with an example of this type"
             )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from jdl import seam
@@ -20,7 +21,7 @@ from jdl.data.shuffle import shuffled_index
 from jdl.learner import Batch, Learner, Metrics, State, fold, step_key
 from jdl.memory import keep_scratch_memory
 from jdl.metrics import merge_axis
-from jdl.nn.convolution import weight_gradient_convolutions
+from jdl.nn.slow_convolutions import weight_gradient_convolutions
 from jdl.placement import Placement, over_runs, warn_if_runs_stay_on_one_core
 
 
@@ -50,11 +51,28 @@ def jit(learner: Learner, *, donate: bool = True) -> Learner:
         return call
 
     return learner._replace(
-        init=compiled(learner.init),
+        init=_compiled_quickly(learner.init),
         step=compiled(learner.step, donate_argnums=0 if donate else ()),
         evaluate=compiled(learner.evaluate),
         predict=compiled(learner.predict) if learner.predict else None,
     )
+
+
+def _compiled_quickly(init: Callable[[Any], State]) -> Callable[[Any], State]:
+    """What runs once: at LLVM's highest level a CPU's compiler takes minutes for random numbers of a hundred shapes."""
+
+    @functools.cache
+    def fast() -> Any:  # at the first call: asking for the backend starts JAX's devices
+        fewer = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
+        return jax.jit(init, compiler_options=fewer)
+
+    @functools.wraps(init)
+    def call(key: Any) -> State:
+        tracing = isinstance(jnp.zeros(()), Tracer)  # such options are refused inside another program
+        return init(key) if tracing or not seam.untouched() else fast()(key)
+
+    call.lower = lambda key: fast().lower(key)  # type: ignore[attr-defined]
+    return call
 
 
 def feed(learner: Learner, batch_size: int, augment: Callable[[Array, Batch], Batch] | None = None) -> Learner:
@@ -102,7 +120,8 @@ def scan(learner: Learner, n: int) -> Learner:
         if learner.fed:
             one, batches, body = batch, None, lambda state, _: learner.step(state, batch)
         else:
-            batches = jax.tree.map(functools.partial(_split, f"scan(learner, {n})", n), batch)
+            split = functools.partial(_split, f"scan(learner, {n})", n, axis=learner.example_axis)
+            batches = jax.tree.map(lambda leaf: jnp.moveaxis(split(leaf), learner.example_axis, 0), batch)
             one = jax.tree.map(lambda leaf: leaf[0], batches)
             # A new function each time: lax.scan keeps traces by function, and those do not know of the seam.
             body = lambda state, batch: learner.step(state, batch)  # noqa: E731
@@ -200,6 +219,7 @@ def seeds(
         evaluate=over(learner.evaluate),
         predict=over(learner.predict) if learner.predict else None,
         runs=runs * (inner or 1),
+        example_axis=learner.example_axis + each,
     )
 
 
@@ -248,8 +268,7 @@ def _check_runs(batch: Batch, runs: int) -> None:
         if jnp.ndim(leaf) == 0 or len(leaf) != runs:
             raise ValueError(
                 f"seeds(each=True) takes batches with a leading axis of {runs} runs, this one has shape "
-                f"{jnp.shape(leaf)}; stack one run's data each (and evaluate it in one batch: an evaluation batch "
-                "size below the number of runs would split the runs)"
+                f"{jnp.shape(leaf)}; stack one run's data each"
             )
 
 
@@ -258,14 +277,14 @@ def _at_least_one(transform: str, n: int) -> None:
         raise ValueError(f"{transform}(learner, {n}): n is at least 1")
 
 
-def _split(transform: str, n: int, leaf: Any) -> Array:
-    """[n * size, ...] -> [n, size, ...], in order."""
-    if jnp.ndim(leaf) == 0 or len(leaf) % n:
+def _split(transform: str, n: int, leaf: Any, axis: int = 0) -> Array:
+    """[n * size, ...] -> [n, size, ...], in order; or so at another axis."""
+    if jnp.ndim(leaf) <= axis or leaf.shape[axis] % n:
         raise ValueError(
-            f"{transform} splits a batch's leading axis in {n}, and this one has shape {jnp.shape(leaf)}; "
+            f"{transform} splits a batch's axis {axis}, of examples, in {n}, and this one has shape {jnp.shape(leaf)}; "
             f"make it a multiple of {n} (for batches drawn from a whole data set, put feed inside)"
         )
-    return jnp.reshape(leaf, (n, len(leaf) // n, *leaf.shape[1:]))
+    return jnp.reshape(leaf, (*leaf.shape[:axis], n, leaf.shape[axis] // n, *leaf.shape[axis + 1 :]))
 
 
 def _join(leaf: Array, axis: int) -> Array:

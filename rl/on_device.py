@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from jdl.learner import Batch, Learner, fold, step_key
@@ -15,6 +16,10 @@ from rl.acting import predictor
 from rl.envs.environment import Environment, Outcome, auto_reset
 from rl.spaces import choices, legal
 from rl.types import Algorithm, Experience, TimeStep
+
+# What a state has one of for each environment: `jdl.distribute(learner, devices, mesh, rl.OVER_ENVIRONMENTS)` shares
+# environments and replay out over the devices that share out the batches.
+OVER_ENVIRONMENTS = ((r"^(environments|timestep|carry|returned|length)(/|$)|/replay/ring/", PartitionSpec("data")),)
 
 
 @flax.struct.dataclass

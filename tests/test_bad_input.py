@@ -48,6 +48,19 @@ def test_an_input_of_another_shape():
         fit(wrong)
 
 
+def test_data_for_evaluation_that_is_none():
+    state = learner().init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"data is a Batches: evaluate takes a dict of arrays, or a jdl.pipeline"):
+        jdl.evaluate(learner(), state, jdl.Batches(data(), 4))
+    with pytest.raises(ValueError, match="data is empty"):
+        jdl.evaluate(learner(), state, {})
+    several = jdl.seeds(learner(), 3, each=True)
+    with pytest.raises(
+        ValueError, match=r"data\['target'\] has shape \(12,\), and .* all have runs, then examples first"
+    ):
+        jdl.evaluate(several, state, data(), batch_size=5)
+
+
 def test_an_input_of_another_type():
     wrong = data() | {"input": np.zeros((12, 4), np.int32)}
     with pytest.raises(
@@ -124,7 +137,7 @@ def test_transforms_of_less_than_one(wrong):
 def test_batches_that_do_not_divide():
     state = learner().init(jax.random.key(0))
     with pytest.raises(
-        ValueError, match=r"scan\(learner, 5\) splits a batch's leading axis in 5, and this one has shape \(12"
+        ValueError, match=r"scan\(learner, 5\) splits a batch's axis 0, of examples, in 5, and this one has shape \(12"
     ):
         jdl.scan(learner(), 5).step(state, data())
     with pytest.raises(ValueError, match=r"accumulate\(learner, 5\) splits"):
@@ -147,7 +160,7 @@ def test_transforms_in_an_order_that_cannot_be():
 @pytest.mark.slow
 def test_devices_that_are_taken_are_said_to_be():
     one = jdl.seeds(jdl.pmap(jdl.feed(learner(), 4)), 4)
-    with pytest.warns(UserWarning, match="pmap has one device here, because seeds around it spread its runs"):
+    with pytest.warns(UserWarning, match="pmap has one device here, because seeds around it has taken them; give"):
         one.step(one.init(jax.random.key(0)), data())
 
 
@@ -261,9 +274,9 @@ def test_plain_convolutions_in_a_loop_are_pointed_out():
     for transform in (lambda l: jdl.scan(jdl.feed(l, 2), 3), lambda l: jdl.seeds(jdl.feed(l, 2), 9)):
         plain = transform(jdl.supervised(Net(nn.Conv), jdl.losses.cross_entropy, optax.sgd(0.1), example=images))
         with pytest.warns(UserWarning, match=r"plain convolution.*use jdl.nn.Conv"):
-            plain.step(plain.init(jax.random.key(0)), images)
+            jax.eval_shape(plain.step, jax.eval_shape(plain.init, jax.random.key(0)), images)
         cured = transform(jdl.supervised(Net(jdl.nn.Conv), jdl.losses.cross_entropy, optax.sgd(0.1), example=images))
-        cured.step(cured.init(jax.random.key(0)), images)  # warnings are errors here
+        jax.eval_shape(cured.step, jax.eval_shape(cured.init, jax.random.key(0)), images)  # warnings are errors here
 
 
 def test_the_log_is_whole_after_a_cut_line(tmp_path):

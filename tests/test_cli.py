@@ -108,6 +108,18 @@ def test_a_value_of_the_wrong_type_names_the_field(folder, capsys):
     assert "INT" in message.upper()
 
 
+def test_what_fails_before_it_trains_leaves_no_folder(folder, capsys):
+    assert "steps=0" in jdl_command(capsys, "run", "tiny", "--steps", 0, "--run-dir", "out", status=2)
+    assert "profile(0): trace at least 1 call" in jdl_command(capsys, "run", "tiny", "--profile", 0, status=2)
+    assert not (folder / "out").exists()
+    assert not any((folder / "runs").glob("*/*"))
+    (folder / "experiments" / "tiny.py").write_text(
+        TINY.replace("return {", "raise OSError({").replace("offset}", "offset})")
+    )
+    jdl_command(capsys, "run", "tiny", "--run-dir", "out", status=2)
+    assert jdl.Run("out").rows  # what was trained stays
+
+
 def test_an_unknown_experiment_names_the_nearest(folder, capsys):
     message = jdl_command(capsys, "run", "tinny", status=2)
     assert "there is no experiment 'tinny'; did you mean tiny?" in message
@@ -194,6 +206,7 @@ SIBLINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["relative", "elsewhere/plain.py"])
 def test_a_copy_finds_the_modules_that_the_original_stood_among(name, folder):
     (folder / "elsewhere").mkdir()

@@ -1,6 +1,7 @@
 """The experiments reach what they promise. Minutes each: `make test-slow`."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from jdl.data import images
+from jdl.data.stamps import DEBIAN_FOLDER as STAMPS
 from jdl.statistics import interquartile_mean
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +78,12 @@ SMALL = {
     "capsules": ["--epochs", "1", "--steps-per-call", "50", "--channels", "4"],
     "overfitting": ["--images", "200", "--steps", "60"],
     "embeddings": ["--epochs", "1", "--images", "400", "--autoencoder-epochs", "1"],
+    "transfer": ["--labelled", "1", "--steps", "4", "--steps-per-call", "2", "--fetch"],
+}
+FIGURES = {
+    "overfitting": "Overfitting and its cures",
+    "embeddings": "Projections of features",
+    "transfer": "Accuracy by labelled pictures",
 }
 
 
@@ -85,11 +93,12 @@ SMALL = {
 def test_an_experiment_runs_from_end_to_end(tmp_path, name):
     if name in ("capsules", "overfitting", "embeddings"):
         fashion_mnist_or_skip()
+    if name == "transfer" and not (STAMPS.is_dir() or "JDL_STAMPS" in os.environ):
+        pytest.skip("no Tux Paint stamps: apt-get install tuxpaint-stamps-default")
     found = run(tmp_path, name, "--seeds", "2", *SMALL[name])
     assert all(np.isfinite(score["values"]).all() for score in found.values())
     report = (tmp_path / "run" / "report.html").read_text()
-    if name in ("overfitting", "embeddings"):
-        assert "Overfitting and its cures" in report or "Projections of features" in report
+    assert FIGURES.get(name, "") in report
 
 
 @pytest.mark.slow

@@ -81,6 +81,7 @@ def assert_same(path, undisturbed):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
+@pytest.mark.slow  # as the two below; a resumed fit is held to the same bits in test_fit.py, too
 def test_three_kills(tmp_path, undisturbed, cache):
     in_writes = kill_and_resume(tmp_path / "run", 3, random.Random(0), cache)
     assert in_writes > 0

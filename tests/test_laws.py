@@ -50,7 +50,7 @@ def train(learner: jdl.Learner, batches, key=None, start=None):
 @functools.cache
 def start(name: str, x64: bool, exempt: bool = False):
     """The state that runs of a case begin with."""
-    return jax.jit(exact_case(name, x64, exempt).learner.init)(jax.random.key(7))
+    return jdl.jit(exact_case(name, x64, exempt).learner).init(jax.random.key(7))
 
 
 @functools.cache
@@ -123,7 +123,8 @@ def test_feed_draws_what_batches_gives(name):
     same_bits(fed_metrics, metrics)
 
 
-@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("name", some_slow(CASES, "cnn_batch_norm", "adversarial"))
+@pytest.mark.parametrize("spread", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_seeds_by_map_keep_every_runs_bits(name, spread):
     made = case(name)
     runs = 10  # over 8 devices: padded, and more than one on each
@@ -136,6 +137,7 @@ def test_seeds_by_map_keep_every_runs_bits(name, spread):
         same_bits([run_of(m, index) for m in metrics], alone_metrics)
 
 
+@pytest.mark.parametrize("name", some_slow(CASES, "cnn_batch_norm", "adversarial"))
 def test_chosen_seeds_repeat_single_runs(name):
     made = case(name)
     four, _ = train(jdl.seeds(made.learner, 4, placement="map"), [batch(made, 0)])
@@ -147,6 +149,7 @@ def test_chosen_seeds_repeat_single_runs(name):
 # Within rounding, in float64 ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", some_slow(CASES, "adversarial", "cnn_batch_norm"))
 def test_seeds_by_vmap(name, x64):
     made = case(name, True)
     together, metrics = train(jdl.seeds(made.learner, 3, placement="vmap"), [batch(made, i) for i in range(3)])
@@ -154,6 +157,22 @@ def test_seeds_by_vmap(name, x64):
         alone, alone_metrics = trained(name, "steps", True, run=index)
         close(run_of(together, index), alone)
         close([run_of(m, index) for m in metrics], alone_metrics)
+
+
+def test_runs_with_data_of_their_own(x64):
+    made = case("mlp_dropout", True)
+    halves = {name: np.stack([leaf[:48], leaf[48:]]) for name, leaf in made.data.items()}
+    several = jdl.jit(jdl.scan(jdl.seeds(made.learner, 2, each=True, placement="map"), 3), donate=False)
+    one = jdl.jit(jdl.scan(made.learner, 3), donate=False)
+    together, metrics = train(several, [halves])
+    evaluated = jdl.evaluate(several, together, halves, batch_size=20)  # 48 examples: the last batch is padded
+    for index in (0, 1):
+        own = run_of(halves, index)
+        key = jax.random.fold_in(jax.random.key(7), index)
+        alone, alone_metrics = train(one, [own], key)
+        close(run_of(together, index), alone)
+        close([run_of(m, index) for m in metrics], alone_metrics)
+        close(run_of(evaluated, index), jdl.evaluate(one, alone, own, batch_size=20))
 
 
 @functools.cache
@@ -223,6 +242,7 @@ OF_DRAWN_BATCHES = {
 }
 
 
+@pytest.mark.parametrize("name", some_slow(CASES, "cnn_batch_norm", "adversarial"))
 @pytest.mark.parametrize(
     "transform", some_slow(OF_DRAWN_BATCHES, "feed of pmap", "feed of shard", "pmap of scan of feed")
 )
@@ -243,6 +263,7 @@ OF_RUNS = {
 }
 
 
+@pytest.mark.parametrize("name", some_slow(CASES, "cnn_batch_norm", "adversarial"))
 @pytest.mark.parametrize("transform", some_slow(OF_RUNS, "seeds of shard"))
 def test_runs_of_split_batches(name, transform, x64):
     made = exact_case(name, True, True)
@@ -257,8 +278,9 @@ def test_evaluation_is_the_same_everywhere(name, x64):
     made = case(name, True)
     state = start(name, True)
     alone = computed(jdl.jit(made.learner).evaluate(state, made.data))
-    close(computed(jdl.jit(jdl.pmap(made.learner)).evaluate(state, made.data)), alone)
-    for same in (jdl.shard(made.learner), jdl.accumulate(made.learner, 2), jdl.scan(made.learner, 2)):
+    for transform in (jdl.pmap, jdl.shard):
+        close(computed(jdl.jit(transform(made.learner)).evaluate(state, made.data)), alone)
+    for same in (jdl.accumulate(made.learner, 2), jdl.scan(made.learner, 2)):
         assert same.evaluate is made.learner.evaluate
     in_parts = jdl.evaluate(made.learner, state, made.data, batch_size=40)  # 96 examples: the last batch is padded
     if name == "adversarial":
@@ -315,6 +337,14 @@ def test_a_traced_step_is_not_taken_for_another_transform(x64):
 
     assert (loops(base), loops(jdl.accumulate(base, 2))) == (1, 2)
     assert (loops(jdl.accumulate(base, 2)), loops(base)) == (2, 1)
+
+
+def test_a_state_may_begin_inside_another_program():
+    learner = jdl.jit(case("mlp_dropout").learner)
+    key = jax.random.key(7)
+    inside = jax.jit(lambda key: (learner.init(key), learner.init(jax.random.key(8))))(key)  # traced, and a constant
+    outside = learner.init(key), learner.init(jax.random.key(8))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), plain(inside), plain(outside))
 
 
 @pytest.mark.parametrize("transform", [jdl.pmap, jdl.shard])

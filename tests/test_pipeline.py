@@ -1,23 +1,19 @@
 """Pipelines against plain slices of the data, and against themselves interrupted, shared out and in other processes."""
 
 import gc
-import importlib.util
-import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
 import optax
 import pytest
+from examples import Numbers, ended, take, targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
 
 import jdl
 from jdl import runs
@@ -25,24 +21,6 @@ from jdl.data import records
 from jdl.pipeline import pipeline
 
 grain = pytest.importorskip("grain", reason="pipelines need the extra jdl[grain]")
-
-
-class Numbers:
-    """Examples that are their number, and count how often they were read."""
-
-    def __init__(self, size):
-        self.size = size
-        self.reads = 0
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        self.reads += 1
-        return {"input": np.full(3, index, np.float32), "target": np.int32(index)}
-
-    def name(self, index):
-        return f"number {index}"
 
 
 def noisy(example, generator):
@@ -58,14 +36,6 @@ def with_process(example):
     return {**example, "process": np.array(facts, np.int32)}
 
 
-def take(source, count):
-    return [source.next() for _ in range(count)]
-
-
-def targets(batches):
-    return [batch["target"].tolist() for batch in batches]
-
-
 def visited(batches):
     return [target for batch in batches for target in batch["target"].tolist()]
 
@@ -75,12 +45,6 @@ def same(one, other):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
-
-
-def ended(*sources):
-    for source in sources:
-        source.close()
-    assert not multiprocessing.active_children()
 
 
 # --- which batches
@@ -216,6 +180,71 @@ def flipped(example, generator):
     return {**example, "input": example["input"][:, :: generator.choice([-1, 1])]}
 
 
+# --- evaluation
+
+
+class Pairs(Numbers):
+    def __getitem__(self, index):
+        return {"input": np.float32([np.sin(index), np.cos(index)]), "target": np.int32(index % 3)}
+
+
+@pytest.mark.parametrize("size", [20, 22])  # of the second, the last batch is filled up and masked
+def test_a_pipeline_is_evaluated_as_the_arrays_are(size):
+    data, train = Pairs(size), Pairs(12)
+    arrays = jax.tree.map(lambda *leaves: np.stack(leaves), *(data[i] for i in range(size)))
+    make = lambda: pipeline(data, 5, shuffle=False, drop_remainder=False)  # noqa: E731
+    learner = jdl.jit(jdl.supervised(nn.Dense(3), jdl.losses.cross_entropy, optax.sgd(0.1), example=make().example))
+    rows = [
+        jdl.fit(
+            learner, pipeline(train, 4), steps=6, validation=validation, evaluate_every=2, evaluation_batch_size=5
+        ).rows
+        for validation in (make(), arrays)
+    ]
+    assert runs.differences(*rows) == []
+    assert len([row for row in rows[0] if "validation/loss" in row]) == 3
+    source, state = make(), learner.init(jax.random.key(0))
+    place = source.next()["target"].tolist()
+    next(source.epoch())  # and no more of it
+    assert place + source.next()["target"].tolist() == [i % 3 for i in range(10)]  # the place of `next` stays
+    read = jdl.evaluate(learner, state, source)
+    jax.tree.map(np.testing.assert_array_equal, read, jdl.evaluate(learner, state, arrays, batch_size=5))
+
+
+def test_a_mask_of_the_data_counts_in_evaluation():
+    data = Pairs(22)
+    masked = lambda example: {**example, "mask": np.float32(example["target"] > 0)}  # noqa: E731
+    source = pipeline(data, 5, shuffle=False, drop_remainder=False, map=masked)
+    arrays = jax.tree.map(lambda *leaves: np.stack(leaves), *(masked(data[i]) for i in range(22)))
+    learner = jdl.supervised(nn.Dense(3), jdl.losses.cross_entropy, optax.sgd(0.1), example=source.example)
+    state = learner.init(jax.random.key(0))
+    read, given = jdl.evaluate(learner, state, source), jdl.evaluate(learner, state, arrays, batch_size=5)
+    np.testing.assert_allclose(read["loss"], given["loss"], rtol=1e-6)
+
+
+def test_a_last_batch_that_devices_do_not_divide_is_filled_up_before_it_is_placed():
+    sharding = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices()[:2], ("data",)), PartitionSpec("data"))
+    source = pipeline(Pairs(21), 4, shuffle=False, drop_remainder=False, sharding=sharding)
+    batches = list(source.epoch())
+    assert [batch["mask"].tolist() for batch in batches] == [[1.0] * 4] * 5 + [[1.0, 0.0, 0.0, 0.0]]
+    assert all(leaf.sharding == sharding for batch in batches for leaf in jax.tree.leaves(batch))
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"drop_remainder": False}, "shuffle=False"),
+        ({"shuffle": False}, "drop_remainder=False"),
+        ({"shuffle": False, "drop_remainder": False, "random_map": noisy}, "no random_map"),
+    ],
+)
+def test_a_pipeline_that_evaluation_cannot_take(options, what, tmp_path):
+    data = Pairs(12)
+    learner = jdl.supervised(nn.Dense(3), jdl.losses.cross_entropy, optax.sgd(0.1), example=pipeline(data, 5).example)
+    with pytest.raises(ValueError, match=f"each example once, as it is: give the pipeline {what}"):
+        jdl.fit(learner, pipeline(data, 4), steps=1, validation=pipeline(data, 5, **options), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # --- ahead of the step
 
 
@@ -271,148 +300,3 @@ def test_batches_go_where_the_sharding_says():
     assert batch["input"].addressable_shards[0].data.shape == (16 // len(jax.devices()), 3)
     same([batch], [plain.next()])
     ended(source, plain)
-
-
-# --- what goes wrong
-
-
-def picky(example):
-    if example["target"] == 13:
-        raise KeyError("thirteen")
-    return example
-
-
-def ragged(example):
-    return {**example, "input": np.zeros(int(example["target"]) // 10)}
-
-
-class Damaged(Numbers):
-    def __getitem__(self, index):
-        if index == 13:
-            raise OSError("unreadable")
-        return super().__getitem__(index)
-
-
-@pytest.mark.parametrize(
-    ("data", "map", "message"),
-    [
-        (
-            Numbers(23),
-            picky,
-            r"example 13 \(number 13\) could not be mapped: KeyError: 'thirteen' \(in picky, test_pip",
-        ),
-        (Damaged(23), None, r"example 13 \(number 13\) could not be read: OSError: unreadable"),
-        (
-            Numbers(23),
-            ragged,
-            r"example 10 \(number 10\) is .*float64\[1\].* and example 8 \(number 8\) is .*float64\[0\].* alike in map",
-        ),
-    ],
-)
-def test_an_example_that_fails_is_named_and_keeps_its_place(data, map, message):
-    source = pipeline(data, 4, shuffle=False, map=map)
-    with pytest.raises(ValueError, match=message):
-        take(source, 20)
-    place = source.save()["position"]
-    with pytest.raises(ValueError, match=message):  # again: none was passed over
-        source.next()
-    assert source.save()["position"] == place
-    ended(source)
-
-
-def test_errors_in_workers_are_named_also_from_modules_that_workers_cannot_import(tmp_path):
-    (tmp_path / "elsewhere.py").write_text(
-        "class Odd(Exception):\n"
-        "    def __init__(self, one, two):\n"
-        "        super().__init__(one)\n"
-        "def fails(example):\n"
-        "    if example['target'] == 13:\n"
-        "        raise Odd('one', 'two')\n"
-        "    return example\n"
-    )
-    spec = importlib.util.spec_from_file_location("elsewhere_1234", tmp_path / "elsewhere.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    source = pipeline(Numbers(23), 4, shuffle=False, map=module.fails, workers=1)
-    assert targets(take(source, 3)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    with pytest.raises(ValueError, match=r"example 13 .*could not be mapped: Odd: one \(in fails, elsewhere.py line 6"):
-        source.next()
-    ended(source)
-
-
-def test_what_cannot_be_sent_to_workers_is_named():
-    lock = threading.Lock()
-    with pytest.raises(ValueError, match=r"pipeline\(workers=2\): map cannot be sent .*lock.*or use workers=0"):
-        pipeline(Numbers(8), 2, map=lambda example: (lock, example)[1], workers=2)
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "options", "message"),
-    [
-        (9, {}, r"batch_size=9\): the data has 8 examples; use 1 to 8"),
-        (0, {}, r"batch_size=0\)"),
-        (3, {"shard": (0, 2)}, r"batch_size=3\) does not divide over 2 processes"),
-        (2, {"shard": (2, 2)}, r"shard=\(2, 2\)\): give \(index, count\)"),
-        (6, {"shard": (0, 2), "drop_remainder": False}, r"last batch of an epoch has 2 of 8 examples, and 2 processes"),
-        (2, {"seed": -1}, r"seed=-1\): it is at least 0"),
-        (2, {"workers": -1}, r"workers=-1\): it is at least 0"),
-        (2, {"threads": 0}, r"threads=0\): it is at least 1"),
-        (2, {"prefetch": -1}, r"prefetch=-1\): it is at least 0"),
-        (2, {"map": lambda example: {"input": "words"}}, r"the first example\['input'\] has dtype <U5"),
-    ],
-)
-def test_arguments_that_are_refused(batch_size, options, message):
-    with pytest.raises(ValueError, match=message):
-        pipeline(Numbers(8), batch_size, **options)
-
-
-def test_arrays_in_memory_are_for_batches():
-    with pytest.raises(ValueError, match=r"for arrays in memory use Batches"):
-        pipeline({"input": np.zeros((8, 3))}, 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_workers_end_with_their_process(number, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import time, multiprocessing\n"
-        "from test_pipeline import Numbers, pipeline\n"
-        "if __name__ == '__main__':\n"
-        "    source = pipeline(Numbers(23), 4, workers=2)\n"
-        "    source.next()\n"
-        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-        "    time.sleep(100)\n"
-    )
-    paths = [str(Path(__file__).parent), str(Path(jdl.__file__).parent.parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    process = subprocess.Popen(
-        [sys.executable, script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    workers = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(workers) == 2
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    deadline = time.monotonic() + 60
-    while any(_lives(pid) for pid in workers):
-        assert time.monotonic() < deadline, "workers outlive their process"
-        time.sleep(0.01)
-
-
-def _lives(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def test_a_worker_that_dies_is_an_error():
-    source = pipeline(Numbers(8), 2, map=deadly, workers=1)
-    with pytest.raises(RuntimeError, match=r"worker process of the pipeline ended with exit code -9: .*fewer workers"):
-        take(source, 8)
-    ended(source)
-
-
-def deadly(example):
-    if multiprocessing.parent_process() is not None:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return example

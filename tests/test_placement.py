@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from jdl import placement
+
 if not hasattr(os, "sched_setaffinity"):
     pytest.skip("no thread can be bound to a core here", allow_module_level=True)
 
@@ -44,3 +46,17 @@ def test_the_one_that_finds_no_core_left_goes_where_it_may(tmp_path):
     for process in processes:
         process.communicate("")
     assert sorted(claimed) == ["False", *["True"] * count]
+
+
+def test_devices_may_wait_for_each_other_and_the_users_own_flags_stay(monkeypatch):
+    name = "--xla_cpu_collective_call_terminate_timeout_seconds"
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=here {name}=50")
+    placement._let_devices_wait()
+    once = os.environ["XLA_FLAGS"].split()
+    assert once[:2] == ["--xla_dump_to=here", f"{name}=50"]
+    assert once[2:] == ["--xla_cpu_collective_call_warn_stuck_timeout_seconds=3600"]
+    placement._let_devices_wait()
+    assert os.environ["XLA_FLAGS"].split() == once
+    monkeypatch.delenv("XLA_FLAGS")
+    placement._let_devices_wait()
+    assert f"{name}=604800" in os.environ["XLA_FLAGS"]

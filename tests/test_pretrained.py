@@ -378,3 +378,36 @@ def test_stacking_leaves_other_layers_alone():
     eleven = {"params": {"blocks": {f"layer_{n}": {"x": jnp.full((1,), n)} for n in sorted(range(11), key=str)}}}
     stacked = pretrained.stack_layers(eleven)["params"]["blocks"]["layers"]["x"]
     np.testing.assert_array_equal(stacked[:, 0], range(11))  # by number, not by name
+
+
+# --- weights that others have published, downloaded
+
+
+@pytest.mark.slow
+def test_imagenets_weights_know_a_cat_a_cup_and_a_rocket():
+    photographs = pytest.importorskip("skimage.data", reason="the photographs are scikit-image's")
+    network = pretrained.efficientnet_lite0(fetch=True)
+    images = []
+    for image in (photographs.chelsea(), photographs.coffee(), photographs.rocket()):
+        side = min(image.shape[:2])
+        top, left = ((size - side) // 2 for size in image.shape[:2])
+        square = jnp.asarray(image[top : top + side, left : left + side], jnp.float32) / 255
+        images.append(jax.image.resize(square, (224, 224, 3), "cubic").clip(0, 1))
+    logits = network.model.apply(network.variables, pretrained.imagenet_images(jnp.stack(images)))
+    cat, coffee, rocket = (network.class_names[place] for place in np.asarray(logits.argmax(-1)))
+    assert cat in {"Egyptian Mau", "tabby cat", "tiger cat"}
+    assert (coffee, rocket) == ("espresso", "missile")
+    assert jax.nn.softmax(logits[1]).max() > 0.7
+
+
+@pytest.mark.slow
+def test_minilm_knows_what_is_alike():
+    encoder = pretrained.minilm(fetch=True)
+    tokens = encoder.tokenizer.encode_batch(["cat", "kitten", "stocks"], 8)
+    outputs = encoder.model.apply(encoder.variables, tokens)
+    weights = np.asarray(tokens["mask"], np.float32)[..., None]
+    means = np.asarray((outputs * weights).sum(1) / weights.sum(1))
+    means = means / np.linalg.norm(means, axis=1, keepdims=True)  # whose products are cosines
+    np.testing.assert_allclose(
+        means[0] @ means[1:].T, [0.78821, 0.20276], atol=1e-4
+    )  # Transformers' with these weights

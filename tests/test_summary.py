@@ -173,7 +173,9 @@ def test_the_command_in_json(capsys):
     [
         (("LeNet5", "--num-classes", 10), "f32[1,32,32,1]"),
         (("WideResNet", "--num-classes", 10, "--model.depth", 10, "--widen", 1), "f32[1,32,32,3]"),
-        (("MobileNetV2", "--num-classes", 10, "--input", "64,64,3"), "f32[1,64,64,3]"),
+        pytest.param(
+            ("MobileNetV2", "--num-classes", 10, "--input", "64,64,3"), "f32[1,64,64,3]", marks=pytest.mark.slow
+        ),
         (("MLP", "--features", 8, 5, "--input", "4,6"), "f32[1,4,6]"),
         (("EncoderDecoder", "--vocab-size", 9, "--context", 7, "--num-layers", 1), "i32[1,7], i32[1,7]"),
     ],
@@ -230,3 +232,13 @@ def test_mistakes_in_files_are_named(tmp_path, capsys):
 )
 def test_every_network_has_help(name, capsys):
     assert f"usage: jdl summary {name}" in command(capsys, name, "--help")
+
+
+def test_what_calls_back_is_counted_too():
+    class Printing(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            jax.debug.print("{}", x.sum())
+            return nn.Dense(3)(x)
+
+    assert summarize(Printing(), np.zeros((2, 4), np.float32)).training_flops > 0

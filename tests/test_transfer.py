@@ -205,9 +205,9 @@ def test_features_may_be_trees():
     np.testing.assert_array_equal(found["sum"], 2 * INPUTS)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_a_frozen_body_runs_as_in_evaluation(frozen):
-    model = jdl.nn.Classifier(Body(), 2, frozen=frozen)
+@pytest.mark.parametrize("options", [{}, {"frozen": True}, {"fixed_statistics": True}], ids=str)
+def test_a_frozen_body_runs_as_in_evaluation_and_so_do_fixed_statistics(options):
+    model = jdl.nn.Classifier(Body(), 2, **options)
     body = filled(Body(), INPUTS)
     start = transfer.graft(body, "encoder")
     learner = jdl.supervised(model, jdl.losses.cross_entropy, optax.sgd(0.5), example=DATA, variables=start)
@@ -216,11 +216,11 @@ def test_a_frozen_body_runs_as_in_evaluation(frozen):
     state, metrics = learner.step(first, DATA)
     after = transfer.take({"params": state.params, **state.collections}, "encoder")
     changed = jax.tree.map(lambda one, other: not np.array_equal(one, other), after, body)
-    if not frozen:
+    assert changed["params"]["dense"]["kernel"] == (not options.get("frozen"))
+    if not options:
         assert changed["batch_stats"]["norm"] == {"mean": True, "var": True}
-        assert changed["params"]["dense"]["kernel"]
         return
-    assert not any(jax.tree.leaves(changed))
+    assert not any(jax.tree.leaves(changed if options.get("frozen") else changed["batch_stats"]))
     assert not np.array_equal(state.params["head"]["kernel"], first.params["head"]["kernel"])
     # Without dropout and on running statistics: training's loss is evaluation's.
     np.testing.assert_allclose(metrics["loss"].compute(), learner.evaluate(first, DATA)["loss"].compute(), rtol=1e-6)

@@ -16,6 +16,7 @@ from jdl.nn.positions import rotary, sinusoidal
 from jdl.nn.recurrent import Recurrent, RecurrentLayer
 from jdl.nn.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101
 from jdl.nn.stochastic_depth import StochasticDepth
+from jdl.nn.tensor_parallel import TENSOR_PARALLEL
 from jdl.nn.tokens import Tokens
 from jdl.nn.transformer import FeedForward, Stack, TransformerBlock
 from jdl.nn.unet import UNet
@@ -27,6 +28,7 @@ __all__ = [
     "BERT",
     "GPT",
     "MLP",
+    "TENSOR_PARALLEL",
     "VGG",
     "VGG11",
     "VGG16",

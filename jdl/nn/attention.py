@@ -5,13 +5,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jdl.nn.dense import Dense
 from jdl.nn.positions import rotary
+from jdl.nn.ring_attention import current_ring, ring_attention
 
 Initializer = nn.initializers.Initializer
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention on `jax.nn.dot_product_attention`, which a GPU fuses.
+    """Multi-head attention on `jax.nn.dot_product_attention`, which a GPU fuses; over a ring where one is spread.
 
     Self-attention, or with `context` attention of x to another sequence. num_kv_heads: below num_heads, groups of
     heads share keys and values (Ainslie et al. 2023, "GQA"). rotary_base: rotary positions of that base.
@@ -52,7 +54,7 @@ class MultiHeadAttention(nn.Module):
         features = self.head_features or width // self.num_heads
 
         def project(name: str, inputs: Array, heads: int) -> Array:
-            dense = nn.Dense(heads * features, self.use_bias, kernel_init=self.kernel_init, name=name)
+            dense = Dense(heads * features, self.use_bias, kernel_init=self.kernel_init, name=name)
             return dense(inputs).reshape(*inputs.shape[:2], heads, features)
 
         query = project("query", x, self.num_heads)
@@ -73,9 +75,13 @@ class MultiHeadAttention(nn.Module):
             key, value, seen = self._remember(key, value)
             mask = seen if mask is None else mask & seen
             causal = False
-        attended = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+        ring = None if decode or context is not None else current_ring()
+        if ring is None or time % ring.size:
+            attended = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+        else:
+            attended = ring_attention(query, key, value, mask, causal, ring)
         out_init = self.out_kernel_init or self.kernel_init
-        out = nn.Dense(width, self.use_bias, kernel_init=out_init, name="out")
+        out = Dense(width, self.use_bias, kernel_init=out_init, name="out")
         return out(attended.reshape(batch, time, self.num_heads * features))
 
     def _remember(self, key: Array, value: Array) -> tuple[Array, Array, Bool[Array, "1 1 time source"]]:
@@ -114,9 +120,9 @@ class AdditiveAttention(nn.Module):
         mask: Bool[Array, "batch source"] | None = None,
     ) -> tuple[Float[Array, "batch time state_features"], Float[Array, "batch time source"]]:
         """The states' weighted means, and the weights; `mask` is true for states that exist."""
-        asked = nn.Dense(self.features, use_bias=False, name="query")(query)[:, :, None]
-        offered = nn.Dense(self.features, name="states")(states)[:, None]
-        scores = nn.Dense(1, use_bias=False, name="score")(jnp.tanh(asked + offered))[..., 0]
+        asked = Dense(self.features, use_bias=False, name="query")(query)[:, :, None]
+        offered = Dense(self.features, name="states")(states)[:, None]
+        scores = Dense(1, use_bias=False, name="score")(jnp.tanh(asked + offered))[..., 0]
         where = None if mask is None else mask[:, None]
         weights = jax.nn.softmax(scores, where=where)
         return jnp.einsum("bts,bsf->btf", weights, states), weights

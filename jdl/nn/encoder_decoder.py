@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jdl.nn.attention import padding_mask
+from jdl.nn.dense import by_rows
 from jdl.nn.positions import sinusoidal
 from jdl.nn.tokens import Tokens, check_ids
 from jdl.nn.transformer import Stack, TransformerBlock
@@ -92,7 +93,7 @@ class EncoderDecoder(nn.Module):
             train=train,
             decode=decode,
         )
-        return self.embed.attend(self.decoder_norm(x) if self.norm_first else x)
+        return by_rows(self.embed.attend, self.decoder_norm(x) if self.norm_first else x)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Raises ValueError for ids outside the vocabulary."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jdl.nn.attention import padding_mask, segment_mask
+from jdl.nn.dense import Dense, by_rows
 from jdl.nn.normalization import NormName, normalization
 from jdl.nn.tokens import Tokens, check_ids
 from jdl.nn.transformer import Stack, TransformerBlock
@@ -79,8 +80,8 @@ class GPT(nn.Module):
         x = stack(x, mask=mask, positions=positions, train=train, decode=decode)
         x = normalization(self.norm, epsilon=self.epsilon, use_bias=self.use_bias, name="norm")(x)
         if self.tie_embeddings:
-            return embed.attend(x)
-        return nn.Dense(self.vocab_size, use_bias=False, kernel_init=initial, name="logits")(x)
+            return by_rows(embed.attend, x)
+        return Dense(self.vocab_size, use_bias=False, kernel_init=initial, name="logits")(x)
 
     def check_inputs(self, inputs: Any) -> None:
         """Raises ValueError for ids outside the vocabulary."""

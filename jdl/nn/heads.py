@@ -42,17 +42,21 @@ class Classifier(nn.Module):
 
     frozen: the encoder always runs as in evaluation, so without dropout and on its running statistics, and no gradient
     reaches it. An optimiser with weight decay would still shrink its weights: `jdl.transfer.freeze(..., "^encoder/")`.
+    fixed_statistics: the encoder runs as in evaluation, and yet its parameters learn: batch normalisation keeps the
+    statistics that it came with, where those of small batches of few examples would do harm.
     """
 
     encoder: nn.Module  # gives `[batch, features]`
     num_classes: int
     dropout: float = 0.0
     frozen: bool = False
+    fixed_statistics: bool = False
 
     @nn.compact
     def __call__(self, inputs: Any, train: bool = False) -> Float[Array, "batch classes"]:
         """inputs: the encoder's."""
-        x = self.encoder(inputs, **mode_argument(self.encoder)(train and not self.frozen))  # type: ignore[operator]
+        mode = mode_argument(self.encoder)(train and not self.frozen and not self.fixed_statistics)
+        x = self.encoder(inputs, **mode)  # type: ignore[operator]
         if self.frozen:
             x = jax.lax.stop_gradient(x)
         return nn.Dense(self.num_classes, name="head")(nn.Dropout(self.dropout, deterministic=not train)(x))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jdl.nn.attention import Initializer, MultiHeadAttention
+from jdl.nn.dense import Dense
 from jdl.nn.normalization import NormName, normalization
 from jdl.nn.stochastic_depth import StochasticDepth
 
@@ -28,14 +29,14 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         """One position does not see another."""
-        hidden = nn.Dense(self.features, self.use_bias, kernel_init=self.kernel_init, name="up")(x)
+        hidden = Dense(self.features, self.use_bias, kernel_init=self.kernel_init, name="up")(x)
         if self.gated:
-            gate = nn.Dense(self.features, self.use_bias, kernel_init=self.kernel_init, name="gate")(x)
+            gate = Dense(self.features, self.use_bias, kernel_init=self.kernel_init, name="gate")(x)
             hidden = hidden * self.activation(gate)
         else:
             hidden = self.activation(hidden)
         out_init = self.out_kernel_init or self.kernel_init
-        return nn.Dense(x.shape[-1], self.use_bias, kernel_init=out_init, name="down")(hidden)
+        return Dense(x.shape[-1], self.use_bias, kernel_init=out_init, name="down")(hidden)
 
 
 class TransformerBlock(nn.Module):

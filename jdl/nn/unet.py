@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jdl.nn.convolution import Conv
+from jdl.nn.dense import Dense
 from jdl.nn.images import check_images
 from jdl.nn.normalization import NormName, normalization
 from jdl.nn.pooling import max_pool
@@ -51,8 +52,8 @@ class UNet(nn.Module):
             x = max_pool(x, (2, 2), (2, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(twice(x, lowest))
         for features, skip in zip(reversed(descent), reversed(seen), strict=True):
-            x = twice(jnp.concatenate([skip, doubled(nn.Dense(4 * features)(x))], -1), features)
-        return nn.Dense(self.outputs, name="head")(x)
+            x = twice(jnp.concatenate([skip, doubled(Dense(4 * features)(x))], -1), features)
+        return Dense(self.outputs, name="head")(x)
 
 
 def doubled(x: Images) -> Float[Array, "batch _ _ _"]:

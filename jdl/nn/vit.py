@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jdl.nn.dense import Dense
 from jdl.nn.images import check_images
 from jdl.nn.transformer import Stack, TransformerBlock
 
@@ -45,7 +46,7 @@ class ViT(nn.Module):
         # A convolution whose windows tile the image is a matrix product of the tiles.
         rows, columns = height // self.patch, width // self.patch
         tiles = images.reshape(batch, rows, self.patch, columns, self.patch, channels).swapaxes(2, 3)
-        x = nn.Dense(self.width, name="patches")(tiles.reshape(batch, rows * columns, -1))
+        x = Dense(self.width, name="patches")(tiles.reshape(batch, rows * columns, -1))
         if self.pooling == "token":
             token = self.param("token", nn.initializers.zeros, (1, 1, self.width))
             x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, self.width)).astype(x.dtype), x], 1)
@@ -63,4 +64,4 @@ class ViT(nn.Module):
         stack = Stack(block, self.num_layers, self.scan, self.remat, self.drop_rate, name="blocks")
         x = nn.LayerNorm(self.epsilon, name="norm")(stack(x, train=train))
         x = x[:, 0] if self.pooling == "token" else x.mean(1)
-        return x if self.num_classes is None else nn.Dense(self.num_classes, name="head")(x)
+        return x if self.num_classes is None else Dense(self.num_classes, name="head")(x)

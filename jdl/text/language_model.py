@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jdl.nn.dense import Dense
 from jdl.nn.recurrent import CellName, Recurrent
 from jdl.nn.tokens import Tokens, check_ids
 
@@ -39,7 +40,7 @@ class RecurrentLanguageModel(nn.Module):
         if decode:
             self.put_variable("cache", "carry", carry)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.vocab_size, name="logits")(x)
+        return Dense(self.vocab_size, name="logits")(x)
 
     def check_inputs(self, inputs: Any) -> None:
         """Raises ValueError for ids outside the vocabulary."""

@@ -3,13 +3,16 @@
 import itertools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jdl
 from jdl.data.lengths import buckets, pack, pad
 
 properties = settings(deadline=None)  # the first of a shape compiles
@@ -190,3 +193,45 @@ def test_pack_cuts_off_only_when_asked_and_refuses_an_empty_sequence():
     assert packed.ids.tolist() == [[1, 2, 3], [5, 0, 0]]
     with pytest.raises(ValueError, match=r"sequences\[1\] is empty"):
         pack([[1], [], [2]], 3)
+
+
+# --- a source of buckets
+
+
+class LastState(nn.Module):
+    """A recurrent network's last state, classified."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        _, (last,) = jdl.nn.Recurrent(4, "gru")(jax.nn.one_hot(inputs["ids"], 10), inputs["mask"].sum(1))
+        return nn.Dense(2)(last)
+
+
+def test_a_fit_on_buckets_compiles_once_a_length_and_resumes_to_the_bit(tmp_path):
+    random = np.random.default_rng(0)
+    sequences = [random.integers(0, 10, length) for length in [3, 9, 4, 16, 2, 2, 12, 7, 1, 8, 5]]
+    targets = np.array([sequence[0] > 4 for sequence in sequences], np.int32)
+
+    def make(indices, length):
+        padded = pad([sequences[i] for i in indices], length)
+        return {"input": padded._asdict(), "target": targets[indices]}
+
+    ours = jdl.Bucketed(lambda i, n: {"mask": np.zeros(len(i))}, [1, 1, 1], [1], batch_size=2)
+    assert not ours.next()["mask"].any()  # what is masked stays so
+    source = lambda: jdl.Bucketed(make, [*map(len, sequences)], [4, 8, 16], batch_size=2, key=5)  # noqa: E731
+    first = source()
+    epoch = [first.next() for _ in range(7)]
+    assert sorted({batch["input"]["ids"].shape for batch in epoch}) == [(2, 4), (2, 8), (2, 16)]
+    seen = np.concatenate([batch["input"]["mask"].sum(1)[batch["mask"] > 0] for batch in epoch])
+    assert sorted(seen) == sorted(map(len, sequences))
+    learner = jdl.jit(
+        jdl.supervised(LastState(), jdl.losses.cross_entropy, optax.adam(0.01), example=epoch[0], any_length=True)
+    )
+    whole = jdl.fit(learner, source(), steps=15)
+    assert len(learner.step.signatures) == 3
+    jdl.fit(learner, source(), steps=8, run=tmp_path / "parts")
+    parts = jdl.fit(learner, source(), steps=15, run=tmp_path / "parts", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, parts.state.params, whole.state.params)
+    wrong = {**epoch[0], "input": {**epoch[0]["input"], "mask": np.ones((2, 5), bool)}}
+    with pytest.raises(ValueError, match=r"one length, these have .*\['mask'\]\"?: 5"):
+        learner.step(learner.init(jax.random.key(0)), wrong)

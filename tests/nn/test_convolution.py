@@ -9,7 +9,6 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jdl.nn import Conv, conv_general_dilated
-from jdl.nn.convolution import weight_gradient_convolutions
 
 LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 LIKE_FLAX = {"dimension_numbers": LAYOUTS[2], "window_strides": (1, 1), "padding": "SAME"}
@@ -34,6 +33,12 @@ GRID = [
     ((7, 8), (3, 3), (2, 3), "VALID", (1, 2), 3, 3, 3, 1),
     ((8, 7), (2, 3), (2, 1), ((2, -1), (0, 1)), (1, 1), 3, 3, 3, 2),
     ((8, 7), (3, 3), (2, 2), "SAME", (1, 1), 2, 6, 2, 2),
+    # Winograd's: the kernel's gradient, then all
+    ((7, 8), (3, 3), (1, 1), "SAME", (1, 1), 32, 33, 1, 2),
+    ((9, 6), (3, 3), (1, 1), "VALID", (1, 1), 33, 32, 1, 1),
+    ((7, 8), (3, 3), (1, 1), ((-1, 2), (1, -2)), (1, 1), 32, 32, 1, 2),
+    ((16, 17), (3, 3), (1, 1), "SAME", (1, 1), 64, 65, 1, 2),
+    ((19, 16), (3, 3), (1, 1), ((0, 3), (-1, 4)), (1, 1), 65, 64, 1, 2),
     ((10,), (5,), (2,), "SAME", (1,), 3, 4, 1, 2),
     ((10,), (3,), (1,), ((4, 0),), (2,), 3, 4, 1, 2),
     ((10,), (3,), (3,), "VALID", (1,), 4, 4, 4, 2),
@@ -99,9 +104,14 @@ def test_gradients_equal_xla_in_float64(case):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_gradients_keep_their_dtype(dtype, groups):
-    precise = arrays(((9, 8), (3, 3), (2, 1), "SAME", (1, 1), 4, 4, groups, 16), "float32")
+@pytest.mark.parametrize(
+    "case",
+    [((9, 8), (3, 3), (2, 1), "SAME", (1, 1), 4, 4, groups, 16) for groups in (1, 2, 4)]
+    + [((16, 17), (3, 3), (1, 1), "SAME", (1, 1), 64, 64, 1, 2)],  # Winograd's
+    ids=str,
+)
+def test_gradients_keep_their_dtype(dtype, case):
+    precise = arrays(case, "float32")
     inputs, kernel, outputs, options = precise
 
     def pull(convolve, dtype):
@@ -118,6 +128,31 @@ def test_gradients_keep_their_dtype(dtype, groups):
         assert one.dtype == dtype
         error = jnp.abs(one.astype("float32") - other).max() / jnp.abs(other).max()
         assert error < {"float32": 2e-6, "bfloat16": 2e-2, "float16": 2e-3}[dtype]
+
+
+def programs(stride, dtype="float32", features=64, kernel=3):
+    """The programs of a convolution and its two gradients on a CPU, as text."""
+    x = jnp.zeros((2, 16, 16, features), dtype)
+    k = jnp.zeros((kernel, kernel, features, features), dtype)
+    convolve = lambda x, k: conv_general_dilated(x, k, **(LIKE_FLAX | {"window_strides": (stride, stride)}))  # noqa: E731
+    y, pull = jax.eval_shape(convolve, x, k), lambda x, k, y: jax.vjp(convolve, x, k)[1](y)
+    y = jnp.zeros(y.shape, dtype)
+    parts = convolve, lambda x, k: pull(x, k, y)[0], lambda x, k: pull(x, k, y)[1]
+    return [jax.jit(part).lower(x, k).as_text() for part in parts]
+
+
+def test_which_form_a_cpu_takes():
+    def convolutions(*found):
+        return [text.count("stablehlo.convolution") for text in programs(*found)]
+
+    assert convolutions(1) == [0, 0, 0]  # Winograd's products
+    assert convolutions(1, "bfloat16") == [1, 1, 0]
+    assert convolutions(1, "float32", 32) == [1, 1, 0]
+    forward, to_input, _ = programs(2)
+    assert forward.count("stablehlo.convolution") == 1
+    assert to_input.count("stablehlo.convolution") == 4  # the phases of a stride of 2 by 2
+    assert "lhs_dilate = [2, 2]" not in to_input
+    assert "lhs_dilate = [4, 4]" in programs(4, "float32", 4, 4)[1]  # 16 small parts would cost more
 
 
 def test_half_precision_sums_in_float32():
@@ -337,83 +372,3 @@ def test_the_layer_takes_no_batch_or_many():
     variables = layer.init(jax.random.key(1), inputs)
     many = layer.apply(variables, inputs)
     close(layer.apply(variables, inputs[1, 2]), many[1, 2], 1e-6)
-
-
-class Deep(nn.Module):
-    layer: type | object
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(self.layer(4, (3, 3))(x))
-        return nn.relu(self.layer(4, (3, 3), strides=2, feature_group_count=2)(x))
-
-
-def training(layer, wrap=lambda step: step):
-    inputs = jnp.ones((2, 6, 6, 2))
-    variables = Deep(layer).init(jax.random.key(0), inputs)
-
-    def step(variables, _=None):
-        gradient = jax.grad(lambda v: jnp.sum(Deep(layer).apply(v, inputs) ** 2))(variables)
-        return jax.tree.map(jnp.subtract, variables, gradient), None
-
-    return jax.make_jaxpr(wrap(step))(variables)
-
-
-EXPECTED = {"float32[3,3,2,4] from input float32[2,6,6,2]", "float32[3,3,2,4] from input float32[2,6,6,4]"}
-WRAPS = {
-    "nothing": lambda step: step,
-    "jit": lambda step: jax.jit(step),
-    "scan": lambda step: lambda v: lax.scan(step, v, None, length=3),
-    "while": lambda step: (
-        lambda v: lax.fori_loop(0, v["params"]["Conv_0"]["bias"][0].astype(int), lambda _, v: step(v)[0], v)
-    ),
-    "map": lambda step: lambda v: lax.map(lambda _: step(v)[0], jnp.arange(2)),
-    "remat": lambda step: jax.checkpoint(step),
-    "cond": lambda step: lambda v: lax.cond(v["params"]["Conv_0"]["bias"][0] > 0, lambda v: step(v)[0], lambda v: v, v),
-}
-
-
-@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS.keys())
-def test_weight_gradients_are_found(wrap):
-    found = weight_gradient_convolutions(training(nn.Conv, wrap))
-    assert sorted(found) == sorted(EXPECTED)
-    assert weight_gradient_convolutions(training(Conv, wrap)) == []
-
-
-@pytest.mark.parametrize(
-    ("layout", "groups", "batch_groups"),
-    [
-        (("NHWC", "HWIO", "NHWC"), 1, 1),
-        (("NHWC", "HWIO", "NHWC"), 2, 1),
-        (("NHWC", "HWIO", "NHWC"), 4, 1),
-        (("NHWC", "HWIO", "NHWC"), 1, 2),
-        (("NCHW", "OIHW", "NCHW"), 1, 1),
-        (("NCHW", "OIHW", "NCHW"), 2, 1),
-        (("NCHW", "HWIO", "NHWC"), 1, 1),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("runs", [None, 3])
-def test_only_weight_gradients_are_found(layout, groups, batch_groups, runs):
-    def shape(letters, sizes):
-        return tuple(sizes[letter] for letter in letters)
-
-    inputs = jnp.ones(shape(layout[0], {"N": 2, "C": 4, "H": 5, "W": 6}))
-    kernel = jnp.ones(shape(layout[1], {"I": 4 // groups, "O": 8, "H": 3, "W": 3}))
-
-    def value(inputs, kernel):
-        return lax.conv_general_dilated(
-            inputs, kernel, (1, 2), "SAME", dimension_numbers=layout,
-            feature_group_count=groups, batch_group_count=batch_groups,
-        ).sum()  # fmt: skip
-
-    def found(function):
-        if runs is not None:
-            many = [jnp.stack([array] * runs) for array in (inputs, kernel)]
-            return weight_gradient_convolutions(jax.make_jaxpr(jax.vmap(function))(*many))
-        return weight_gradient_convolutions(jax.make_jaxpr(function)(inputs, kernel))
-
-    assert found(value) == []
-    assert found(jax.grad(value, 0)) == []
-    assert len(found(jax.grad(value, 1))) == 1
-    assert len(found(jax.grad(value, (0, 1)))) == 1

@@ -44,4 +44,4 @@ def some_slow(*slow):
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in MAKE]
 
 
-DISCRETE_ONLY = {"dqn", "dqn with everything"}
+DISCRETE_ONLY = "dqn", "dqn with everything"

@@ -31,6 +31,7 @@ def bits(tree):
             for x in jax.tree.leaves(tree)]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", some_slow("dqn", "a2c", "reinforce", "dqn with everything"))
 def test_a_seed_among_others_is_that_seed_alone(name):
     together = jdl.jit(jdl.seeds(jdl.scan(small(name), 3), 3, placement="map"))
     alone = jdl.jit(jdl.seeds(jdl.scan(small(name), 3), [2]))
@@ -43,6 +44,7 @@ def test_a_seed_among_others_is_that_seed_alone(name):
     assert not np.array_equal(state.timestep.observation[0], state.timestep.observation[1])
 
 
+@pytest.mark.parametrize("name", some_slow("dqn", "a2c", "reinforce", "dqn with everything"))
 def test_seeds_by_vmap_are_close_after_an_update(name):
     key = jax.random.key(1)
     results = []
@@ -53,7 +55,21 @@ def test_seeds_by_vmap_are_close_after_an_update(name):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("transform", [jdl.pmap, lambda learner: jdl.accumulate(learner, 2)])
+def _accumulated(learner):
+    return jdl.accumulate(learner, 2)
+
+
+# Each way of splitting with one of the two kinds of algorithm; with the other, slow.
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [
+        pytest.param(
+            name, split, marks=() if (name, split) in (("dqn", jdl.pmap), ("ppo", _accumulated)) else pytest.mark.slow
+        )
+        for name in MAKE
+        for split in (jdl.pmap, _accumulated)
+    ],
+)
 def test_gradients_are_the_same_however_they_are_split(name, transform, x64):
     options = {"warm_up": 1} if name.startswith("dqn") else {}  # learn at the first step
     plain, split = small(name, **options), transform(small(name, **options))
@@ -65,6 +81,7 @@ def test_gradients_are_the_same_however_they_are_split(name, transform, x64):
         np.testing.assert_allclose(one, other, atol=1e-9 if one.dtype == np.float64 else 2e-6)
 
 
+@pytest.mark.parametrize("name", some_slow("ppo", "a2c", "reinforce", "dqn with everything"))
 def test_resume_is_to_the_bit(name, tmp_path):
     learner = jdl.jit(jdl.scan(small(name, normalise_observations=True), 2))
     options = {"steps": 8, "log_every": 2, "checkpoint_every": 4}

@@ -22,6 +22,7 @@ def test_a_loaded_agent_acts_as_it_did(tmp_path):
     assert run.result["metrics"].keys() == {"return", "length", "return (twin)"}
     env = gymnasium.make("CartPole-v1")
     algorithm = module.algorithm(config, env.observation_space, env.action_space)
+    act = jax.jit(algorithm.act, static_argnums=4)
     for index in (0, 1):
         agent = rl.load(tmp_path / "run", index)
         params = jax.tree.map(lambda leaf, i=index: leaf[i], jax.device_get(agent.run.state.agent))
@@ -29,7 +30,7 @@ def test_a_loaded_agent_acts_as_it_did(tmp_path):
         for _ in range(10):
             action = agent.act(observation)
             timestep = TimeStep(observation[None], np.ones(1, bool))
-            assert action == algorithm.act(params, (), timestep, jax.random.key(0), True)[0][0]
+            assert action == act(params, (), timestep, jax.random.key(0), True)[0][0]
             observation, *_ = env.step(action)
     with pytest.raises(ValueError, match=r"index=2\): .* has 2 seed"):
         rl.load(tmp_path / "run", 2)

@@ -223,7 +223,7 @@ def killed_and_resumed(make, folder):
 @pytest.mark.parametrize(
     ("name", "env", "mode", "ahead"),
     [
-        ("ppo", "CartPole-v1", None, False),
+        pytest.param("ppo", "CartPole-v1", None, False, marks=pytest.mark.slow),
         ("ppo", "CartPole-v1", None, True),
         ("dqn", "CartPole-v1", AutoresetMode.SAME_STEP, True),
         pytest.param("dqn with everything", "MountainCar-v0", AutoresetMode.DISABLED, False, marks=pytest.mark.slow),

@@ -62,6 +62,7 @@ def actions(algorithm, agent, *observations):
     return algorithm.act(agent, (), TimeStep(seen, jnp.ones(len(seen), bool)), jax.random.key(0), True)[0]
 
 
+@pytest.mark.slow  # the next one tells more; where it fails, this one says what is wrong
 def test_a_constant_value(runner, name):
     env = probes.constant()
     algorithm, agent, last = trained(runner, name, env)
@@ -69,12 +70,14 @@ def test_a_constant_value(runner, name):
     assert last == 1
 
 
+@pytest.mark.parametrize("name", some_slow("a2c", "reinforce", "dqn with everything"))
 def test_a_value_from_the_observation(runner, name):
     env = probes.observed()
     algorithm, agent, _ = trained(runner, name, env)
     np.testing.assert_allclose(values(name, algorithm, env, agent, -1.0, 1.0), [-1, 1], atol=0.1)
 
 
+@pytest.mark.parametrize("name", some_slow("a2c", "reinforce", "dqn with everything"))
 def test_a_discounted_value(runner, name):
     env = probes.two_steps()
     algorithm, agent, _ = trained(runner, name, env)
@@ -88,12 +91,14 @@ def test_a_truncated_episode_goes_on(runner, name):
     np.testing.assert_allclose(values(name, algorithm, env, agent, 0.0), [1 / (1 - DISCOUNT)], atol=0.1)
 
 
+@pytest.mark.slow  # as above
 def test_an_action_that_is_right(runner, name):
     env = probes.chosen()
     algorithm, agent, _ = trained(runner, name, env)
     assert score(algorithm, env, agent, 10) == 1
 
 
+@pytest.mark.parametrize("name", some_slow("a2c", "reinforce", "dqn with everything"))
 def test_an_action_that_is_seen(runner, name):
     env = probes.matched()
     algorithm, agent, last = trained(runner, name, env)
@@ -102,6 +107,7 @@ def test_an_action_that_is_seen(runner, name):
     np.testing.assert_allclose(values(name, algorithm, env, agent, -1.0, 1.0), [1, 1], atol=0.15)
 
 
+@pytest.mark.parametrize("name", some_slow("a2c", "reinforce", "dqn with everything"))
 def test_a_forbidden_action_is_never_taken(runner, name):
     env = probes.masked()
     masked = {"masked": True} if name.startswith("dqn") else {}
@@ -126,8 +132,8 @@ def test_a_continuous_action(runner, name):
     np.testing.assert_allclose(actions(algorithm, agent, -1.0, 1.0)[:, 0], [-0.5, 0.5], atol=0.15)
 
 
-@pytest.mark.parametrize("name", [name for name in MAKE if name not in DISCRETE_ONLY])
-@pytest.mark.parametrize("kind", ["choices", "bits"])
+@pytest.mark.parametrize("name", [name for name in some_slow("a2c", "reinforce") if name not in DISCRETE_ONLY])
+@pytest.mark.parametrize("kind", ["choices", pytest.param("bits", marks=pytest.mark.slow)])
 def test_several_choices_at_once(runner, name, kind):
     env = probes.two_choices() if kind == "choices" else probes.three_bits()
     algorithm, agent, _ = trained(runner, name, env)

@@ -40,9 +40,13 @@ LINE = spaces.Box(-1, 1, (2,), np.float32)
 @pytest.mark.parametrize(
     ("observation_space", "action_space"),
     [
-        (spaces.Tuple((spaces.Discrete(3, start=1), spaces.MultiBinary(2))), spaces.MultiDiscrete([2, 3])),
+        pytest.param(
+            spaces.Tuple((spaces.Discrete(3, start=1), spaces.MultiBinary(2))),
+            spaces.MultiDiscrete([2, 3]),
+            marks=pytest.mark.slow,
+        ),
         (spaces.Dict(a=spaces.Dict(b=LINE, c=spaces.MultiDiscrete([2, 4])), d=spaces.Discrete(5)), LINE),
-        (spaces.MultiBinary(4), spaces.Box(-np.inf, np.inf, (2, 2), np.float32)),
+        pytest.param(spaces.MultiBinary(4), spaces.Box(-np.inf, np.inf, (2, 2), np.float32), marks=pytest.mark.slow),
     ],
     ids=["tuple", "dict", "bits"],
 )

@@ -1,0 +1,40 @@
+"""Environments and replay shared out over devices: the agent is the one of a single device."""
+
+import jax
+import numpy as np
+import pytest
+from agents import MAKE, some_slow
+
+import jdl
+import rl
+
+
+def trained(learner, name):
+    # In single precision actions come to differ at last; DQN has first to fill its replay.
+    learner = jdl.jit(jdl.scan(learner, 40 if name.startswith("dqn") else 5))
+    state, metrics = learner.step(learner.init(jax.random.key(0)), None)
+    return state, {name: metric.compute() for name, metric in metrics.items()}
+
+
+@pytest.mark.parametrize("name", some_slow(*MAKE))
+def test_the_agent_is_that_of_one_device(name, x64):
+    env = rl.envs.cartpole()
+    learner = rl.on_device(MAKE[name](env), env, 8)
+    alone, expected = trained(learner, name)
+    state, metrics = trained(jdl.distribute(learner, "data", rules=rl.OVER_ENVIRONMENTS), name)
+    each = jax.tree.leaves((state.environments, state.timestep.observation))
+    if name.startswith("dqn"):
+        each += jax.tree.leaves(state.agent.replay.ring)
+    assert all(leaf.addressable_shards[0].data.shape[0] == 1 for leaf in each)
+    for one, other in zip(jax.tree.leaves(alone.agent.params), jax.tree.leaves(state.agent.params), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)  # networks are in single precision
+    for metric, value in expected.items():
+        np.testing.assert_allclose(metrics[metric], value, rtol=1e-5, atol=1e-6, err_msg=metric)
+
+
+def test_environments_that_the_devices_do_not_divide():
+    env = rl.envs.cartpole()
+    learner = jdl.distribute(rl.on_device(MAKE["ppo"](env), env, 12), "data", rules=rl.OVER_ENVIRONMENTS)
+    message = r"does not divide environments/state, whose shape is \(12, 4\): its axis 0 must be a multiple of 8"
+    with pytest.raises(ValueError, match=message):
+        jdl.jit(learner).init(jax.random.key(0))
