@@ -12,6 +12,7 @@ from jdl.paths import by_path
 from jdl.pipeline import Pipeline, pipeline
 from jdl.placement import host_devices, one_core
 from jdl.precision import compute_type, mixed_precision
+from jdl.preemption import REQUEUE, Preempted
 from jdl.profiling import profile
 from jdl.runs import Run
 from jdl.separate import separately
@@ -22,6 +23,7 @@ from jdl.supervised import TrainState, evaluated_params, supervised
 from jdl.transforms import accumulate, feed, jit, population, scan, seeds
 
 __all__ = [
+    "REQUEUE",
     "Batches",
     "Bucketed",
     "Fitted",
@@ -29,6 +31,7 @@ __all__ = [
     "Mode",
     "Monitor",
     "Pipeline",
+    "Preempted",
     "Run",
     "Source",
     "TrainState",

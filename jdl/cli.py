@@ -28,6 +28,7 @@ from jdl.console import (
     summary_of,
 )
 from jdl.placement import ask_for_devices, cores
+from jdl.preemption import leaving
 from jdl.profiling import profile
 from jdl.runs import Run
 from jdl.study import Study, is_study
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command; user errors end it with one message and status 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = _dispatch(arguments)
+        with leaving():
+            status = _dispatch(arguments)
     except (LookupError, ValueError, TypeError, OSError, ImportError) as error:
         if "--traceback" in arguments:
             raise
@@ -145,10 +147,24 @@ def _run(name: str, arguments: list[str]) -> int:
     numbers = options.seed_list or tuple(range(options.seeds))
     if not numbers or min(numbers) < 0:
         raise ValueError(f"--seeds {options.seeds}: give at least 1 run (or --seed-list with seeds from 0 up)")
-    experiment.settle(chosen.config)
+    begun = experiment.begun(module, chosen.config, numbers, options.run_dir) if options.run_dir else None
+    if begun is None:
+        experiment.settle(chosen.config)
+    else:
+        experiment.settle_run(begun)
     with profile(options.profile) if options.profile is not None else contextlib.nullcontext():
+        if begun is not None:
+            return _go_on(begun, options.json)
         prepared = experiment.prepare(module, chosen.config, numbers, options.run_dir, options.log)
         return finish(experiment.begin(prepared), options.json)
+
+
+def _go_on(run: Run, as_json: bool) -> int:
+    if run.result is None:
+        before = run.environment
+        for line in experiment.environment_differences(before, run.resumed()):
+            print(f"jdl: the environment has changed since the run was made: {line}", file=sys.stderr)
+    return finish(experiment.execute(run), as_json)
 
 
 def _chosen(verb: str, name: str, module: Any, options: type, arguments: list[str], **more: Any) -> Any:
@@ -218,11 +234,7 @@ def resume(run: _RunPath, /, devices: str = "", mesh: str = "", json: _Json = Fa
     if devices or mesh:
         experiment.move(found, devices, mesh)
     experiment.settle_run(found)
-    if found.result is None:
-        before = found.environment
-        for line in experiment.environment_differences(before, found.resumed()):
-            print(f"jdl: the environment has changed since the run was made: {line}", file=sys.stderr)
-    return finish(experiment.execute(found), json)
+    return _go_on(found, json)
 
 
 def replay(run: _RunPath, /, json: _Json = False) -> int:

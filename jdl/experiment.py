@@ -117,6 +117,31 @@ def prepare(
     return prepared
 
 
+def begun(module: ModuleType, config: Any, numbers: Sequence[int], path: Path) -> Run | None:
+    """The unfinished run of a folder, to go on with, where it is this very one; None where there is none.
+
+    A scheduler that ended a command, or the machine under it, gives it again as it was. Raises FileExistsError, saying
+    what differs, for a run of another experiment, config, seeds or source.
+    """
+    if not (path / "config.json").is_file() or (found := Run(path)).result is not None:
+        return None
+    file = Path(typing.cast(str, module.__file__))
+    wanted = runs.as_json({"experiment": file.stem, "seeds": list(numbers), **dataclasses.asdict(config)})
+    held = {"experiment": found.description["experiment"], "seeds": list(found.seeds), **found.config}
+    held |= found.description.get("before", [{}])[0]  # as it was begun, where `jdl resume` has moved it since
+    differ = [
+        f"{name} {held.get(name)!r} there, {wanted[name]!r} here" for name in wanted if held.get(name) != wanted[name]
+    ]
+    if (path / _COPY).is_file() and (path / _COPY).read_bytes() != file.read_bytes():
+        differ.append(f"{file.name} has changed since")
+    if differ:
+        raise FileExistsError(
+            f"{path} holds an unfinished run that is another: {'; '.join(differ)}; choose another --run-dir, or go on "
+            f"with that one by `jdl resume {path}`"
+        )
+    return found
+
+
 def begin(prepared: Run) -> Run:
     """Execute a new run; where the experiment raises before it has written anything, no folder stays behind."""
     files = set(prepared.path.iterdir())

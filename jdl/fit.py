@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from jdl.loggers import LOGGERS
 from jdl.metrics import merge_axis, to_host
 from jdl.outcome import Monitor, Outcome, copied, plain
 from jdl.placement import beside
+from jdl.preemption import Notice, Preempted, noticed
 from jdl.profiling import Watch
 from jdl.progress import ProgressBar
 from jdl.runs import Row, Run, locked, open_or_create
@@ -68,6 +70,8 @@ def fit(
     are multiples of `learner.steps`.
 
     A run whose metrics are no longer finite ends at that step with a warning and the state of its last checkpoint.
+    With a run directory, SIGTERM saves a checkpoint at once and raises `Preempted`, which ends the process with the
+    status `jdl.REQUEUE`; what was not logged yet is saved, too.
     """
     interval = _Intervals(learner.steps, steps)
     log_every = interval("log_every", log_every, 100)
@@ -102,14 +106,21 @@ def fit(
         loop.start()
         bar = ProgressBar(steps, loop.step, progress)
         intervals = [every for every in (log_every, evaluate_every, checkpoint_every, steps) if every]
-        while loop.step < steps and not loop.stopped:
-            loop.advance(min(_next(loop.step, every) for every in intervals), bar)
-            watch.look()
-            loop.flush(bar)
-            if validated and loop.step % evaluate_every == 0:
-                loop.evaluate(validated.batches())
-            if checkpoint_every and (loop.step % checkpoint_every == 0 or loop.step >= steps or loop.stopped):
-                loop.save()
+        with noticed() if checkpoint_every else contextlib.nullcontext(Notice()) as notice:
+            while loop.step < steps and not loop.stopped:
+                event = min(_next(loop.step, every) for every in intervals)
+                loop.advance(event, bar, notice)
+                if loop.step < event:
+                    loop.leave(saved=False)
+                watch.look()
+                loop.flush(bar)
+                if validated and loop.step % evaluate_every == 0:
+                    loop.evaluate(validated.batches())
+                due = checkpoint_every > 0 and (loop.step % checkpoint_every == 0 or loop.step >= steps or loop.stopped)
+                if due:
+                    loop.save()
+                if notice:  # also at the last step: what comes after the fit may take longer than is left
+                    loop.leave(saved=due)
         return loop.finish()
     finally:
         bar.close(loop.step)
@@ -201,6 +212,7 @@ class _Loop:
         self.rows: list[Row] = []
         self.stopped = False
         self._pending: list[Metrics] = []
+        self._unlogged: list[np.ndarray] = []  # as `_pending`, leaf by leaf, from before an interruption
         self._clock = time.monotonic()
 
     def start(self) -> None:
@@ -224,11 +236,12 @@ class _Loop:
         self.outcome.restore(restored.notes["outcome"], self.state, best)
         self.stopped = bool(self.outcome.ended.all()) or restored.notes["stopped"]
         self._clock -= restored.notes["seconds"]
+        self._unlogged = [np.array(values, dtype) for dtype, values in restored.notes.get("unlogged", [])]
 
-    def advance(self, until: int, bar: ProgressBar) -> None:
-        """Take steps until the next event; nothing here waits for the device."""
+    def advance(self, until: int, bar: ProgressBar, notice: Notice) -> None:
+        """Take steps until the next event, or a notice; nothing here waits for the device."""
         step, source, state, pending = self.learner.step, self.source, self.state, self._pending
-        while self.step < until:
+        while self.step < until and not notice:
             state, metrics = step(state, source.next(state))
             pending.append(metrics)
             self.step += self.learner.steps
@@ -239,11 +252,13 @@ class _Loop:
         """Fetch what the steps since the last flush measured, end runs that diverged, and log the rest."""
         if not self._pending:
             return
-        metrics = self._stack(self._pending)
-        first = self.step - len(self._pending) * self.learner.steps
+        leaves, structure = self._measured()
         self._pending.clear()
+        self._unlogged = []
+        metrics, axis = jax.tree.unflatten(structure, leaves), 0 if self.learner.runs is None else 1
+        first = self.step - (leaves[0].shape[axis] if leaves else 0)
         self._end_diverged(self._first_not_finite(metrics, first))
-        values = compute(merge_axis(metrics, 0 if self.learner.runs is None else 1))
+        values = compute(merge_axis(metrics, axis))
         row = self._log("train", values)
         if "train/loss" in row:
             losses = [loss for loss in np.ravel(row["train/loss"]) if loss is not None]
@@ -258,6 +273,16 @@ class _Loop:
         self.outcome.judge(values[self.outcome.monitor.name], self.step, self.state)
         self.stopped = self.stopped or bool(self.outcome.ended.all())
 
+    def leave(self, saved: bool) -> None:
+        """A checkpoint, if that is still to be made and no run has just diverged; raises Preempted."""
+        if self.checkpoints is None or self.run is None:
+            return
+        if not saved and not self.outcome.not_finite(self.state).any():
+            self.save()
+        self.checkpoints.wait()
+        print(f"jdl: told to end (SIGTERM): {self.run.path} is saved as of step {self.step}", file=sys.stderr)
+        raise Preempted
+
     def save(self) -> None:
         """A checkpoint, of finite runs alone."""
         if self.checkpoints is None:
@@ -270,6 +295,7 @@ class _Loop:
             "stopped": self.stopped,
             "has_best": self.outcome.best is not None,
             "seconds": time.monotonic() - self._clock,
+            "unlogged": [(str(leaf.dtype), leaf.tolist()) for leaf in self._measured()[0]],
         }
         # The best state's replay, if it has one, is never trained with again: the last state's will do.
         self.checkpoints.save(self.step, self._tree(state, best), notes, same_rows={"best": "state"})
@@ -288,6 +314,16 @@ class _Loop:
         with self.lock:
             if self.checkpoints is not None:
                 self.checkpoints.close()
+
+    def _measured(self) -> tuple[list[np.ndarray], Any]:
+        """What steps measured since the last row: the leaves, [(runs), updates, ...], and their structure."""
+        if not self._pending:
+            return self._unlogged, None
+        leaves, structure = jax.tree.flatten(self._stack(self._pending))
+        axis = 0 if self.learner.runs is None else 1
+        if self._unlogged:
+            leaves = [np.concatenate(pair, axis) for pair in zip(self._unlogged, leaves, strict=True)]
+        return leaves, structure
 
     def _stack(self, pending: list[Metrics]) -> Metrics:
         """[calls] of [(runs), (steps)] -> [(runs), updates], in float64."""

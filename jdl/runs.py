@@ -294,6 +294,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
 
 
+def as_json(value: Any) -> Any:
+    """A value as it is read back from JSON."""
+    return json.loads(json.dumps(value, default=_plain))
+
+
 def _plain(value: Any) -> Any:
     """A value that JSON has no type for, as one it has."""
     if isinstance(value, Path):

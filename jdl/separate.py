@@ -16,6 +16,7 @@ import numpy as np
 
 from jdl import experiment, runs
 from jdl.placement import leave_core
+from jdl.preemption import REQUEUE, Preempted, leaving
 from jdl.runs import Run
 
 _OUTPUT = "output.txt"
@@ -43,6 +44,8 @@ def separately(run: Run, processes: int | None = None) -> dict[str, np.ndarray]:
                 if process.poll() is not None:
                     del working[path]
                     _close(process)
+                    if process.returncode == REQUEUE:  # it was told before this process was
+                        raise Preempted
                     if process.returncode:
                         raise ChildProcessError(
                             f"{path.name} failed: {_last_line(path / _OUTPUT)} ({path / _OUTPUT} has all of it)"
@@ -97,7 +100,8 @@ def work(path: str) -> None:
 
     threading.Thread(target=wait, daemon=True).start()
     try:
-        experiment.execute_part(Run(path))
+        with leaving():
+            experiment.execute_part(Run(path))
     except Exception as error:
         traceback.print_exc()
         print(f"{type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
