@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jdl import segments
+from jdl import processes, segments, shards
 
 _MANIFEST = "manifest.json"
 _NOTES = "notes.json"
@@ -50,6 +50,7 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
         self._files: dict[str, list[segments.Segment]] = {}  # of each ring, as of the last checkpoint
+        self._saves = 0
 
     def save(
         self,
@@ -70,7 +71,8 @@ class Checkpoints:
             same[name] = f"{same_rows[part]}/{rest}" if same_rows and part in same_rows else name
             if same[name] == name:
                 new.append(segments.new_rows(name, ring, self._files.get(name, [])))
-        small = _copied(segments.without_rows(tree))
+        small = _flatten(_copied(segments.without_rows(tree)))
+        self._saves += 1
         self._writing = self._writer.submit(self._write, step, small, dict(notes or {}), new, same)
 
     def wait(self) -> None:
@@ -99,47 +101,67 @@ class Checkpoints:
         listing every difference, where a checkpoint holds other arrays: it was made with another config.
         """
         self.wait()
+        step = processes.by_first(self._newest_intact)
+        if step is None:
+            return None
+        folder = self.directory / f"{step:08d}"
+        small = _unflatten(_load_arrays(folder), segments.without_rows(like), folder, part)
+        index = segments.read_index(folder)
+        self._files = {name: [segments.Segment(*one) for one in ring["files"]] for name, ring in index.items()}
+        notes = json.loads((folder / _NOTES).read_text())
+        return Restored(step, segments.restore(small, like, folder), notes)
+
+    def _newest_intact(self) -> int | None:
         for step in reversed(self.steps()):
             folder = self.directory / f"{step:08d}"
             damage = _damage(folder) or segments.damage(folder)
-            if damage:
-                warnings.warn(f"checkpoint {folder} is damaged ({damage}); using the one before it", stacklevel=2)
-                continue
-            arrays = _load_arrays(folder / _ARRAYS)
-            small = _unflatten(arrays, segments.without_rows(like), folder, part)
-            index = segments.read_index(folder)
-            self._files = {name: [segments.Segment(*one) for one in ring["files"]] for name, ring in index.items()}
-            notes = json.loads((folder / _NOTES).read_text())
-            return Restored(step, segments.restore(small, like, folder), notes)
+            if not damage:
+                return step
+            warnings.warn(f"checkpoint {folder} is damaged ({damage}); using the one before it", stacklevel=3)
         return None
 
     def _write(
-        self, step: int, tree: PyTree, notes: dict[str, Any], new: list[segments.NewRows], same: dict[str, str]
+        self,
+        step: int,
+        arrays: dict[str, Any],
+        notes: dict[str, Any],
+        new: list[segments.NewRows],
+        same: dict[str, str],
     ) -> None:
         folder = self.directory / f"{step:08d}"
         temporary = self.directory / f"{step:08d}.writing"
+        meeting = f"checkpoint/{self._saves}/{step}"
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            arrays = _flatten(tree)
+            if processes.first():
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            processes.barrier(f"{meeting}/begun")
             rows = sum(array.nbytes for ring in new for array in ring.rows.values())
-            _check_space(temporary, rows + sum(array.nbytes for array in arrays.values()))
-            _save_arrays(temporary / _ARRAYS, arrays)
-            (temporary / _NOTES).write_text(json.dumps(notes))
-            beside = self.directory / segments.FOLDER
-            files = {ring.name: segments.write(beside, step, ring, self._files.get(ring.name, [])) for ring in new}
-            files = {name: files[first] for name, first in same.items()}
-            segments.write_index(temporary, files)
-            (temporary / _MANIFEST).write_text(json.dumps(_sums(temporary)))
-            for path in [*_files(temporary), temporary]:
-                segments.sync(path)
-            if folder.exists():  # a run resumed from an earlier checkpoint comes by here again
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-            segments.sync(self.directory)
-            self._files = files
+            _check_space(temporary, rows + sum(array.nbytes for array in arrays.values()) // processes.count())
+            if processes.several():
+                for path in shards.write(temporary, jax.process_index(), arrays, shards.held(arrays)):
+                    segments.sync(path)
+            processes.barrier(f"{meeting}/written")
+            if processes.first():
+                if not processes.several():
+                    _save_arrays(temporary / _ARRAYS, {name: np.asarray(array) for name, array in arrays.items()})
+                (temporary / _NOTES).write_text(json.dumps(notes))
+                beside = self.directory / segments.FOLDER
+                files = {ring.name: segments.write(beside, step, ring, self._files.get(ring.name, [])) for ring in new}
+                files = {name: files[first] for name, first in same.items()}
+                segments.write_index(temporary, files)
+                (temporary / _MANIFEST).write_text(json.dumps(_sums(temporary)))
+                for path in [*_files(temporary), temporary]:
+                    segments.sync(path)
+                if folder.exists():  # a run resumed from an earlier checkpoint comes by here again
+                    shutil.rmtree(folder)
+                temporary.rename(folder)
+                segments.sync(self.directory)
+                self._files = files
+            processes.barrier(f"{meeting}/there")
         except Exception as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if processes.first():
+                shutil.rmtree(temporary, ignore_errors=True)
             full = "No space left" in str(error) or "ENOSPC" in str(error)
             if not full and not isinstance(error, OSError):
                 raise
@@ -148,6 +170,8 @@ class Checkpoints:
                 f"checkpoint {folder} could not be written ({reason}); free space there or choose another run "
                 "directory, then resume: the checkpoints before it are intact"
             ) from error
+        if not processes.first():
+            return
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
         segments.clean(self.directory, [self.directory / f"{kept:08d}" for kept in self.steps()])
@@ -155,11 +179,11 @@ class Checkpoints:
 
 @jax.jit
 def _copy_leaves(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.copy(leaf) for leaf in leaves]
+    return [jax.random.key_data(leaf) if _is_key(leaf) else jnp.copy(leaf) for leaf in leaves]
 
 
 def _copied(tree: PyTree) -> PyTree:
-    """A copy on the device, which the next step's donation leaves alone; it is fetched in the background."""
+    """A copy on the device, keys as numbers, which the next step's donation leaves alone; fetched in the background."""
     leaves, structure = jax.tree.flatten(tree)
     on_device = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
     for i, copy in zip(on_device, _copy_leaves([leaves[i] for i in on_device]), strict=True):
@@ -167,15 +191,9 @@ def _copied(tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
+def _flatten(tree: PyTree) -> dict[str, Any]:
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {segments.leaf_name(path): _to_numpy(leaf) for path, leaf in flat}
-
-
-def _to_numpy(leaf: Any) -> np.ndarray:
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
+    return {segments.leaf_name(path): leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for path, leaf in flat}
 
 
 def _shape_and_type(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
@@ -188,7 +206,7 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _unflatten(arrays: Mapping[str, np.ndarray], like: PyTree, folder: Path, part: bool) -> PyTree:
+def _unflatten(arrays: Mapping[str, Any], like: PyTree, folder: Path, part: bool) -> PyTree:
     flat, structure = jax.tree_util.tree_flatten_with_path(like)
     wanted = {segments.leaf_name(path): leaf for path, leaf in flat}
     problems = [f"missing: {name}" for name in wanted if name not in arrays]
@@ -206,14 +224,13 @@ def _unflatten(arrays: Mapping[str, np.ndarray], like: PyTree, folder: Path, par
     return jax.tree.unflatten(structure, [_placed(arrays[name], leaf) for name, leaf in wanted.items()])
 
 
-def _placed(saved: np.ndarray, like: Any) -> Any:
+def _placed(saved: Any, like: Any) -> Any:
     """A saved array as what it was: a Python number, a key or an array on the devices of `like`."""
     if isinstance(like, bool | int | float):
-        return type(like)(saved.item())
+        return type(like)(np.asarray(saved).item())
     if _is_key(like):
-        keys = jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
-        return jax.device_put(keys, like.sharding)
-    return jax.device_put(saved, like.sharding) if isinstance(like, jax.Array) else saved
+        return jax.random.wrap_key_data(_placed(saved, jax.random.key_data(like)), impl=jax.random.key_impl(like))
+    return processes.placed(saved, like.sharding) if isinstance(like, jax.Array) else np.asarray(saved)
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -232,7 +249,10 @@ def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     (folder.parent / "empty.json").write_text(json.dumps(empty))
 
 
-def _load_arrays(folder: Path) -> dict[str, np.ndarray]:
+def _load_arrays(checkpoint: Path) -> Mapping[str, Any]:
+    folder = checkpoint / _ARRAYS
+    if not folder.exists():
+        return shards.read(checkpoint)
     from orbax.checkpoint import v1
 
     with warnings.catch_warnings():

@@ -6,6 +6,7 @@ An error is one line; with --traceback, anywhere, also where it came from.
 import contextlib
 import dataclasses
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from jdl import experiment, search_space, statistics
+from jdl import experiment, processes, search_space, statistics
 from jdl import tune as tuning
 from jdl.console import (
     console,
@@ -30,7 +31,7 @@ from jdl.console import (
 from jdl.placement import ask_for_devices, cores
 from jdl.preemption import leaving
 from jdl.profiling import profile
-from jdl.runs import Run
+from jdl.runs import Run, together
 from jdl.study import Study, is_study
 
 _Json = Annotated[bool, tyro.conf.arg(help="print the result as one JSON object, on the last line")]
@@ -107,11 +108,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("jdl: stopped; `jdl runs` lists the run, `jdl resume RUN` continues it", file=sys.stderr)
         status = 130
+    except Exception as error:
+        if not processes.several():
+            raise
+        traceback.print_exc()
+        if processes.is_lost(error):
+            print(
+                "jdl: another process, or the way to it, was lost, so this one stops; start all of them again with "
+                "`jdl launch ... resume RUN` to go on from the last checkpoint",
+                file=sys.stderr,
+            )
+        status = 1
+    if status and processes.several():
+        processes.leave(status)  # the others wait for this one, and notice
     sys.exit(status)
 
 
 def _dispatch(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
+    if arguments[:1] == ["launch"] and len(arguments) > 1:
+        return _launch(arguments[1:])
     named = {"run": _run, "tune": _tune, "summary": _summarize, "plan": _plan}
     if arguments and arguments[0] in named and len(arguments) > 1 and not arguments[1].startswith("-"):
         return named[arguments[0]](arguments[1], arguments[2:])
@@ -119,6 +135,7 @@ def _dispatch(arguments: list[str]) -> int:
         "list": list_experiments,
         "run": run,
         "tune": tune,
+        "launch": launch,
         "resume": resume,
         "replay": replay,
         "runs": list_runs,
@@ -185,6 +202,22 @@ def _chosen(verb: str, name: str, module: Any, options: type, arguments: list[st
     return tyro.cli(command, prog=f"jdl {verb} {name}", args=arguments, description=description)
 
 
+def launch() -> int:
+    """Run a command as several processes of one program: jdl launch --processes 2 run NAME ...; `jdl launch --help`."""
+    return _launch(["--help"])
+
+
+def _launch(arguments: list[str]) -> int:
+    from jdl import launch as launching
+
+    start = next((i for i, word in enumerate(arguments) if word in ("run", "resume") or word.endswith(".py")), None)
+    said = arguments if start is None else arguments[:start]
+    options = tyro.cli(launching.Options, prog="jdl launch", args=said, description=launching.__doc__)
+    if start is None:
+        raise ValueError("launch takes a command: `jdl launch --processes 2 run NAME`, `resume RUN`, or a script.py")
+    return launching.launch(options, arguments[start:], _dispatch)
+
+
 def tune(name: Annotated[str, tyro.conf.Positional]) -> int:
     """Search an experiment's hyper-parameters: its name, then --space.FIELD RANGE ...; `jdl tune NAME --help`.
 
@@ -232,7 +265,8 @@ def resume(run: _RunPath, /, devices: str = "", mesh: str = "", json: _Json = Fa
     found = Run(run)
     experiment.require_experiment(found)
     if devices or mesh:
-        experiment.move(found, devices, mesh)
+        processes.by_first(lambda: experiment.move(found, devices, mesh))
+    found = together(run)
     experiment.settle_run(found)
     return _go_on(found, json)
 

@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jdl import processes
 from jdl.runs import Run
 from jdl.study import Study, Trial
 
@@ -18,6 +19,8 @@ def finish(finished: Run, as_json: bool) -> int:
     """Write the report of a finished run and show its result; returns the status of the command."""
     from jdl.report import write  # matplotlib takes a second to import
 
+    if not processes.first():
+        return 0
     path = write(finished)
     summary = summary_of(finished)
     rows = [(name, show_interval(interval)) for name, interval in finished.intervals.items()]

@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from jdl import runs
+from jdl import processes, runs
 from jdl.checkpoint import Checkpoints
 from jdl.learner import Learner, State
 from jdl.modes import MODES, check_mesh
@@ -108,6 +108,7 @@ def prepare(
     """A new run directory with all it takes to repeat the run, the experiment's source among it."""
     file = Path(typing.cast(str, module.__file__))
     folder = default_path(file.stem) if path is None else Path(path)
+    processes.agree("experiment", {"SHA-256 of the file": hashlib.sha256(file.read_bytes()).hexdigest()})
     package = module.__name__.rpartition(".")[0]
     root = file.absolute().parents[len(package.split(".")) if package else 0]
     source = {"package": package, "path": sorted({str(root), str(file.absolute().parent)})}
@@ -123,8 +124,13 @@ def begun(module: ModuleType, config: Any, numbers: Sequence[int], path: Path) -
     A scheduler that ended a command, or the machine under it, gives it again as it was. Raises FileExistsError, saying
     what differs, for a run of another experiment, config, seeds or source.
     """
+    found = processes.by_first(lambda: _is_begun(module, config, numbers, path))
+    return runs.together(path) if found else None
+
+
+def _is_begun(module: ModuleType, config: Any, numbers: Sequence[int], path: Path) -> bool:
     if not (path / "config.json").is_file() or (found := Run(path)).result is not None:
-        return None
+        return False
     file = Path(typing.cast(str, module.__file__))
     wanted = runs.as_json({"experiment": file.stem, "seeds": list(numbers), **dataclasses.asdict(config)})
     held = {"experiment": found.description["experiment"], "seeds": list(found.seeds), **found.config}
@@ -139,7 +145,7 @@ def begun(module: ModuleType, config: Any, numbers: Sequence[int], path: Path) -
             f"{path} holds an unfinished run that is another: {'; '.join(differ)}; choose another --run-dir, or go on "
             f"with that one by `jdl resume {path}`"
         )
-    return found
+    return True
 
 
 def begin(prepared: Run) -> Run:
@@ -187,7 +193,7 @@ def settle(config: Any) -> None:
         one_core()
     devices, mesh = str(getattr(config, "devices", "")), getattr(config, "mesh", None)
     if devices in MODES and isinstance(mesh, str) and (needed := math.prod(check_mesh(devices, mesh))) > cores():
-        ask_for_devices(needed)
+        ask_for_devices(-(-needed // processes.started()))
 
 
 def settle_run(run: Run) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jdl import processes
 from jdl.checkpoint import Checkpoints
 from jdl.data.dataset import check
 from jdl.evaluate import Epochs, compute, merged, passes
@@ -86,6 +87,12 @@ def fit(
     if validation is not None and not isinstance(validation, Epochs):
         check(validation)
     state = learner.init(key)
+    if processes.several() and all(map(_is_ours, jax.tree.leaves(state))):
+        warnings.warn(
+            f"each of {processes.count()} processes trains the same by itself: nothing spreads the learner over them "
+            "(jdl.distribute, jdl.shard, jdl.seeds)",
+            stacklevel=2,
+        )
     validated = passes(learner, state, validation, evaluation_batch_size) if validation is not None else None
     for data in (getattr(source, "data", None), validated.known if validated else None):
         if learner.check is not None and isinstance(data, Mapping):
@@ -98,15 +105,15 @@ def fit(
 
     # Nothing is written before this: a mistake above leaves no folder behind.
     run = open_or_create(run, resume) if run is not None else None
-    loggers = [LOGGERS[name](run.path / name) for name in run.log_to] if run is not None else []
+    loggers = [LOGGERS[name](run.path / name) for name in run.log_to] if run and processes.first() else []
     watch = Watch(learner, source, run)
     loop = _Loop(watch.learner, watch.source, key, state, Outcome(learner.runs, monitor), run, [*callbacks, *loggers])
     bar = ProgressBar(steps, 0, False)
     try:
         loop.start()
-        bar = ProgressBar(steps, loop.step, progress)
+        bar = ProgressBar(steps, loop.step, progress if processes.first() else False)
         intervals = [every for every in (log_every, evaluate_every, checkpoint_every, steps) if every]
-        with noticed() if checkpoint_every else contextlib.nullcontext(Notice()) as notice:
+        with _notices(bool(checkpoint_every)) as notice:
             while loop.step < steps and not loop.stopped:
                 event = min(_next(loop.step, every) for every in intervals)
                 loop.advance(event, bar, notice)
@@ -128,6 +135,17 @@ def fit(
             logger.close()
         loop.close()
         watch.close()
+
+
+def _is_ours(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+
+
+def _notices(saving: bool) -> contextlib.AbstractContextManager[Any]:
+    """Where to ask, before each call of the step, whether to save and leave."""
+    if not saving:
+        return contextlib.nullcontext(Notice())
+    return contextlib.nullcontext(processes.Notice()) if processes.several() else noticed()
 
 
 class _Intervals(NamedTuple):

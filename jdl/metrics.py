@@ -28,6 +28,8 @@ from flax import struct
 from jax import Array
 from jaxtyping import Num, Real, Shaped
 
+from jdl import processes
+
 AnyArray = Array | np.ndarray | np.generic
 """A JAX array or tracer, a NumPy array, or the scalar that NumPy makes of a 0-d sum."""
 
@@ -68,7 +70,7 @@ def to_host(tree: Any) -> Any:
             return leaf.astype(np.float64)
         return leaf.astype(np.int64) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
 
-    return jax.tree.map(widen, jax.device_get(tree))
+    return jax.tree.map(widen, jax.device_get(processes.gathered(tree)))
 
 
 def merge_axis(metrics: Any, axis: int = 0) -> Any:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from jdl import seam
+from jdl import processes, seam
 from jdl.learner import Batch, Learner
 from jdl.parallel import pmap
 from jdl.partition import Rules
@@ -33,12 +33,13 @@ MODES = get_args(Mode.__value__)
 def distribute(
     learner: Learner, devices: Mode | str = "auto", mesh_shape: int | str | Sequence[int] = (), rules: Rules = ()
 ) -> Learner:
-    """The learner over this machine's devices.
+    """The learner over this machine's devices, or over those of several processes (`jdl launch`).
 
     devices: "single" leaves it on one; "pmap" has a replica on each; "data" is one program over parts of the batch;
     "fsdp" shares out parameters and optimiser state as well; "tensor" shares out each layer's work, by the rules of
     `jdl.nn`; "fsdp+tensor" does both; "sequence" shares out the tokens of each sequence, for long ones; "auto" is
-    "data" on several accelerators that divide the batch, and "single" on a CPU, whose devices share its cores, and
+    "data" on several accelerators, or processes, that divide the batch, and "single" on a CPU, whose devices share its
+    cores, and
     within transforms that have taken the devices (`seeds`; give it spread=False to leave them to another mode).
     mesh_shape: how many devices, 8 or "8", by default all; for the last three over the batch and within each example
     or layer, (4, 2) or "4x2", by default one by all, and half by two for "fsdp+tensor". rules: what else to share out,
@@ -104,8 +105,8 @@ def _automatic(learner: Learner, rules: Rules) -> Learner:
     spread = shard(learner, rules=rules)
 
     def of(batch: Batch = None) -> Learner:
-        free = jax.default_backend() != "cpu" and not seam.current().devices_taken
-        return spread if free and (learner.fed or divides(batch, jax.local_device_count())) else learner
+        free = (jax.default_backend() != "cpu" or processes.several()) and not seam.current().devices_taken
+        return spread if free and (learner.fed or divides(batch, jax.device_count())) else learner
 
     return learner._replace(
         init=lambda key: of().init(key),
@@ -115,8 +116,8 @@ def _automatic(learner: Learner, rules: Rules) -> Learner:
 
 
 def _make_mesh(devices: Mode | str, mesh_shape: tuple[int, ...]) -> Mesh:
-    """The mesh of a mode, from this machine's devices."""
-    count = jax.local_device_count()
+    """The mesh of a mode, from the devices that there are."""
+    count = jax.device_count()
     shape = mesh_shape or _default_shape(devices, count)
     if math.prod(shape) > count:
         raise ValueError(
@@ -124,7 +125,13 @@ def _make_mesh(devices: Mode | str, mesh_shape: tuple[int, ...]) -> Mesh:
             "jdl.host_devices(n), before JAX is first used, makes more (a run goes on over fewer by "
             "`jdl resume RUN --mesh N`)"
         )
-    chosen = np.array(jax.local_devices()[: math.prod(shape)])
+    chosen = np.array(jax.devices()[: math.prod(shape)])
+    alone = set(range(jax.process_count())) - {device.process_index for device in chosen.flat}
+    if alone:
+        raise ValueError(
+            f"mesh {'x'.join(map(str, shape))} has no device of process {min(alone)}: of {processes.count()} processes "
+            f"with {count} devices in all each has a part in it; start fewer, or give a mesh of all"
+        )
     axes = mesh_axes(devices)
     return Mesh(chosen.reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes))
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, PyTree
 
+from jdl import processes
 from jdl.learner import State
 from jdl.ring import on_host
 
@@ -115,7 +116,7 @@ class Outcome:
 
     def not_finite(self, state: State) -> np.ndarray:
         """Which running runs have a NaN in their state."""
-        finite = np.asarray(_is_finite(state, jnp.zeros(self.shape)))
+        finite = np.asarray(processes.gathered(_is_finite(state, jnp.zeros(self.shape))))
         return np.asarray(~finite & ~self.ended)
 
     def compose(self, state: State) -> State:

@@ -23,7 +23,8 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
     """One replica a device: each takes its part of the batch, and gradients, weights and metrics are summed.
 
     The state is the same everywhere. Batch normalisation sees the whole batch (Flax's own layer, its axis set here);
-    random masks are each replica's own. devices: all local ones by default. Raises ValueError for a batch that the
+    random masks are each replica's own. devices: all by default, also those of other
+    processes. Raises ValueError for a batch that the
     devices do not divide.
     """
     if learner.runs is not None:
@@ -115,7 +116,7 @@ def mesh_of(devices: Sequence[Device], axis: str) -> Mesh:
 
 
 def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[Device]:
-    """The devices asked for, or all local ones; one, with a warning, where a transform around has taken them."""
+    """The devices asked for, or all; one, with a warning, where a transform around has taken them."""
     taken = seam.current().devices_taken
     if taken:
         warnings.warn(
@@ -124,7 +125,7 @@ def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[D
             stacklevel=5,
         )
         return jax.local_devices()[:1]
-    return jax.local_devices() if devices is None else devices
+    return jax.devices() if devices is None else devices
 
 
 def _normalise_over_replicas(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:

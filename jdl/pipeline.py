@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jdl import processes
 from jdl.data.dataset import check
 from jdl.learner import Batch, State
 
@@ -63,7 +64,7 @@ def pipeline(
     this process or in each worker, one batch in the making each. prefetch: batches that a thread of this process puts
     on the device ahead of time; 0 puts each when it is asked for.
     shard: `(index, count)`, which of count equal parts of every batch this process reads; by default JAX's process.
-    sharding: where batches go; over several processes it makes their parts one global array.
+    sharding: where batches go; over several processes it makes their parts one global array, by default over them all.
 
     Raises ValueError for sizes that don't fit the data or each other, for functions that cannot be sent to workers,
     and for a first example that `jdl.data.check` refuses; `next` raises ValueError, naming the example, for one that
@@ -77,6 +78,8 @@ def pipeline(
         raise ValueError(
             "pipeline reads one example after the other; for arrays in memory use Batches(data, batch_size)"
         )
+    if shard is None and sharding is None and processes.several():
+        sharding = processes.of_parts()
     index, count = (jax.process_index(), jax.process_count()) if shard is None else shard
     size = len(data)
     _check_sizes(size, batch_size, (index, count), drop_remainder)

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from jdl import seam
+from jdl import processes, seam
 from jdl.memory import keep_scratch_memory
 
 type Placement = Literal["map", "vmap"]
@@ -72,8 +72,18 @@ def _let_devices_wait() -> None:
     os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
 
 
+_share: list[int] = []  # of the cores, where several processes have them
+
+
+def share_cores(count: int) -> None:
+    """Count on so many cores from now on: other processes have the rest."""
+    _share[:] = [count]
+
+
 def cores() -> int:
     """How many cores this process may use."""
+    if _share:
+        return _share[0]
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -137,13 +147,13 @@ def over_runs(
     """Map `function(run, *shared)` over the leading axis of `run`, placed as suits this machine.
 
     placement: "map" (one after another, each run's bits those of a run alone) or "vmap" (together), by default "map"
-    on a CPU and "vmap" elsewhere. spread: over all local devices, where no transform around has taken them.
+    on a CPU and "vmap" elsewhere. spread: over all devices, where no transform around has taken them.
     """
 
     def mapped(states: PyTree, *shared: PyTree) -> PyTree:
         within = placement or ("map" if jax.default_backend() == "cpu" else "vmap")
-        devices = jax.local_devices() if spread and not seam.current().devices_taken else jax.local_devices()[:1]
-        devices = devices[:runs]
+        devices = jax.devices() if spread and not seam.current().devices_taken else jax.local_devices()[:1]
+        devices = devices if processes.several() else devices[:runs]  # each process has a part in what several do
         if len(devices) == 1:
             return _on_one_device(function, within)(states, *shared)
         with seam.reduced(devices_taken=transform):
@@ -224,4 +234,9 @@ def device_kind() -> str:
 
 def environment_devices() -> dict[str, Any]:
     """Backend, kind and number of the devices that this process sees."""
-    return {"backend": jax.default_backend(), "kind": device_kind(), "count": jax.device_count()}
+    return {
+        "backend": jax.default_backend(),
+        "kind": device_kind(),
+        "count": jax.device_count(),
+        "processes": processes.count(),
+    }

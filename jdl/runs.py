@@ -1,5 +1,6 @@
 """A run is a directory: config, seeds, environment, metrics, checkpoints, figures, report."""
 
+import atexit
 import contextlib
 import fcntl
 import importlib.metadata
@@ -8,8 +9,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import IO, Any, NamedTuple
 import jax
 import numpy as np
 
+from jdl import processes
 from jdl.placement import environment_devices
 from jdl.statistics import Interval, mean_interval
 
@@ -37,8 +41,9 @@ class Series(NamedTuple):
 class Run:
     """A run directory that exists; what it holds is read when asked for."""
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, shared: Path | None = None) -> None:
         self.path = Path(path).absolute()
+        self._shared = shared  # where the checkpoints of several processes lie
         self.fitted = False  # whether a fit of this process was given it: there is one log and one set of checkpoints
         self._observers: list[Callable[[Row], Any]] = []
         if not (self.path / "config.json").is_file():
@@ -91,7 +96,7 @@ class Run:
     @property
     def checkpoint_folder(self) -> Path:
         """Where the checkpoints lie."""
-        return self.path / "checkpoints"
+        return (self._shared or self.path) / "checkpoints"
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -143,7 +148,7 @@ class Run:
             write_json(path / "environment.json", self.environment)
             chosen = self.seeds if seeds is None else seeds
             write_json(path / "config.json", {**self.description, "part": name, "seeds": list(chosen)})
-        return Run(path)
+        return Run(path, self._shared and self._shared / name)
 
     def log(self, row: Row) -> None:
         """Append a row to metrics.jsonl, then show it to those who observe the run."""
@@ -170,7 +175,8 @@ class Run:
     def save_arrays(self, name: str, **arrays: Any) -> Path:
         """Keep arrays beside the log, for reports and notebooks, as `name`.npz."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
+        whole = processes.gathered(arrays)
+        np.savez_compressed(buffer, allow_pickle=False, **{key: np.asarray(value) for key, value in whole.items()})
         path = self.path / f"{name}.npz"
         write_bytes(path, buffer.getvalue())
         return path
@@ -217,19 +223,42 @@ def create(
     log: where `fit` sends the metrics beside metrics.jsonl (`jdl.loggers`). source: the package that the experiment
     belongs to, and the folders that it imports from.
     """
+    description = {"experiment": experiment, "config": dict(config or {}), "seeds": list(seeds), "log": list(log)}
+    json.dumps(description, default=_plain)  # before anything is made: a field of a type that JSON cannot hold
+    processes.agree("config", as_json({**description["config"], **description, "config": None}))
+    if source is not None:
+        description["source"] = dict(source)
+    return together(processes.by_first(lambda: str(_create(path, description))))
+
+
+def together(path: str | os.PathLike) -> Run:
+    """A run directory as this one of several processes has it: the first one as it is, each other one a copy.
+
+    A copy holds what is written and not the checkpoints, which all make together; it goes when the process ends.
+    """
+    if processes.first():
+        return Run(path)
+    copy = Path(tempfile.mkdtemp(prefix="jdl-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    written = (file for file in Path(path).rglob("*") if file.suffix in (".json", ".jsonl", ".py"))
+    for file in written:
+        place = copy / file.relative_to(path)
+        if "checkpoints" not in place.parts:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+    return Run(copy, Path(path).absolute())
+
+
+def _create(path: str | os.PathLike, description: Mapping[str, Any]) -> Path:
     folder = Path(path).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"the run directory {path} exists; continue it (`jdl resume {path}`, or resume=True), or choose another"
         )
-    description = {"experiment": experiment, "config": dict(config or {}), "seeds": list(seeds), "log": list(log)}
-    if source is not None:
-        description["source"] = dict(source)
-    json.dumps(description, default=_plain)  # before anything is made: a field of a type that JSON cannot hold
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", environment())
     write_json(folder / "config.json", description)  # last: it makes the folder a run
-    return Run(folder)
+    return folder
 
 
 def open_or_create(run: Run | str | os.PathLike, resume: bool) -> Run:
@@ -239,8 +268,8 @@ def open_or_create(run: Run | str | os.PathLike, resume: bool) -> Run:
             raise ValueError(f"{run} already holds a fit of this process; give the next one run.part('its name')")
         run.fitted = True
         return run
-    if resume and (Path(run) / "config.json").is_file():
-        return Run(run)
+    if resume and processes.by_first(lambda: (Path(run) / "config.json").is_file()):
+        return together(run)
     return create(run)
 
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jdl import processes
 from jdl.ring import Ring
 
 FOLDER = "segments"
@@ -51,6 +52,7 @@ def rings(tree: PyTree) -> dict[str, Ring]:
 
 def new_rows(name: str, ring: Ring, files: Sequence[Segment]) -> NewRows:
     """What a ring holds and no file does, copied from the device."""
+    ring = processes.gathered(ring)
     written = np.ravel(np.asarray(ring.written)).astype(np.int64)
     saved = np.array(files[-1].stop if files else np.zeros(len(written)), np.int64)
     start = np.minimum(np.maximum(saved, written - ring.capacity), written)
@@ -153,7 +155,7 @@ def _load(folder: Path, like: Ring, files: Sequence[Segment]) -> PyTree:
     placed = []
     for path, old in paths:
         leaf = leaves[leaf_name(path)].reshape(*shape, capacity, *old.shape[like.written.ndim + 1 :])
-        placed.append(jax.device_put(leaf, old.sharding) if isinstance(old, jax.Array) else leaf)
+        placed.append(processes.placed(leaf, old.sharding) if isinstance(old, jax.Array) else leaf)
     return jax.tree.unflatten(structure, placed)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from jdl import experiment, runs
 from jdl.placement import leave_core
 from jdl.preemption import REQUEUE, Preempted, leaving
+from jdl.processes import several
 from jdl.runs import Run
 
 _OUTPUT = "output.txt"
@@ -29,6 +30,8 @@ def separately(run: Run, processes: int | None = None) -> dict[str, np.ndarray]:
     resumed. Raises ChildProcessError with the last line that a process wrote where one fails; the others are ended.
     """
     experiment.require_experiment(run)
+    if several():
+        raise ValueError("separately starts processes of its own: run it without `jdl launch`")
     if processes is not None and processes < 1:
         raise ValueError(f"separately(processes={processes}): at least 1")
     cores = leave_core()

@@ -35,7 +35,7 @@ def shard(
 ) -> Learner:
     """One global program: the batch over the mesh's first axis, the state by rules, the rest on every device.
 
-    mesh: by default all local devices on one axis, "data". rules: `(regular expression, PartitionSpec)` pairs, the
+    mesh: by default all devices on one axis, "data". rules: `(regular expression, PartitionSpec)` pairs, the
     first that is found in a leaf's path ("params/Dense_0/kernel", and the optimiser's moments of the same name)
     places it. tensor: a mesh axis that shares out the parameters of `jdl.nn`'s families where it divides them
     (`jdl.nn.TENSOR_PARALLEL`). fsdp: a mesh axis that shares out every array of at least 1,024 numbers along its
@@ -54,7 +54,7 @@ def shard(
         Partition(mesh, rules, tensor, fsdp, sequence).check_axes()
 
     def chosen() -> Mesh:
-        return mesh_of(jax.local_devices(), "data") if mesh is None else mesh
+        return mesh_of(jax.devices(), "data") if mesh is None else mesh
 
     def alone() -> bool:
         return len(free_devices("shard", None if mesh is None else list(mesh.devices.flat))) == 1
