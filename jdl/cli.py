@@ -15,15 +15,18 @@ import numpy as np
 import tyro
 
 from jdl import experiment, processes, search_space, statistics
+from jdl import sweep as sweeping
 from jdl import tune as tuning
 from jdl.console import (
     console,
     finish,
     finish_study,
+    finish_sweep,
     number_or_none,
     print_json,
     progress,
     show_interval,
+    show_swept,
     show_table,
     show_trial,
     summary_of,
@@ -65,6 +68,14 @@ class _Options:
 @dataclasses.dataclass(frozen=True)
 class _TuneOptions(tuning.Options):
     """How to search, whatever the experiment."""
+
+    json: bool = False
+    """print the result as one JSON object, on the last line"""
+
+
+@dataclasses.dataclass(frozen=True)
+class _SweepOptions(sweeping.Options):
+    """How to sweep, whatever the experiment."""
 
     json: bool = False
     """print the result as one JSON object, on the last line"""
@@ -128,13 +139,14 @@ def _dispatch(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
     if arguments[:1] == ["launch"] and len(arguments) > 1:
         return _launch(arguments[1:])
-    named = {"run": _run, "tune": _tune, "summary": _summarize, "plan": _plan}
+    named = {"run": _run, "tune": _tune, "sweep": _sweep, "summary": _summarize, "plan": _plan}
     if arguments and arguments[0] in named and len(arguments) > 1 and not arguments[1].startswith("-"):
         return named[arguments[0]](arguments[1], arguments[2:])
     commands: dict[str, Callable[..., int]] = {
         "list": list_experiments,
         "run": run,
         "tune": tune,
+        "sweep": sweep,
         "launch": launch,
         "resume": resume,
         "replay": replay,
@@ -230,20 +242,8 @@ def tune(name: Annotated[str, tyro.conf.Positional]) -> int:
 def _tune(name: str, arguments: list[str]) -> int:
     ask_for_devices(cores())
     module = experiment.find(name)
-    fields = search_space.fields(module.Config)
-    for word in arguments:
-        if word.startswith("--space."):
-            search_space.known(word.removeprefix("--space.").partition("=")[0].replace("-", "_"), fields)
-    places = {field.replace(".", "__"): field for field in fields}  # as Python names
-    declared = getattr(module, "SPACE", {})
-    ranges = []
-    for place, field in places.items():
-        shown = tyro.conf.arg(name=field, metavar="RANGE", help=str(declared.get(field, "")))
-        ranges.append((place, Annotated[str | None, shown], None))
-    space = dataclasses.make_dataclass("space", ranges, namespace={"__doc__": _RANGES})
-    chosen = _chosen("tune", name, module, _TuneOptions, arguments, space=space)
-    texts = {field: getattr(chosen.space, place) for place, field in places.items()}
-    space = search_space.from_text({field: text for field, text in texts.items() if text is not None}, module.Config)
+    chosen, texts = _chosen_by_field("tune", name, module, _TuneOptions, arguments, "space", "RANGE", _RANGES)
+    space = search_space.from_text(texts, module.Config)
     experiment.settle(chosen.config)
     options = chosen.options
     try:
@@ -252,6 +252,51 @@ def _tune(name: str, arguments: list[str]) -> int:
         print("jdl: stopped; the same command continues the search", file=sys.stderr)
         return 130
     return finish_study(study, options.json)
+
+
+def _chosen_by_field(
+    verb: str, name: str, module: Any, options: type, arguments: list[str], group: str, metavar: str, text: str
+) -> tuple[Any, dict[str, str]]:
+    """What a command line says, as `_chosen`, and what it says of fields by --GROUP.FIELD."""
+    fields = search_space.fields(module.Config)
+    for word in arguments:
+        if word.startswith(f"--{group}."):
+            search_space.known(word.removeprefix(f"--{group}.").partition("=")[0].replace("-", "_"), fields)
+    places = {field.replace(".", "__"): field for field in fields}  # as Python names
+    declared = getattr(module, "SPACE", {}) if group == "space" else {}
+    asked = []
+    for place, field in places.items():
+        shown = tyro.conf.arg(name=field, metavar=metavar, help=str(declared.get(field, "")))
+        asked.append((place, Annotated[str | None, shown], None))
+    chosen = _chosen(
+        verb, name, module, options, arguments,
+        **{group: dataclasses.make_dataclass(group, asked, namespace={"__doc__": text})},
+    )  # fmt: skip
+    texts = {field: getattr(getattr(chosen, group), place) for place, field in places.items()}
+    return chosen, {field: text for field, text in texts.items() if text is not None}
+
+
+def sweep(name: Annotated[str, tyro.conf.Positional]) -> int:
+    """Run an experiment over a grid, on this machine or a Ray cluster: its name, then --grid.FIELD "VALUES" ...
+
+    Args:
+        name: the experiment
+    """
+    return _sweep(name, [])
+
+
+def _sweep(name: str, arguments: list[str]) -> int:
+    module = experiment.find(name)
+    text = 'The values of each field, as "0.1 0.01"; all combinations are run.'
+    chosen, texts = _chosen_by_field("sweep", name, module, _SweepOptions, arguments, "grid", "VALUES", text)
+    kinds = search_space.fields(module.Config)
+    grid = {field: search_space.values(field, text, kinds[field]) for field, text in texts.items()}
+    try:
+        swept = sweeping.sweep(module, grid, chosen.options, config=chosen.config, watch=show_swept)
+    except KeyboardInterrupt:
+        print("jdl: stopped; the same command continues the sweep", file=sys.stderr)
+        return 130
+    return finish_sweep(swept, chosen.options.json)
 
 
 def resume(run: _RunPath, /, devices: str = "", mesh: str = "", json: _Json = False) -> int:

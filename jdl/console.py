@@ -10,7 +10,9 @@ from rich.table import Table
 
 from jdl import processes
 from jdl.runs import Run
+from jdl.statistics import mean_interval
 from jdl.study import Study, Trial
+from jdl.sweep import Swept, finals
 
 console = Console()
 
@@ -63,6 +65,36 @@ def finish_study(study: Study, as_json: bool) -> int:
         summary = {"study": str(study.path), "report": str(path), "best": best, "command": study.command}
         print_json({**summary, "importances": study.importances, "trials": trials})
     return 0
+
+
+def show_swept(swept: Swept) -> None:
+    """A line as each run of a sweep ends."""
+    settings = ", ".join(f"{name} {_show_setting(value)}" for name, value in swept.settings.items())
+    how = f"failed: {swept.failure}" if swept.failure else "finished"
+    console.print(f"run {swept.run.name} {how} ({settings or f'seeds {swept.seeds}'})", soft_wrap=True, markup=False)
+
+
+def finish_sweep(swept: Sequence[Swept], as_json: bool) -> int:
+    """Show the settings of a sweep with their final metrics; returns the status of the command, 1 where runs failed."""
+    found = [(settings, {name: mean_interval(values) for name, values in metrics.items()})
+             for settings, metrics in finals(swept)]  # fmt: skip
+    fields, metrics = list(found[0][0]), list(dict.fromkeys(name for _, one in found for name in one))
+    rows = [
+        (*(_show_setting(settings[name]) for name in fields),
+         *(show_interval(one[name]) if name in one else "failed" for name in metrics))
+        for settings, one in found
+    ]  # fmt: skip
+    show_table((*fields, *(f"{name} (mean, 95% interval)" for name in metrics)), rows)
+    failed = [one for one in swept if one.failure]
+    console.print(f"{len(swept)} runs, {len(failed)} failed, in {swept[0].run.parent}", soft_wrap=True)
+    if as_json:
+        runs = [{**one._asdict(), "run": str(one.run)} for one in swept]
+        results = [
+            {"settings": settings, "metrics": {name: [number_or_none(v) for v in one[name]] for name in one}}
+            for settings, one in found
+        ]
+        print_json({"sweep": str(swept[0].run.parent), "runs": runs, "results": results})
+    return 1 if failed else 0
 
 
 def summary_of(run: Run) -> dict[str, Any]:

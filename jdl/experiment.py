@@ -82,6 +82,14 @@ def find(name: str) -> ModuleType:
     return _checked(importlib.import_module(name), name)
 
 
+def name_of(module: ModuleType) -> str:
+    """What an experiment is called on a command line in this directory."""
+    file = Path(str(module.__file__)).absolute()
+    if file.parent == FOLDER.absolute():
+        return file.stem
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+
+
 def run(
     experiment: str | ModuleType,
     config: Any = None,

@@ -59,6 +59,10 @@ def join(
         raise ValueError(f"{error} Give --coordinator HOST:PORT, --processes N and --index I, or --cluster") from error
     finally:
         alarm.cancel()
+    if not _count:  # as the cluster says; to ask JAX in public would start its devices
+        from jax._src import distributed
+
+        _count[:] = [distributed.global_state.num_processes or 1]
 
 
 def _missing(count: int | None, index: int | None, coordinator: str | None, patience: int) -> str:

@@ -97,6 +97,16 @@ def parse(text: str, kind: Any) -> Dimension:
     return Choice(tuple(_value(word, kind) for word in words))
 
 
+def values(name: str, text: str, kind: Any) -> tuple[Any, ...]:
+    """The values of a field that a text lists. Raises ValueError for one that the field does not take."""
+    found = tuple(_value(word, kind) for word in text.split())
+    allowed = typing.get_args(kind) if typing.get_origin(kind) is Literal else found
+    wrong = [value for value in found if value not in allowed]
+    if wrong or not found:
+        raise ValueError(f"the grid of {name}, {text!r}: give values among {', '.join(map(str, allowed)) or 'some'}")
+    return found
+
+
 def _number(word: str) -> int | float:
     try:
         return int(word) if word.lstrip("+-").isdecimal() else float(word)

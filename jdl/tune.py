@@ -83,7 +83,7 @@ def search(
     goes on. Raises ValueError or TypeError, before anything is trained, for a space that does not fit the Config.
     """
     module = experiments.find(experiment) if isinstance(experiment, str) else experiment
-    name = _name(module)
+    name = experiments.name_of(module)
     config = module.Config() if config is None else config
     fixed = {
         field
@@ -334,14 +334,6 @@ class _Search:
             return None
         evaluator = self.optuna.importance.FanovaImportanceEvaluator(seed=0)
         return self.optuna.importance.get_param_importances(self.study, evaluator=evaluator)
-
-
-def _name(module: ModuleType) -> str:
-    """What an experiment is called on a command line in this directory."""
-    file = Path(str(module.__file__)).absolute()
-    if file.parent == experiments.FOLDER.absolute():
-        return file.stem
-    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
 
 
 def _plain(value: Any) -> Any:
