@@ -5,6 +5,7 @@ An error is one line; with --traceback, anywhere, also where it came from.
 
 import contextlib
 import dataclasses
+import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from jdl.console import (
     show_swept,
     show_table,
     show_trial,
+    show_work,
     summary_of,
 )
 from jdl.placement import ask_for_devices, cores
@@ -444,9 +446,10 @@ def _summarize(name: str, arguments: list[str]) -> int:
 
 
 def plan(name: Annotated[str, tyro.conf.Positional]) -> int:
-    """Show what each device would hold of an experiment's state: its name, then --devices fsdp --mesh 256.
+    """Show what a run would take of each device, bytes, collectives, time: its name, then --devices fsdp --mesh 256.
 
-    The experiment's config has the fields `devices` and `mesh`; no array is made, and the devices needn't be there.
+    The experiment's config has the fields `devices`, `mesh` and `batch_size` (of all devices together); the devices
+    needn't be there, and nothing is run.
 
     Args:
         name: the experiment
@@ -456,8 +459,9 @@ def plan(name: Annotated[str, tyro.conf.Positional]) -> int:
 
 def _plan(name: str, arguments: list[str]) -> int:
     from jdl.plan import plan as made
-    from jdl.plan import show
+    from jdl.plan import show, work
 
+    _let_mesh_be(arguments)
     module = experiment.find(name)
     chosen = _chosen("plan", name, module, _PlanOptions, arguments)
     config = chosen.config
@@ -472,9 +476,24 @@ def _plan(name: str, arguments: list[str]) -> int:
     show_table(("array", "shape", "bytes", "a device"), rows)
     sums = [f"{kind} {whole / 1e6:,.3f} MB, {each / 1e6:,.3f} a device" for kind, (whole, each) in found.bytes.items()]
     console.print("; ".join(sums), soft_wrap=True, markup=False)
+    shown = found.as_json()
+    if hasattr(config, "batch_size"):
+        one_step = work(module.learner(config), config.devices, config.mesh, config.batch_size)
+        show_work(one_step, config.batch_size)
+        shown["step"] = one_step.as_json()
+    else:
+        console.print("the Config has no batch_size, so no step is planned", soft_wrap=True)
     if chosen.options.json:
-        print_json(found.as_json())
+        print_json(shown)
     return 0
+
+
+def _let_mesh_be(arguments: list[str]) -> None:
+    """Ask for as many devices as --mesh says, before anything uses JAX."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    mesh = words[words.index("--mesh") + 1] if "--mesh" in words[:-1] else ""
+    numbers = [int(part) for part in mesh.split("x") if part.isdecimal()]
+    ask_for_devices(max(1, math.prod(numbers)))
 
 
 def _iqm(run: Run, name: str) -> statistics.Interval:

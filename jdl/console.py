@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jdl import processes
+from jdl.hardware import HARDWARE
+from jdl.plan import Work
 from jdl.runs import Run
 from jdl.statistics import mean_interval
 from jdl.study import Study, Trial
@@ -95,6 +97,35 @@ def finish_sweep(swept: Sequence[Swept], as_json: bool) -> int:
         ]
         print_json({"sweep": str(swept[0].run.parent), "runs": runs, "results": results})
     return 1 if failed else 0
+
+
+def show_work(work: Work, batch_size: int) -> None:
+    """A step on each device, and what it would take at best on devices that can be bought."""
+    program = work.program
+    console.print(
+        f"a step of {batch_size:,} examples: {work.model_flops / 1e12:,.4g} TFLOPs in all; a device: "
+        f"{program.flops / 1e12:,.4g} TFLOPs, {(work.arguments + work.temporaries) / 1e9:,.4g} GB at most "
+        f"({work.temporaries / 1e9:,.4g} of activations, gradients and what is computed with)",
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
+    merged: dict[tuple[str, int], tuple[int, float]] = {}
+    for one in program.collectives:
+        times, sent = merged.get((one.kind, len(one.group)), (0, 0.0))
+        merged[one.kind, len(one.group)] = times + one.times, sent + one.bytes
+    rows = [
+        (kind, f"{devices}", f"{times:,}", f"{sent / 1e6:,.4g} MB") for (kind, devices), (times, sent) in merged.items()
+    ]
+    if rows:
+        show_table(("collective", "among devices", "a step", "sent by each"), rows)
+    rows = []
+    for hardware in HARDWARE.values():
+        times = work.on(hardware)
+        fits = "" if work.fits(hardware) else f"; more than its {hardware.memory / 1e9:.0f} GB"
+        rows.append(
+            (hardware.name, *(f"{1e3 * seconds:,.4g}" for seconds in times), f"{1e3 * times.seconds:,.4g} ms",
+             f"{times.bound}{fits}", f"{work.mfu(hardware):.0%}")
+        )  # fmt: skip
+    show_table(("at best on", "compute", "memory", "network", "step", "bound", "MFU"), rows)
 
 
 def summary_of(run: Run) -> dict[str, Any]:

@@ -1,11 +1,15 @@
-"""What a run takes of each device, on paper: where every array of its state would be, without making any."""
+"""What a run takes of each device, on paper: bytes, operations, collectives, time; no array is made, no step is run."""
 
+import math
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import AbstractMesh
 
-from jdl.learner import Learner
-from jdl.modes import Mode, check_mesh, mesh_axes, options
+from jdl import flops, hlo
+from jdl.hardware import HARDWARE, Estimate, Hardware, estimate
+from jdl.learner import Batch, Learner
+from jdl.modes import Mode, check_mesh, distribute, mesh_axes, options
 from jdl.partition import Partition, Placed, layout
 
 
@@ -26,10 +30,78 @@ class Plan(NamedTuple):
             sums[kind] = whole + array.bytes, each + array.bytes_per_device
         return sums
 
+    @property
+    def device_count(self) -> int:
+        """Of the mesh."""
+        return math.prod(self.mesh.values())
+
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         arrays = [{**array._asdict(), "spec": show(array)} for array in self.arrays]
         return {"devices": self.devices, "mesh": self.mesh, "bytes": self.bytes, "arrays": arrays}
+
+
+class Work(NamedTuple):
+    """A step, as it would be compiled for the mesh."""
+
+    device_count: int
+    model_flops: int  # of one forward and one backward pass of the whole batch, nothing recomputed
+    arguments: int  # bytes on each device: state and batch
+    temporaries: int  # as well: activations, gradients, what else is in memory at the fullest moment
+    program: hlo.Program  # on each device
+
+    def on(self, hardware: Hardware) -> Estimate:
+        """The time of a step there, at best."""
+        return estimate(hardware, self.program.flops, self.program.traffic, self.program.collectives)
+
+    def mfu(self, hardware: Hardware) -> float:
+        """Model-FLOPs utilisation in that time (Chowdhery et al., "PaLM", 2022, appendix B)."""
+        return self.model_flops / (self.device_count * hardware.flops * self.on(hardware).seconds)
+
+    def fits(self, hardware: Hardware) -> bool:
+        """Whether a device's memory holds it."""
+        return self.arguments + self.temporaries <= hardware.memory
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        there = {
+            name: {**self.on(one)._asdict(), "seconds": self.on(one).seconds, "bound": self.on(one).bound,
+                   "mfu": self.mfu(one), "fits": self.fits(one)}
+            for name, one in HARDWARE.items()
+        }  # fmt: skip
+        program = {**self.program._asdict(), "collectives": [one._asdict() for one in self.program.collectives]}
+        return {**self._asdict(), "program": program, "hardware": there}
+
+
+def work(learner: Learner, devices: Mode | str, mesh_shape: str, batch_size: int) -> Work:
+    """What a step is on each device of a mesh, by compiling it for as many devices of this machine's CPU.
+
+    batch_size: the examples of a step, all devices together. They need not be cores: `jdl.host_devices(1024)`, before
+    JAX is first used. Raises ValueError for fewer devices than the mesh has, and where they do not divide the batch.
+    """
+    batch = _batch(learner, batch_size)
+    spread = distribute(learner, devices, mesh_shape)
+    state = jax.eval_shape(spread.init, jax.random.key(0))
+    compiled = jax.jit(spread.step, donate_argnums=0).lower(state, batch).compile()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None  # on a CPU there always are both
+    assert text is not None
+    whole = jax.eval_shape(learner.init, jax.random.key(0))
+    # Of what is computed again in the backward pass, nothing counts: it is no more than twice the forward pass.
+    once = min(flops.count(learner.step, whole, batch), 3 * flops.count(learner.evaluate, whole, batch))
+    count = math.prod(check_mesh(devices, mesh_shape) or (jax.device_count(),))
+    return Work(
+        1 if devices == "single" else count,
+        once,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        hlo.read(text),
+    )
+
+
+def _batch(learner: Learner, batch_size: int) -> Batch:
+    of_batch = lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+    return jax.tree.map(of_batch, learner.example)
 
 
 def plan(learner: Learner, devices: Mode | str, mesh_shape: str) -> Plan:

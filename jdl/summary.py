@@ -4,12 +4,11 @@ import collections.abc
 import dataclasses
 import importlib.util
 import inspect
-import math
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +22,7 @@ from jaxtyping import PyTree
 
 import jdl.nn
 from jdl import experiment
+from jdl.flops import of_operation, operations
 from jdl.learner import Learner
 from jdl.nn.mode import mode_argument
 
@@ -120,12 +120,12 @@ def summarize(model: nn.Module, *inputs: Any) -> Summary:
         jaxpr = jax.make_jaxpr(partial(model.apply, **mode(False)))(variables, *inputs)
     flops = dict.fromkeys(calls, 0)
     loops = False
-    for names, operation, times in _operations(jaxpr):
+    for names, operation, times in operations(jaxpr):
         loops = loops or operation.primitive.name in ("scan", "while")
         innermost = int(re.findall(rf"{_MARK}(\d+)", names)[-1])
         for depth in range(len(scopes[innermost]) + 1):
             if scopes[innermost][:depth] in flops:
-                flops[scopes[innermost][:depth]] += times * _flops(operation)
+                flops[scopes[innermost][:depth]] += times * of_operation(operation)
     params: dict[_Path, Any] = flax.traverse_util.flatten_dict(variables.get("params", {}))
     layers = [
         Layer("/".join(path), kind, output, _size(params, path), flops[path])
@@ -150,39 +150,6 @@ def _abstract(tree: PyTree) -> PyTree:
 
 def _size(params: dict[_Path, Any], path: _Path) -> int:
     return sum(leaf.size for place, leaf in params.items() if place[: len(path)] == path)
-
-
-def _operations(jaxpr: Any, scope: str = "", times: int = 1) -> Iterator[tuple[str, Any, int]]:
-    """Every operation of a program: the scopes that it is in, itself, and how often it runs."""
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        names = f"{scope}/{equation.source_info.name_stack}"
-        yield names, equation, times
-        inner = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
-        parts = [list(_operations(part, names, inner)) for part in _parts(equation)]
-        if equation.primitive.name == "cond":  # one branch runs: the one that has most to do
-            parts = [max(parts, key=lambda part: sum(count * _flops(operation) for _, operation, count in part))]
-        for part in parts:
-            yield from part
-
-
-def _parts(equation: Any) -> Iterator[Any]:
-    for value in equation.params.values():
-        for candidate in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(getattr(candidate, "jaxpr", candidate), "eqns"):
-                yield candidate
-
-
-def _flops(equation: Any) -> int:
-    """Two for each multiply-add of a matrix product or convolution, nothing for other operations."""
-    if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        terms = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    elif equation.primitive.name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
-        terms = math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    else:
-        return 0
-    return 2 * terms * equation.outvars[0].aval.size
 
 
 def _training_flops(model: nn.Module, variables: dict[str, PyTree], inputs: tuple) -> int | None:

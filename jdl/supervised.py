@@ -143,7 +143,8 @@ def supervised(
         if judge is not None and "input" in data:
             judge(data["input"])
 
-    return Learner(init, step, evaluate, predict, check=check)
+    shapes = jax.eval_shape(lambda batch: batch, dict(example))
+    return Learner(init, step, evaluate, predict, check=check, example=shapes)
 
 
 def evaluated_params(state: TrainState) -> PyTree:

@@ -40,7 +40,7 @@ def test_a_thousand_devices_need_not_be_there():
 
 def test_the_command(capsys):
     with pytest.raises(SystemExit) as ended:
-        cli.main(["plan", "char_lm", "--devices", "fsdp", "--mesh", "8", "--json"])
+        cli.main(["plan", "char_lm", "--devices", "fsdp", "--mesh", "8", "--batch-size", "16", "--json"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
     found = json.loads(said.splitlines()[-1])

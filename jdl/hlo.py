@@ -1,0 +1,227 @@
+"""What a compiled program does on each device, read from XLA's text of it: products, memory traffic, collectives.
+
+Loops count as often as they run, of a conditional its branches all. The text is that of this machine's compiler: an
+accelerator's fuses more, and turns an all-reduce of which each device keeps a part into a reduce-scatter.
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}
+_NOTHING = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+}
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class Instruction(NamedTuple):
+    """A line of a computation."""
+
+    name: str
+    type: str
+    opcode: str
+    rest: str  # operands and attributes
+    root: bool
+
+
+class Collective(NamedTuple):
+    """Collectives of one kind among groups of one make."""
+
+    kind: str
+    group: tuple[int, ...]  # devices of one of the groups
+    times: int  # a step
+    bytes: float  # that each device sends a step, by a ring's algorithm
+
+
+class Program(NamedTuple):
+    """What a step is on one device."""
+
+    flops: int  # of matrix products and convolutions; a multiply-add is two
+    traffic: int  # bytes that go to memory and come back: each result of an operation or a fusion once
+    collectives: list[Collective]
+
+
+def read(text: str) -> Program:
+    """From `compiled.as_text()`."""
+    computations, entry = _computations(text)
+    times = _times(computations, entry)
+    flops, traffic, found = 0, 0.0, Counter[tuple[str, tuple[int, ...]]]()
+    sent: defaultdict[tuple[str, tuple[int, ...]], float] = defaultdict(float)
+    fused = {
+        name for body in computations.values() for line in body if line.opcode == "fusion" for name in _called(line)
+    }
+    for name, body in computations.items():
+        types = {line.name: line.type for line in body}
+        for line in body:
+            flops += times[name] * _flops(line, types)
+            kind = line.opcode.removesuffix("-start")
+            if kind in _KINDS:
+                group = _group(line.rest)
+                found[kind, group] += times[name]
+                sent[kind, group] += times[name] * _sent(kind, size(line.type), len(group))
+            if name not in fused and line.opcode not in _NOTHING:
+                traffic += times[name] * 2 * _written(line, computations)
+    collectives = [Collective(kind, group, found[kind, group], sent[kind, group]) for kind, group in sorted(found)]
+    return Program(int(flops), int(traffic), collectives)
+
+
+def size(type_: str) -> float:
+    """The bytes of a type, or of all in a tuple of them."""
+    total = 0.0
+    for kind, shape in re.findall(r"([a-z]\w*)\[([\d,]*)\]", type_):
+        width = _BYTES.get(kind) or int((re.findall(r"\d+", kind) or ["32"])[0]) / 8
+        total += width * math.prod(_numbers(shape))
+    return total
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _shape(type_: str) -> list[int]:
+    found = re.search(r"\[([\d,]*)\]", type_)
+    return _numbers(found[1]) if found else []
+
+
+def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    found: dict[str, list[Instruction]] = {}
+    entry, body = "", []
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith((" ", "HloModule")):
+            name = line.removeprefix("ENTRY ").split(" ")[0].lstrip("%")
+            entry = name if line.startswith("ENTRY ") else entry
+            body = found.setdefault(name, [])
+        elif (match := re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)) is not None:
+            type_, rest = _split_type(line[match.end() :])
+            opcode, _, operands = rest.partition("(")
+            body.append(Instruction(match[2], type_, opcode.strip(), operands, match[1] is not None))
+    return found, entry
+
+
+def _split_type(text: str) -> tuple[str, str]:
+    """The type at the beginning, which may be a tuple of types, and what comes after it."""
+    if not text.startswith("("):
+        type_, _, rest = text.partition(" ")
+        return type_, rest
+    depth = 0
+    for index, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return text[: index + 1], text[index + 1 :].strip()
+    return text, ""
+
+
+def _called(line: Instruction) -> Iterator[str]:
+    """The computations that an instruction runs; those that reduce numbers pair by pair are left out."""
+    names = ("calls", "body") + (("to_apply",) if line.opcode == "call" else ())
+    for name in names:
+        yield from re.findall(rf"\b{name}=%?([\w.\-]+)", line.rest)
+    yield from re.findall(r"_computation=%?([\w.\-]+)", line.rest)
+    for branches in re.findall(r"branch_computations=\{([^}]*)\}", line.rest):
+        yield from (branch.strip().lstrip("%") for branch in branches.split(","))
+
+
+def _times(computations: dict[str, list[Instruction]], entry: str) -> Counter[str]:
+    """How often each computation runs."""
+    times: Counter[str] = Counter()
+
+    def visit(name: str, count: int) -> None:
+        times[name] += count
+        for line in computations[name]:
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line.rest)
+            for inner in _called(line):
+                if inner in computations:
+                    visit(inner, count * (int(trips[1]) if trips and line.opcode == "while" else 1))
+
+    visit(entry, 1)
+    return times
+
+
+def _operands(line: Instruction) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", line.rest.partition(")")[0])
+
+
+def _flops(line: Instruction, types: dict[str, str]) -> int:
+    if line.opcode not in ("dot", "convolution"):
+        return 0
+    operands = [_shape(types.get(name, "")) for name in _operands(line)]
+    if line.opcode == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
+        terms = math.prod(operands[0][axis] for axis in _numbers(contracted[1] if contracted else ""))
+    else:
+        labels = re.search(r"dim_labels=\w+_(\w+)->", line.rest)
+        features = operands[1][labels[1].index("o")] if labels else 1
+        terms = math.prod(operands[1]) // max(features, 1)
+    return 2 * terms * math.prod(_shape(line.type))
+
+
+def _written(line: Instruction, computations: dict[str, list[Instruction]]) -> float:
+    """The bytes that an instruction writes: what is updated in place, alone."""
+    if line.opcode == "fusion":
+        body = next((computations[name] for name in _called(line) if name in computations), [])
+        types = {inner.name: inner.type for inner in body}
+        updates = [inner for inner in body if inner.opcode == "dynamic-update-slice" and inner.root]
+        if updates:
+            return sum(size(types.get(_operands(update)[1], "")) for update in updates)
+    return size(line.type)
+
+
+def _sent(kind: str, result: float, devices: int) -> float:
+    """The bytes that each of a group's devices sends, for a result of so many bytes on each."""
+    if devices < 2:
+        return 0.0
+    share = (devices - 1) / devices
+    return (
+        result
+        * {
+            "all-reduce": 2 * share,
+            "all-gather": share,
+            "reduce-scatter": share * devices,
+            "all-to-all": share,
+            "collective-permute": 1.0,
+        }[kind]
+    )
+
+
+def _group(rest: str) -> tuple[int, ...]:
+    """The devices of the first of a collective's groups, in each of the ways that XLA writes them."""
+    if (pairs := re.search(r"source_target_pairs=\{([\d,{}]*)\}", rest)) is not None:
+        moved = [pair for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1]) if pair[0] != pair[1]]
+        return tuple(int(number) for number in moved[0]) if moved else ()
+    if (listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest)) is not None:
+        return tuple(_numbers(listed[1]))
+    if (iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)) is not None:
+        groups, dims = _numbers(iota[1]), _numbers(iota[2])
+        order = _numbers(iota[3]) if iota[3] else list(range(len(dims)))
+        return tuple(_transposed(dims, order)[: groups[-1]])
+    if (mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)) is not None:
+        axes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        over = set(re.findall(r"'([^']+)'", mesh[2]))
+        devices = [0]
+        stride = math.prod(int(count) for count in axes.values())
+        for axis, count in axes.items():
+            stride //= int(count)
+            if axis in over:
+                devices = [device + stride * place for device in devices for place in range(int(count))]
+        return tuple(devices)
+    return ()
+
+
+def _transposed(dims: Sequence[int], order: Sequence[int]) -> list[int]:
+    """0, 1, 2 ... in the shape `dims`, axes in another order, in a row."""
+    strides = [math.prod(dims[axis + 1 :]) for axis in range(len(dims))]
+    numbers = [0]
+    for axis in order:
+        numbers = [number + strides[axis] * place for number in numbers for place in range(dims[axis])]
+    return numbers
