@@ -1,7 +1,7 @@
 """What a compiled program does on each device, read from XLA's text of it: products, memory traffic, collectives.
 
 Loops count as often as they run, of a conditional its branches all. The text is that of this machine's compiler: an
-accelerator's fuses more, and turns an all-reduce of which each device keeps a part into a reduce-scatter.
+accelerator's turns an all-reduce of which each device keeps a part into a reduce-scatter, which sends half as much.
 """
 
 import math
@@ -11,17 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}
-_NOTHING = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-}
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -48,7 +37,7 @@ class Program(NamedTuple):
     """What a step is on one device."""
 
     flops: int  # of matrix products and convolutions; a multiply-add is two
-    traffic: int  # bytes that go to memory and come back: each result of an operation or a fusion once
+    traffic: int  # bytes of what these are given and give; what lies between is taken to be fused into them
     collectives: list[Collective]
 
 
@@ -58,20 +47,18 @@ def read(text: str) -> Program:
     times = _times(computations, entry)
     flops, traffic, found = 0, 0.0, Counter[tuple[str, tuple[int, ...]]]()
     sent: defaultdict[tuple[str, tuple[int, ...]], float] = defaultdict(float)
-    fused = {
-        name for body in computations.values() for line in body if line.opcode == "fusion" for name in _called(line)
-    }
     for name, body in computations.items():
         types = {line.name: line.type for line in body}
         for line in body:
-            flops += times[name] * _flops(line, types)
+            if line.opcode in ("dot", "convolution"):
+                operands = [types.get(operand, "") for operand in _operands(line)[:2]]
+                flops += times[name] * _flops(line, *map(_shape, operands))
+                traffic += times[name] * sum(map(size, [line.type, *operands]))
             kind = line.opcode.removesuffix("-start")
             if kind in _KINDS:
                 group = _group(line.rest)
                 found[kind, group] += times[name]
                 sent[kind, group] += times[name] * _sent(kind, size(line.type), len(group))
-            if name not in fused and line.opcode not in _NOTHING:
-                traffic += times[name] * 2 * _written(line, computations)
     collectives = [Collective(kind, group, found[kind, group], sent[kind, group]) for kind, group in sorted(found)]
     return Program(int(flops), int(traffic), collectives)
 
@@ -152,29 +139,15 @@ def _operands(line: Instruction) -> list[str]:
     return re.findall(r"%([\w.\-]+)", line.rest.partition(")")[0])
 
 
-def _flops(line: Instruction, types: dict[str, str]) -> int:
-    if line.opcode not in ("dot", "convolution"):
-        return 0
-    operands = [_shape(types.get(name, "")) for name in _operands(line)]
+def _flops(line: Instruction, left: list[int], right: list[int]) -> int:
     if line.opcode == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
-        terms = math.prod(operands[0][axis] for axis in _numbers(contracted[1] if contracted else ""))
+        terms = math.prod(left[axis] for axis in _numbers(contracted[1] if contracted else ""))
     else:
         labels = re.search(r"dim_labels=\w+_(\w+)->", line.rest)
-        features = operands[1][labels[1].index("o")] if labels else 1
-        terms = math.prod(operands[1]) // max(features, 1)
+        features = right[labels[1].index("o")] if labels else 1
+        terms = math.prod(right) // max(features, 1)
     return 2 * terms * math.prod(_shape(line.type))
-
-
-def _written(line: Instruction, computations: dict[str, list[Instruction]]) -> float:
-    """The bytes that an instruction writes: what is updated in place, alone."""
-    if line.opcode == "fusion":
-        body = next((computations[name] for name in _called(line) if name in computations), [])
-        types = {inner.name: inner.type for inner in body}
-        updates = [inner for inner in body if inner.opcode == "dynamic-update-slice" and inner.root]
-        if updates:
-            return sum(size(types.get(_operands(update)[1], "")) for update in updates)
-    return size(line.type)
 
 
 def _sent(kind: str, result: float, devices: int) -> float:

@@ -52,7 +52,8 @@ class Work(NamedTuple):
 
     def on(self, hardware: Hardware) -> Estimate:
         """The time of a step there, at best."""
-        return estimate(hardware, self.program.flops, self.program.traffic, self.program.collectives)
+        traffic = self.program.traffic + 2 * self.arguments  # the state is read, and written anew
+        return estimate(hardware, self.program.flops, traffic, self.program.collectives)
 
     def mfu(self, hardware: Hardware) -> float:
         """Model-FLOPs utilisation in that time (Chowdhery et al., "PaLM", 2022, appendix B)."""
