@@ -490,10 +490,12 @@ def _plan(name: str, arguments: list[str]) -> int:
 
 def _let_mesh_be(arguments: list[str]) -> None:
     """Ask for as many devices as --mesh says, before anything uses JAX."""
+    from jdl.plan import devices_on_paper
+
     words = [part for word in arguments for part in word.split("=", 1)]
     mesh = words[words.index("--mesh") + 1] if "--mesh" in words[:-1] else ""
     numbers = [int(part) for part in mesh.split("x") if part.isdecimal()]
-    ask_for_devices(max(1, math.prod(numbers)))
+    devices_on_paper(max(1, math.prod(numbers)))
 
 
 def _iqm(run: Run, name: str) -> statistics.Interval:

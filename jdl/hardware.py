@@ -54,12 +54,13 @@ class Estimate(NamedTuple):
 def estimate(
     hardware: Hardware, flops: int | float, traffic: int | float, collectives: Sequence[Collective]
 ) -> Estimate:
-    """A step's seconds, from what it is on one device (`jdl.hlo.Program`)."""
-    within, beyond = 0.0, 0.0
+    """A step's seconds, from what it is on one device (`jdl.hlo.Program`).
+
+    What a group sends between nodes goes over the adapters of all its devices in a node: ring beside ring.
+    """
+    network = 0.0
     for one in collectives:
-        if len({device // hardware.node for device in one.group}) > 1:
-            beyond += one.bytes
-        else:
-            within += one.bytes
-    network = within / hardware.link + beyond / hardware.network
+        nodes = len({device // hardware.node for device in one.group})
+        adapters = hardware.network * len(one.group) / nodes if nodes > 1 else hardware.link
+        network += one.bytes / min(hardware.link, adapters)
     return Estimate(flops / hardware.flops, traffic / hardware.bandwidth, network)

@@ -1,7 +1,7 @@
 """What a compiled program does on each device, read from XLA's text of it: products, memory traffic, collectives.
 
-Loops count as often as they run, of a conditional its branches all. The text is that of this machine's compiler: an
-accelerator's turns an all-reduce of which each device keeps a part into a reduce-scatter, which sends half as much.
+Loops count as often as they run, of a conditional its branches all. An all-reduce of which each device reads only its
+part counts as the reduce-scatter that it becomes where the compiler is an accelerator's, and sends half as much.
 """
 
 import math
@@ -54,11 +54,11 @@ def read(text: str) -> Program:
                 operands = [types.get(operand, "") for operand in _operands(line)[:2]]
                 flops += times[name] * _flops(line, *map(_shape, operands))
                 traffic += times[name] * sum(map(size, [line.type, *operands]))
-            kind = line.opcode.removesuffix("-start")
-            if kind in _KINDS:
+            if (opcode := line.opcode.removesuffix("-start")) in _KINDS:
                 group = _group(line.rest)
-                found[kind, group] += times[name]
-                sent[kind, group] += times[name] * _sent(kind, size(line.type), len(group))
+                for kind, result in _results(line, opcode, len(group), body, computations):
+                    found[kind, group] += times[name]
+                    sent[kind, group] += times[name] * _sent(kind, result, len(group))
     collectives = [Collective(kind, group, found[kind, group], sent[kind, group]) for kind, group in sorted(found)]
     return Program(int(flops), int(traffic), collectives)
 
@@ -148,6 +148,44 @@ def _flops(line: Instruction, left: list[int], right: list[int]) -> int:
         features = right[labels[1].index("o")] if labels else 1
         terms = math.prod(right) // max(features, 1)
     return 2 * terms * math.prod(_shape(line.type))
+
+
+def _results(
+    line: Instruction, kind: str, devices: int, body: list[Instruction], computations: dict[str, list[Instruction]]
+) -> Iterator[tuple[str, float]]:
+    """The kinds and bytes of a collective's results, of which there may be several: those that are alike together."""
+    if kind != "all-reduce":
+        yield kind, size(line.type)
+        return
+    parts = [one for one in body if one.opcode == "get-tuple-element" and line.name in _operands(one)]
+    scattered = [one for one in parts or [line] if _only_a_part(one.name, devices, body, computations)]
+    whole = size(line.type) - sum(size(one.type) for one in scattered)
+    if scattered:
+        yield "reduce-scatter", sum(size(one.type) for one in scattered) / devices
+    if whole:
+        yield kind, whole
+
+
+def _only_a_part(name: str, devices: int, body: list[Instruction], computations: dict[str, list[Instruction]]) -> bool:
+    """Whether all that is read of an array is each device's slice of it."""
+    types = {line.name: line.type for line in body}
+    users = [line for line in body if name in _operands(line)]
+    for user in users:
+        if user.opcode == "dynamic-slice":
+            if size(user.type) * devices > size(types[name]):
+                return False
+        elif user.opcode in ("bitcast", "copy", "convert", "reshape", "transpose") and not user.root:
+            if not _only_a_part(user.name, devices, body, computations):
+                return False
+        elif user.opcode == "fusion":
+            inside = next((computations[one] for one in _called(user) if one in computations), [])
+            number = str(_operands(user).index(name))
+            given = [one.name for one in inside if one.opcode == "parameter" and one.rest.partition(")")[0] == number]
+            if not given or not _only_a_part(given[0], devices, inside, computations):
+                return False
+        else:
+            return False
+    return bool(users)
 
 
 def _sent(kind: str, result: float, devices: int) -> float:

@@ -6,13 +6,14 @@ jdl launch --coordinator 10.0.0.1:4000 --processes 2 --index 0 run char_lm      
 """
 
 import dataclasses
+import importlib.util
+import os
 import runpy
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jdl import processes
@@ -63,7 +64,8 @@ def launch(options: Options, command: Sequence[str], dispatch: Callable[[list[st
 def _start_all(options: Options, command: Sequence[str]) -> int:
     """The processes on this machine: what the first one prints is shown, what the others print when they fail."""
     count = options.processes or 1
-    address = f"127.0.0.1:{_free_port()}"
+    address = processes.here()
+    shares = _shares_of_gpus(count, _gpus(os.environ))
     with tempfile.TemporaryDirectory(prefix="jdl-") as folder:
         outputs = [Path(folder) / f"{index}.txt" for index in range(count)]
         working = []
@@ -73,7 +75,8 @@ def _start_all(options: Options, command: Sequence[str]) -> int:
                 said += ["--devices-each", str(options.devices_each), "--patience", str(options.patience)]
                 with output.open("w") as file:
                     quiet = {"stdout": file, "stderr": subprocess.STDOUT} if index else {}
-                    working.append(subprocess.Popen([sys.executable, "-m", "jdl", "launch", *said, *command], **quiet))
+                    command_line = [sys.executable, "-m", "jdl", "launch", *said, *command]
+                    working.append(subprocess.Popen(command_line, env={**os.environ, **shares[index]}, **quiet))
             return _watch(working, outputs)
         except Preempted:
             for process in working:
@@ -116,7 +119,27 @@ def _wait(working: list[subprocess.Popen], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def _gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that processes of JAX would find, without starting JAX, which would take them."""
+    chosen = environment.get("JAX_PLATFORMS") or ",".join(
+        "cuda" for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)
+    )
+    if "cuda" not in chosen and "gpu" not in chosen:
+        return []
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [one for one in visible.split(",") if one]
+    return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
+def _shares_of_gpus(count: int, gpus: list[str]) -> list[dict[str, str]]:
+    """What each process's environment says of the GPUs: as many each, none twice."""
+    if not gpus:
+        return [{}] * count
+    if len(gpus) % count:
+        raise ValueError(
+            f"--processes {count}: they do not divide the {len(gpus)} GPU(s) of this machine ({', '.join(gpus)}); give "
+            "a number that does, or choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
+    each = len(gpus) // count
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * each : (i + 1) * each])} for i in range(count)]

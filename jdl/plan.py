@@ -6,11 +6,14 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh
 
-from jdl import flops, hlo
+from jdl import flops, hlo, processes
 from jdl.hardware import HARDWARE, Estimate, Hardware, estimate
 from jdl.learner import Batch, Learner
 from jdl.modes import Mode, check_mesh, distribute, mesh_axes, options
 from jdl.partition import Partition, Placed, layout
+from jdl.placement import ask_for_devices
+
+_OF_A_PROCESS = 2048  # devices; XLA takes those of a CPU beyond it for other processes'
 
 
 class Plan(NamedTuple):
@@ -74,10 +77,17 @@ class Work(NamedTuple):
         return {**self._asdict(), "program": program, "hardware": there}
 
 
+def devices_on_paper(count: int) -> None:
+    """Have so many CPU devices to compile for, before JAX is first used."""
+    ask_for_devices(count)
+    if count > _OF_A_PROCESS:  # compiling for several processes wants them to be able to meet
+        processes.join(processes.here(), 1, 0)
+
+
 def work(learner: Learner, devices: Mode | str, mesh_shape: str, batch_size: int) -> Work:
     """What a step is on each device of a mesh, by compiling it for as many devices of this machine's CPU.
 
-    batch_size: the examples of a step, all devices together. They need not be cores: `jdl.host_devices(1024)`, before
+    batch_size: the examples of a step, all devices together. They need not be cores: `devices_on_paper(4096)`, before
     JAX is first used. Raises ValueError for fewer devices than the mesh has, and where they do not divide the batch.
     """
     batch = _batch(learner, batch_size)

@@ -72,6 +72,13 @@ def _missing(count: int | None, index: int | None, coordinator: str | None, pati
     )
 
 
+def here() -> str:
+    """HOST:PORT of this machine, for the processes on it: a port that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
 def _wait_for(coordinator: str, patience: int) -> None:
     """Return when somebody listens at HOST:PORT."""
     host, _, port = coordinator.rpartition(":")

@@ -133,6 +133,15 @@ def test_the_time_is_that_of_the_slowest_part():
     assert estimate(here, 1000, 20, [near]).bound == "compute"
     assert estimate(here, 100, 20, [near, far]) == (1, 2, 12)
     assert estimate(here, 100, 20, [near, far]).bound == "network"
+    whole_nodes = hlo.Collective("all-reduce", (0, 1, 2, 3), 1, 10)
+    assert estimate(here, 100, 20, [whole_nodes]) == (1, 2, 5)  # two adapters a node
+
+
+def test_gradients_of_which_each_device_keeps_a_part():
+    found = work(deep(), "fsdp", "8", BATCH)
+    parameters = 3 * WIDTH**2 * 4
+    assert sent(found, "reduce-scatter") == pytest.approx(7 / 8 * parameters)
+    assert sent(found, "all-reduce") < 100  # the loss
 
 
 def test_the_command_plans_a_step(capsys):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jdl
-from jdl import cli, placement, runs, shards
+from jdl import cli, launch, placement, runs, shards
 
 SPREAD = Path(__file__).parent / "experiments_for_tests" / "spread.py"
 KILLABLE = SPREAD.with_name("killable.py")
@@ -259,3 +259,18 @@ def test_arrays_are_read_back_from_parts(tmp_path):
         np.testing.assert_array_equal(np.asarray(read[name]), np.asarray(array))
     for index in ((slice(1, 5), slice(2, 4)), (slice(None), slice(0, 1)), (slice(4, 6), slice(3, None))):
         np.testing.assert_array_equal(read["matrix"][index], arrays["matrix"][index])
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "each"),
+    [(2, "0,1,2,3", ["0,1", "2,3"]), (2, "5,7", ["5", "7"]), (1, "0", ["0"]), (3, "", [None] * 3)],
+)
+def test_processes_of_one_machine_share_its_gpus(count, visible, each):
+    gpus = launch._gpus({"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": visible})
+    assert [share.get("CUDA_VISIBLE_DEVICES") for share in launch._shares_of_gpus(count, gpus)] == each
+    assert launch._gpus({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": visible}) == []
+
+
+def test_more_processes_than_gpus():
+    with pytest.raises(ValueError, match=r"--processes 4: they do not divide the 2 GPU\(s\) of this machine \(0, 1\)"):
+        launch._shares_of_gpus(4, ["0", "1"])

@@ -20,8 +20,7 @@ from rich.table import Table
 
 import jdl
 from jdl.hardware import HARDWARE
-from jdl.placement import ask_for_devices
-from jdl.plan import Work, work
+from jdl.plan import Work, devices_on_paper, work
 
 
 class Size(NamedTuple):
@@ -81,7 +80,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", default=[size.name for size in SIZES])
     parser.add_argument("--devices", nargs="*", type=int, default=list(DEVICES))
     arguments = parser.parse_args()
-    ask_for_devices(max(arguments.devices))
+    devices_on_paper(max(arguments.devices))
     hardware = HARDWARE[arguments.hardware]
     table = Table("model", "scaling", "devices", "sequences", "GB a device", "step, ms", "bound", "MFU", "tokens/s")
     curves: dict[tuple[str, str], list[tuple[int, float]]] = {}
