@@ -17,12 +17,12 @@ from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jdl import processes, seam
 from jdl.learner import Batch, Learner
 from jdl.parallel import pmap
-from jdl.partition import Rules
+from jdl.partition import Partition, Rules
 from jdl.sharding import divides, shard
 
 type Mode = Literal["auto", "single", "pmap", "data", "fsdp", "tensor", "fsdp+tensor", "sequence"]
@@ -39,8 +39,7 @@ def distribute(
     "fsdp" shares out parameters and optimiser state as well; "tensor" shares out each layer's work, by the rules of
     `jdl.nn`; "fsdp+tensor" does both; "sequence" shares out the tokens of each sequence, for long ones; "auto" is
     "data" on several accelerators, or processes, that divide the batch, and "single" on a CPU, whose devices share its
-    cores, and
-    within transforms that have taken the devices (`seeds`; give it spread=False to leave them to another mode).
+    cores, and within transforms that have taken the devices (`seeds`; spread=False leaves them to another mode).
     mesh_shape: how many devices, 8 or "8", by default all; for the last three over the batch and within each example
     or layer, (4, 2) or "4x2", by default one by all, and half by two for "fsdp+tensor". rules: what else to share out,
     as in `shard`, over the mesh's axes "data" and "model"; "pmap" has all of the state everywhere.
@@ -104,9 +103,19 @@ def _automatic(learner: Learner, rules: Rules) -> Learner:
     """
     spread = shard(learner, rules=rules)
 
+    def fits(batch: Batch) -> bool:
+        if not learner.lanes:
+            return learner.fed or divides(batch, jax.device_count())
+        partition = Partition(AbstractMesh((jax.device_count(),), ("data",)), lanes=learner.lanes)
+        try:
+            partition.of_state(jax.eval_shape(learner.init, jax.random.key(0)))
+        except ValueError:
+            return False
+        return True
+
     def of(batch: Batch = None) -> Learner:
         free = (jax.default_backend() != "cpu" or processes.several()) and not seam.current().devices_taken
-        return spread if free and (learner.fed or divides(batch, jax.device_count())) else learner
+        return spread if free and fits(batch) else learner
 
     return learner._replace(
         init=lambda key: of().init(key),

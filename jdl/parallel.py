@@ -1,5 +1,6 @@
 """One training step over many devices, a replica on each: the classic way."""
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,17 +15,19 @@ from jaxtyping import Array, PyTree
 from jdl import seam
 from jdl.learner import Batch, Learner, Metrics, State
 from jdl.metrics import merge_axis
+from jdl.partition import Partition
+from jdl.ring import Ring
 
 Device = Any  # a jax.Device, which type checkers take for a variable
-_REPLICAS = "replicas"
+_REPLICAS = "data"
 
 
 def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
     """One replica a device: each takes its part of the batch, and gradients, weights and metrics are summed.
 
-    The state is the same everywhere. Batch normalisation sees the whole batch (Flax's own layer, its axis set here);
-    random masks are each replica's own. devices: all by default, also those of other
-    processes. Raises ValueError for a batch that the
+    The state is the same everywhere, but for the lanes of an agent's environments, of which each has a part. Batch
+    normalisation sees the whole batch (Flax's own layer, its axis set here); random masks are each replica's own.
+    devices: all by default, also those of other processes. Raises ValueError for a batch, or environments, that the
     devices do not divide.
     """
     if learner.runs is not None:
@@ -42,12 +45,13 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
 
     def init(key: Array) -> State:
         chosen = free_devices("pmap", devices)
+        state = learner.init(key)
         if len(chosen) == 1:
-            return learner.init(key)
+            return state
         # Where steps will have it, so that they are compiled once and data is put beside it.
-        return jax.lax.with_sharding_constraint(
-            learner.init(key), NamedSharding(mesh_of(chosen, _REPLICAS), PartitionSpec())
-        )
+        mesh = mesh_of(chosen, _REPLICAS)
+        shardings = jax.tree.map(functools.partial(NamedSharding, mesh), _specs(learner, state, mesh))
+        return jax.lax.with_sharding_constraint(state, shardings)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         chosen = free_devices("pmap", devices)
@@ -78,14 +82,16 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
             return jax.lax.dynamic_slice_in_dim(positions, jax.lax.axis_index(_REPLICAS) * size, size)
 
         def replica(state: State, batch: Batch) -> tuple[State, Metrics]:
-            with seam.reduced(reduction, share=share, devices_taken="pmap"):
+            with seam.reduced(reduction, share=share, axis=_REPLICAS, devices_taken="pmap"):
                 return learner.step(state, batch if learner.fed else jax.tree.map(join, batch))
 
+        mesh = mesh_of(chosen, _REPLICAS)
+        specs = _specs(learner, state, mesh)
         return jax.shard_map(
             replica,
-            mesh=mesh_of(chosen, _REPLICAS),
-            in_specs=(PartitionSpec(), PartitionSpec() if learner.fed else PartitionSpec(None, _REPLICAS)),
-            out_specs=PartitionSpec(),
+            mesh=mesh,
+            in_specs=(specs, PartitionSpec() if learner.fed else PartitionSpec(None, _REPLICAS)),
+            out_specs=(specs, PartitionSpec()),
             check_vma=False,  # the sums over replicas are taken in the seam, once
         )(state, batch if learner.fed else jax.tree.map(split, batch))
 
@@ -99,15 +105,31 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
                 parts = jax.lax.all_gather(learner.evaluate(state, batch), _REPLICAS)
             return merge_axis(parts, 0)
 
+        mesh = mesh_of(chosen, _REPLICAS)
         return jax.shard_map(
             replica,
-            mesh=mesh_of(chosen, _REPLICAS),
-            in_specs=(PartitionSpec(), PartitionSpec(_REPLICAS)),
+            mesh=mesh,
+            in_specs=(_specs(learner, state, mesh), PartitionSpec(_REPLICAS)),
             out_specs=PartitionSpec(),
             check_vma=False,
         )(state, batch)
 
     return learner._replace(init=init, step=step, evaluate=evaluate)
+
+
+def _specs(learner: Learner, state: State, mesh: Mesh) -> PyTree:
+    """Where the arrays of a state lie: its lanes in parts; all the rest, also a replay, whole with each replica."""
+    specs = Partition(mesh, lanes=learner.lanes).of_state(state)
+    whole = lambda node: jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=_is_spec)  # noqa: E731
+    return jax.tree.map(
+        lambda node: whole(node) if isinstance(node, Ring) else node,
+        specs,
+        is_leaf=lambda node: isinstance(node, Ring) or _is_spec(node),
+    )
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, PartitionSpec)
 
 
 def mesh_of(devices: Sequence[Device], axis: str) -> Mesh:

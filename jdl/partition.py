@@ -27,6 +27,7 @@ class Partition(NamedTuple):
     tensor: str | None = None
     fsdp: str | None = None
     sequence: str | None = None
+    lanes: str = ""
 
     @property
     def rows(self) -> str:
@@ -60,13 +61,14 @@ class Partition(NamedTuple):
                 raise ValueError(f"shard: the rule {pattern!r} matches nothing; there are {', '.join(paths)}")
         kept_whole = _paths_of_rings(tree)
         found = []
+        rules = [*self.rules, *([(self.lanes, PartitionSpec(self.rows))] if self.lanes else [])]
         for path, (_, leaf) in zip(paths, flat, strict=True):
-            spec = self._by_rule(path, leaf.shape) or self._by_family(path, leaf.shape) or PartitionSpec()
+            spec = self._by_rule(rules, path, leaf.shape) or self._by_family(path, leaf.shape) or PartitionSpec()
             found.append(spec if path.startswith(kept_whole) else self._shared_out(leaf.shape, spec))
         return jax.tree.unflatten(structure, found)
 
-    def _by_rule(self, path: str, shape: tuple[int, ...]) -> PartitionSpec | None:
-        spec = next((spec for pattern, spec in self.rules if re.search(pattern, path)), None)
+    def _by_rule(self, rules: Rules, path: str, shape: tuple[int, ...]) -> PartitionSpec | None:
+        spec = next((spec for pattern, spec in rules if re.search(pattern, path)), None)
         if spec is None:
             return None
         unknown = [axis for entry in spec for axis in _axes(entry) if axis not in self.mesh.axis_names]

@@ -120,7 +120,8 @@ def plan(learner: Learner, devices: Mode | str, mesh_shape: str) -> Plan:
     shape, axes = check_mesh(devices, mesh_shape), mesh_axes(devices)
     shape = shape or (1,) * len(axes)
     mesh = AbstractMesh(shape, axes)
-    return Plan(devices, dict(zip(axes, shape, strict=True)), layout(learner, Partition(mesh, **options(devices))))
+    partition = Partition(mesh, lanes=learner.lanes, **options(devices))
+    return Plan(devices, dict(zip(axes, shape, strict=True)), layout(learner, partition))
 
 
 def show(array: Placed) -> str:

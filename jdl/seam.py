@@ -41,6 +41,7 @@ class Seam(NamedTuple):
 
     reductions: tuple[Callable[[SummedGradients], SummedGradients], ...] = ()
     share: Callable[[Array], Array] = lambda positions: positions  # the part of a drawn batch that this replica takes
+    axis: str = ""  # along which replicas lie that have a part each of the state's lanes
     devices_taken: str = ""  # the transform that already spread the work over the devices
     precision: Precision | None = None
     watched: bool = False  # a loop around this one already looks for what is slow inside loops
@@ -70,6 +71,14 @@ def reduced(reduction: Callable[[SummedGradients], SummedGradients] | None = Non
         yield
     finally:
         _seam.reset(token)
+
+
+def whole(tree: PyTree, axis: int = 0) -> PyTree:
+    """What each replica has a part of, along an axis, in each; as it is where there are no replicas."""
+    name = current().axis
+    if not name:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, name, axis=axis, tiled=True), tree)
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:

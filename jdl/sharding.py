@@ -60,7 +60,7 @@ def shard(
         return len(free_devices("shard", None if mesh is None else list(mesh.devices.flat))) == 1
 
     def partition() -> Partition:
-        return Partition(chosen(), rules, tensor, fsdp, sequence)
+        return Partition(chosen(), rules, tensor, fsdp, sequence, learner.lanes)
 
     def rows() -> int:
         return chosen().shape[partition().rows]
@@ -99,9 +99,9 @@ def shard(
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         if alone():
             return learner.step(state, batch)
-        if learner.fed:
+        if learner.fed and not learner.lanes:
             batch = place(batch, jax.tree.map(lambda leaf: PartitionSpec(), batch))
-        else:
+        elif not learner.fed:
             _check_divides(batch, rows())
             batch = over_data(batch)
         with around(), seam.reduced(reduction if fsdp else None, share=over_data, devices_taken="shard"):

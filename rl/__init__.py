@@ -5,7 +5,7 @@ from rl.algorithms import a2c, dqn, expected_sarsa, ppo, q_learning, reinforce, 
 from rl.evaluate import Scores, evaluate
 from rl.exact import exact_returns, greedy_policies
 from rl.load import load
-from rl.on_device import OVER_ENVIRONMENTS, episodes, on_device
+from rl.on_device import episodes, on_device
 from rl.on_host import on_host
 from rl.reward_scale import scaled_rewards
 from rl.training import Training, learner, settings, train, updates
@@ -14,7 +14,6 @@ from rl.vector import make_vec
 from rl.video import video
 
 __all__ = [
-    "OVER_ENVIRONMENTS",
     "Algorithm",
     "Experience",
     "Scores",

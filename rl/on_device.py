@@ -6,9 +6,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from jdl import seam
 from jdl.learner import Batch, Learner, fold, step_key
 from jdl.metrics import Mean
 from rl import draws
@@ -17,9 +17,8 @@ from rl.envs.environment import Environment, Outcome, auto_reset
 from rl.spaces import choices, legal
 from rl.types import Algorithm, Experience, TimeStep
 
-# What a state has one of for each environment: `jdl.distribute(learner, devices, mesh, rl.OVER_ENVIRONMENTS)` shares
-# environments and replay out over the devices that share out the batches.
-OVER_ENVIRONMENTS = ((r"^(environments|timestep|carry|returned|length)(/|$)|/replay/ring/", PartitionSpec("data")),)
+# What a state has one of for each environment, and in a replay.
+_LANES = r"^(environments|timestep|carry|returned|length)(/|$)|/replay/ring/"
 
 
 @flax.struct.dataclass
@@ -43,7 +42,8 @@ def on_device(
 
     Its metrics are those of the algorithm, and `return` and `length` of the training episodes that ended.
     `evaluate` plays one episode for each number in `batch["episode"]` (`rl.episodes(100)`), each from its own key,
-    for `max_steps` at most, with greedy or sampled actions. `predict` acts greedily on a batch of observations.
+    for `max_steps` at most, with greedy or sampled actions. `predict` acts greedily on a batch of observations. Over
+    devices (`jdl.distribute`) environments, and but for "pmap" a replay's lanes, are shared out.
     """
     if num_envs < 1:
         raise ValueError(f"on_device(num_envs={num_envs}): at least 1 environment")
@@ -86,6 +86,9 @@ def on_device(
             _stop_if_nothing_is_allowed(env, timestep.action_mask)
         if algorithm.recall is not None:
             extras = algorithm.recall(state.agent, state.carry, timestep, action)
+        # Replicas (`jdl.pmap`) have played with a part of the environments each, and learn from all.
+        timestep, action, extras, outcome, finished = seam.whole((timestep, action, extras, outcome, finished), axis=1)
+        last_of_all, first_carry = seam.whole((last, state.carry))
         experience = Experience(
             timestep=timestep,
             action=action,
@@ -95,8 +98,8 @@ def on_device(
             truncated=outcome.truncated,
             valid=jnp.ones(outcome.reward.shape, bool),  # nothing is faked: resets take no step
             next_observation=outcome.observation,
-            last=last,
-            carry=state.carry,
+            last=last_of_all,
+            carry=first_carry,
             next_action_mask=outcome.action_mask,
         )
         agent, metrics = algorithm.update(state.agent, experience, fold(key, "update"))
@@ -113,7 +116,7 @@ def on_device(
         count = mask.sum()
         return {"return": Mean((returned * mask).sum(), count), "length": Mean((length * mask).sum(), count)}
 
-    return Learner(init, step, evaluate, predictor(algorithm, env.action_space), fed=True)
+    return Learner(init, step, evaluate, predictor(algorithm, env.action_space), fed=True, lanes=_LANES)
 
 
 def episodes(count: int) -> dict[str, np.ndarray]:

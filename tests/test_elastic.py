@@ -122,22 +122,22 @@ def test_a_run_goes_on_over_other_devices(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rules", "steps"),  # within the replay's capacity, and around it
-    [(rl.OVER_ENVIRONMENTS, 20), *(pytest.param((), steps, marks=pytest.mark.slow) for steps in (2, 20))],
+    ("devices", "steps"),  # within the replay's capacity, and around it
+    [("fsdp", 20), *(pytest.param(*case, marks=pytest.mark.slow) for case in [("fsdp", 2), ("pmap", 2), ("pmap", 20)])],
 )
-def test_a_replay_goes_on_in_any_layout(rules, steps, tmp_path):
+def test_a_replay_goes_on_in_any_layout(devices, steps, tmp_path):
     env = rl.envs.cartpole()
     network = rl.networks.MLP(lambda x: x, (16,))
     algorithm = rl.dqn(
         env.observation_space, env.action_space, network, num_envs=8, capacity=1024, batch_size=32, warm_up=64
     )
     learner = rl.on_device(algorithm, env, 8)
-    spread = jdl.jit(jdl.scan(jdl.distribute(learner, "fsdp", 8, rules), steps))
+    spread = jdl.jit(jdl.scan(jdl.distribute(learner, devices, 8), steps))
     state, _ = spread.step(spread.init(jax.random.key(0)), None)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(steps, state)
     checkpoints.close()
-    for mode, mesh in (("single", ""), ("fsdp", "8"), ("data", "4")):
+    for mode, mesh in (("single", ""), ("fsdp", "8"), ("data", "4"), ("pmap", "2")):
         like = jdl.jit(jdl.distribute(learner, mode, mesh)).init(jax.random.key(1))
         restored = Checkpoints(tmp_path).restore(like)
         assert restored is not None

@@ -16,14 +16,15 @@ def trained(learner, name):
     return state, {name: metric.compute() for name, metric in metrics.items()}
 
 
+@pytest.mark.parametrize("devices", ["data", "pmap"])
 @pytest.mark.parametrize("name", some_slow(*MAKE))
-def test_the_agent_is_that_of_one_device(name, x64):
+def test_the_agent_is_that_of_one_device(name, devices, x64):
     env = rl.envs.cartpole()
     learner = rl.on_device(MAKE[name](env), env, 8)
     alone, expected = trained(learner, name)
-    state, metrics = trained(jdl.distribute(learner, "data", rules=rl.OVER_ENVIRONMENTS), name)
+    state, metrics = trained(jdl.distribute(learner, devices), name)
     each = jax.tree.leaves((state.environments, state.timestep.observation))
-    if name.startswith("dqn"):
+    if name.startswith("dqn") and devices == "data":
         each += jax.tree.leaves(state.agent.replay.ring)
     assert all(leaf.addressable_shards[0].data.shape[0] == 1 for leaf in each)
     for one, other in zip(jax.tree.leaves(alone.agent.params), jax.tree.leaves(state.agent.params), strict=True):
@@ -32,9 +33,10 @@ def test_the_agent_is_that_of_one_device(name, x64):
         np.testing.assert_allclose(metrics[metric], value, rtol=1e-5, atol=1e-6, err_msg=metric)
 
 
-def test_environments_that_the_devices_do_not_divide():
+@pytest.mark.parametrize("devices", ["data", "pmap"])
+def test_environments_that_the_devices_do_not_divide(devices):
     env = rl.envs.cartpole()
-    learner = jdl.distribute(rl.on_device(MAKE["ppo"](env), env, 12), "data", rules=rl.OVER_ENVIRONMENTS)
+    learner = jdl.distribute(rl.on_device(MAKE["ppo"](env), env, 12), devices)
     message = r"does not divide environments/state, whose shape is \(12, 4\): its axis 0 must be a multiple of 8"
     with pytest.raises(ValueError, match=message):
         jdl.jit(learner).init(jax.random.key(0))
