@@ -1,16 +1,23 @@
-"""What a compiled program does on each device, read from XLA's text of it: products, memory traffic, collectives.
+"""What a program does on each device, read from XLA's text of it: products, memory traffic, collectives.
 
-Loops count as often as they run, of a conditional its branches all. An all-reduce of which each device reads only its
-part counts as the reduce-scatter that it becomes where the compiler is an accelerator's, and sends half as much.
+The text is that of the program as it was split over the devices, before anything is done for this machine's own sake
+(whose compiler computes in float32 what is bfloat16). What the compilers of accelerators are known to do next is
+counted as done: an all-reduce of which each device reads only its part is a reduce-scatter, which sends half as much,
+and sums of all-reduces are all-reduces of sums. Loops count as often as they run, of a conditional its branches all.
 """
 
 import math
 import re
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}
+_MOVES = ("bitcast", "copy", "convert", "reshape", "transpose")
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -41,17 +48,31 @@ class Program(NamedTuple):
     collectives: list[Collective]
 
 
+def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Program]:
+    """A program compiled for this machine, and what it does on each device of any."""
+    passes = "spmd-partitioning", "call-inliner"  # the first of several devices, the other of one
+    with tempfile.TemporaryDirectory(prefix="jdl-") as folder:
+        program = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_pass_re": "|".join(passes)})
+        found = [file for name in passes for file in sorted(Path(folder).glob(f"*.after_{name}.*"))]
+        text = found[0].read_text() if found else program.as_text()
+    assert text is not None
+    return program, read(text)
+
+
 def read(text: str) -> Program:
-    """From `compiled.as_text()`."""
+    """From the text of a module."""
     computations, entry = _computations(text)
     times = _times(computations, entry)
     flops, traffic, found = 0, 0.0, Counter[tuple[str, tuple[int, ...]]]()
     sent: defaultdict[tuple[str, tuple[int, ...]], float] = defaultdict(float)
     for name, body in computations.items():
         types = {line.name: line.type for line in body}
+        joined = _joined(body)
         for line in body:
+            if line.name in joined:
+                continue
             if line.opcode in ("dot", "convolution"):
-                operands = [types.get(operand, "") for operand in _operands(line)[:2]]
+                operands = [_type_of(operand, types) for operand in _operands(line)[:2]]
                 flops += times[name] * _flops(line, *map(_shape, operands))
                 traffic += times[name] * sum(map(size, [line.type, *operands]))
             if (opcode := line.opcode.removesuffix("-start")) in _KINDS:
@@ -96,11 +117,12 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return found, entry
 
 
-def _split_type(text: str) -> tuple[str, str]:
+def _split_type(text: str, end: str = " ") -> tuple[str, str]:
     """The type at the beginning, which may be a tuple of types, and what comes after it."""
     if not text.startswith("("):
-        type_, _, rest = text.partition(" ")
-        return type_, rest
+        found = re.match(r"\w+(\[[\d,<=]*\](\{[^}]*\})?)?", text)
+        type_ = found[0] if found else text.partition(end)[0]
+        return type_, text[len(type_) :].strip()
     depth = 0
     for index, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -126,17 +148,63 @@ def _times(computations: dict[str, list[Instruction]], entry: str) -> Counter[st
     def visit(name: str, count: int) -> None:
         times[name] += count
         for line in computations[name]:
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line.rest)
+            trips = _trips(line, computations) if line.opcode == "while" else 1
             for inner in _called(line):
                 if inner in computations:
-                    visit(inner, count * (int(trips[1]) if trips and line.opcode == "while" else 1))
+                    visit(inner, count * trips)
 
     visit(entry, 1)
     return times
 
 
+def _trips(line: Instruction, computations: dict[str, list[Instruction]]) -> int:
+    """How often a loop runs: as XLA has noted, or by the constant that its counter, from 0 up, is compared with."""
+    if (known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line.rest)) is not None:
+        return int(known[1])
+    condition = re.search(r"\bcondition=%?([\w.\-]+)", line.rest)
+    body = computations.get(condition[1], []) if condition else []
+    compared = next((one for one in body if one.root and "direction=LT" in one.rest), None)
+    limits = [int(one.rest.partition(")")[0]) for one in body if compared and one.name in _names(compared)[1:]]
+    return limits[0] if limits else 1
+
+
 def _operands(line: Instruction) -> list[str]:
-    return re.findall(r"%([\w.\-]+)", line.rest.partition(")")[0])
+    """Their names; an element of a tuple is written as "name#1"."""
+    return re.findall(r"%([\w.\-#]+)", line.rest.partition(")")[0])
+
+
+def _names(line: Instruction) -> list[str]:
+    return [operand.partition("#")[0] for operand in _operands(line)]
+
+
+def _type_of(operand: str, types: dict[str, str]) -> str:
+    name, _, place = operand.partition("#")
+    type_ = types.get(name, "")
+    for index in place.split("#") if place else ():
+        inside, parts = type_.removeprefix("(").removesuffix(")"), []
+        while inside:
+            part, inside = _split_type(re.sub(r"^(, |/\*index=\d+\*/)*", "", inside), end=",")
+            parts.append(part)
+        type_ = parts[int(index)]
+    return type_
+
+
+def _joined(body: list[Instruction]) -> set[str]:
+    """All-reduces that need not be, because their results are summed with another's among the same devices."""
+    summed: dict[str, Instruction] = {}  # what only moves or adds results of all-reduces, by name: the last of these
+    found = set()
+    uses = Counter(name for line in body for name in _names(line))
+    for line in body:
+        of = [summed[name] for name in _names(line) if name in summed]
+        if line.opcode == "all-reduce" and uses[line.name] == 1:
+            summed[line.name] = line
+        elif line.opcode in _MOVES and uses[line.name] == 1 and of:
+            summed[line.name] = of[0]
+        elif line.opcode == "add" and len(of) == 2 and len({(size(one.type), _group(one.rest)) for one in of}) == 1:
+            found.add(of[0].name)
+            if uses[line.name] == 1:
+                summed[line.name] = of[1]
+    return found
 
 
 def _flops(line: Instruction, left: list[int], right: list[int]) -> int:
@@ -157,7 +225,7 @@ def _results(
     if kind != "all-reduce":
         yield kind, size(line.type)
         return
-    parts = [one for one in body if one.opcode == "get-tuple-element" and line.name in _operands(one)]
+    parts = [one for one in body if one.opcode == "get-tuple-element" and line.name in _names(one)]
     scattered = [one for one in parts or [line] if _only_a_part(one.name, devices, body, computations)]
     whole = size(line.type) - sum(size(one.type) for one in scattered)
     if scattered:
@@ -169,17 +237,17 @@ def _results(
 def _only_a_part(name: str, devices: int, body: list[Instruction], computations: dict[str, list[Instruction]]) -> bool:
     """Whether all that is read of an array is each device's slice of it."""
     types = {line.name: line.type for line in body}
-    users = [line for line in body if name in _operands(line)]
+    users = [line for line in body if name in _names(line)]
     for user in users:
         if user.opcode == "dynamic-slice":
             if size(user.type) * devices > size(types[name]):
                 return False
-        elif user.opcode in ("bitcast", "copy", "convert", "reshape", "transpose") and not user.root:
+        elif user.opcode in _MOVES and not user.root:
             if not _only_a_part(user.name, devices, body, computations):
                 return False
         elif user.opcode == "fusion":
             inside = next((computations[one] for one in _called(user) if one in computations), [])
-            number = str(_operands(user).index(name))
+            number = str(_names(user).index(name))
             given = [one.name for one in inside if one.opcode == "parameter" and one.rest.partition(")")[0] == number]
             if not given or not _only_a_part(given[0], devices, inside, computations):
                 return False

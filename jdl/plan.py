@@ -79,6 +79,7 @@ class Work(NamedTuple):
 
 def devices_on_paper(count: int) -> None:
     """Have so many CPU devices to compile for, before JAX is first used."""
+    jax.config.update("jax_platforms", "cpu")
     ask_for_devices(count)
     if count > _OF_A_PROCESS:  # compiling for several processes wants them to be able to meet
         processes.join(processes.here(), 1, 0)
@@ -93,10 +94,9 @@ def work(learner: Learner, devices: Mode | str, mesh_shape: str, batch_size: int
     batch = _batch(learner, batch_size)
     spread = distribute(learner, devices, mesh_shape)
     state = jax.eval_shape(spread.init, jax.random.key(0))
-    compiled = jax.jit(spread.step, donate_argnums=0).lower(state, batch).compile()
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None  # on a CPU there always are both
-    assert text is not None
+    compiled, program = hlo.compiled(jax.jit(spread.step, donate_argnums=0).lower(state, batch))
+    memory = compiled.memory_analysis()
+    assert memory is not None  # on a CPU there always is
     whole = jax.eval_shape(learner.init, jax.random.key(0))
     # Of what is computed again in the backward pass, nothing counts: it is no more than twice the forward pass.
     once = min(flops.count(learner.step, whole, batch), 3 * flops.count(learner.evaluate, whole, batch))
@@ -106,7 +106,7 @@ def work(learner: Learner, devices: Mode | str, mesh_shape: str, batch_size: int
         once,
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
-        hlo.read(text),
+        program,
     )
 
 

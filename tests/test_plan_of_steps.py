@@ -120,6 +120,52 @@ def test_the_groups_of_collectives(written, group):
     assert hlo._group(f"%x), channel_id=1, {written}") == group
 
 
+def test_a_program_read_from_text():
+    text = """HloModule jit_step, num_partitions=4
+
+%add (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  %b = bf16[] parameter(1)
+  ROOT %sum = bf16[] add(%a, %b)
+}
+
+%until (now: (s32[], bf16[8,16]{1,0}, /*index=2*/bf16[16,16])) -> pred[] {
+  %now = (s32[], bf16[8,16]{1,0}, /*index=2*/bf16[16,16]) parameter(0)
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%now#0, %limit), direction=LT
+}
+
+%body (now: (s32[], bf16[8,16]{1,0}, /*index=2*/bf16[16,16])) -> (s32[], bf16[8,16], bf16[16,16]) {
+  %now = (s32[], bf16[8,16]{1,0}, /*index=2*/bf16[16,16]) parameter(0)
+  %dot.1 = bf16[8,16]{1,0} dot(%now#1, %now#2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %dot.2 = bf16[8,16]{1,0} dot(%now#1, %now#2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %all-reduce.1 = bf16[8,16]{1,0} all-reduce(%dot.1), replica_groups={{0,1,2,3}}, to_apply=%add
+  %all-reduce.2 = bf16[8,16]{1,0} all-reduce(%dot.2), replica_groups={{0,1,2,3}}, to_apply=%add
+  %copy.1 = bf16[8,16]{1,0} copy(%all-reduce.1)
+  %both = bf16[8,16]{1,0} add(%copy.1, %all-reduce.2)
+  ROOT %next = (s32[], bf16[8,16], bf16[16,16]) tuple(%now#0, %both, %now#2)
+}
+
+ENTRY %main (now: (s32[], bf16[8,16]{1,0}, /*index=2*/bf16[16,16])) -> (s32[], bf16[8,16], bf16[16,16]) {
+  %now = (s32[], bf16[8,16]{1,0}, /*index=2*/bf16[16,16]) parameter(0)
+  ROOT %loop = (s32[], bf16[8,16], bf16[16,16]) while(%now), condition=%until, body=%body
+}
+"""
+    program = hlo.read(text)
+    assert program.flops == 5 * 2 * 2 * 8 * 16 * 16
+    assert program.traffic == 5 * 2 * 2 * (8 * 16 + 8 * 16 + 16 * 16)
+    # The two are summed before they are sent.
+    assert program.collectives == [hlo.Collective("all-reduce", (0, 1, 2, 3), 5, 5 * 2 * 3 / 4 * 8 * 16 * 2)]
+
+
+def test_a_step_in_half_precision_sends_half_as_much():
+    whole, half = (work(one, "fsdp", "8", BATCH) for one in (deep(), jdl.mixed_precision(deep(), "bfloat16")))
+    assert sent(half, "all-gather") == sent(whole, "all-gather") / 2
+    assert sent(half, "reduce-scatter") == sent(whole, "reduce-scatter") / 2
+    alone = work(jdl.mixed_precision(deep(), "bfloat16"), "single", "", BATCH)
+    assert alone.program.traffic == work(deep(), "single", "", BATCH).program.traffic / 2
+
+
 def test_sizes_of_types():
     assert hlo.size("f32[2,3]{1,0}") == 24
     assert hlo.size("(bf16[4]{0}, s8[3]{0}, pred[], /*index=5*/u64[2]{0})") == 8 + 3 + 1 + 16
