@@ -104,9 +104,10 @@ def _automatic(learner: Learner, rules: Rules) -> Learner:
     spread = shard(learner, rules=rules)
 
     def fits(batch: Batch) -> bool:
+        count = jax.device_count() // seam.current().groups
         if not learner.lanes:
-            return learner.fed or divides(batch, jax.device_count())
-        partition = Partition(AbstractMesh((jax.device_count(),), ("data",)), lanes=learner.lanes)
+            return learner.fed or divides(batch, count)
+        partition = Partition(AbstractMesh((count,), ("data",)), lanes=learner.lanes)
         try:
             partition.of_state(jax.eval_shape(learner.init, jax.random.key(0)))
         except ValueError:

@@ -16,6 +16,7 @@ from jdl import seam
 from jdl.learner import Batch, Learner, Metrics, State
 from jdl.metrics import merge_axis
 from jdl.partition import Partition
+from jdl.placement import RUNS
 from jdl.ring import Ring
 
 Device = Any  # a jax.Device, which type checkers take for a variable
@@ -49,7 +50,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
         if len(chosen) == 1:
             return state
         # Where steps will have it, so that they are compiled once and data is put beside it.
-        mesh = mesh_of(chosen, _REPLICAS)
+        mesh = of_groups(mesh_of(chosen, _REPLICAS))
         shardings = jax.tree.map(functools.partial(NamedSharding, mesh), _specs(learner, state, mesh))
         return jax.lax.with_sharding_constraint(state, shardings)
 
@@ -85,7 +86,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
             with seam.reduced(reduction, share=share, axis=_REPLICAS, devices_taken="pmap"):
                 return learner.step(state, batch if learner.fed else jax.tree.map(join, batch))
 
-        mesh = mesh_of(chosen, _REPLICAS)
+        mesh = of_groups(mesh_of(chosen, _REPLICAS))
         specs = _specs(learner, state, mesh)
         return jax.shard_map(
             replica,
@@ -105,7 +106,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
                 parts = jax.lax.all_gather(learner.evaluate(state, batch), _REPLICAS)
             return merge_axis(parts, 0)
 
-        mesh = mesh_of(chosen, _REPLICAS)
+        mesh = of_groups(mesh_of(chosen, _REPLICAS))
         return jax.shard_map(
             replica,
             mesh=mesh,
@@ -137,6 +138,23 @@ def mesh_of(devices: Sequence[Device], axis: str) -> Mesh:
     return Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
 
 
+def of_groups(mesh: Mesh) -> Mesh:
+    """A mesh of as many meshes as there are groups of runs around (`jdl.seeds(spread=2)`), along a first axis.
+
+    Raises ValueError where there are not as many devices.
+    """
+    groups, all_devices = seam.current().groups, jax.devices()
+    if groups == 1:
+        return mesh
+    if groups * mesh.size > len(all_devices):
+        raise ValueError(
+            f"seeds(spread={groups}): {groups} groups of {mesh.size} devices (a mesh of {dict(mesh.shape)}) are "
+            f"{groups * mesh.size}, and there are {len(all_devices)}; give each run fewer, or spread over fewer groups"
+        )
+    devices = np.array(all_devices[: groups * mesh.size]).reshape(groups, *mesh.devices.shape)
+    return Mesh(devices, (RUNS, *mesh.axis_names), axis_types=(AxisType.Auto,) * devices.ndim)
+
+
 def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[Device]:
     """The devices asked for, or all; one, with a warning, where a transform around has taken them."""
     taken = seam.current().devices_taken
@@ -147,7 +165,7 @@ def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[D
             stacklevel=5,
         )
         return jax.local_devices()[:1]
-    return jax.devices() if devices is None else devices
+    return jax.devices()[: jax.device_count() // seam.current().groups] if devices is None else devices
 
 
 def _normalise_over_replicas(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:

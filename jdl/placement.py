@@ -26,6 +26,8 @@ from jdl.memory import keep_scratch_memory
 
 type Placement = Literal["map", "vmap"]
 
+RUNS = "runs"  # the axis of a mesh along which devices have runs of their own
+
 
 def host_devices(count: int | None = None) -> int:
     """Make each CPU core a JAX device, so that `seeds` and `population` can spread runs; returns how many there are.
@@ -142,13 +144,17 @@ def leave_core() -> int:
 
 
 def over_runs(
-    function: Callable[..., PyTree], runs: int, *, placement: Placement | None, spread: bool, transform: str
+    function: Callable[..., PyTree], runs: int, *, placement: Placement | None, spread: bool | int, transform: str
 ) -> Callable[..., PyTree]:
     """Map `function(run, *shared)` over the leading axis of `run`, placed as suits this machine.
 
     placement: "map" (one after another, each run's bits those of a run alone) or "vmap" (together), by default "map"
-    on a CPU and "vmap" elsewhere. spread: over all devices, where no transform around has taken them.
+    on a CPU and "vmap" elsewhere. spread: over all devices, where no transform around has taken them; or a number of
+    groups of devices, among which `function` is spread itself. Raises ValueError for groups that do not divide the
+    runs, and for groups of runs one after another.
     """
+    if spread is not True and spread > 1:
+        return _over_groups(function, runs, spread, placement, transform)
 
     def mapped(states: PyTree, *shared: PyTree) -> PyTree:
         within = placement or ("map" if jax.default_backend() == "cpu" else "vmap")
@@ -157,7 +163,7 @@ def over_runs(
         if len(devices) == 1:
             return _on_one_device(function, within)(states, *shared)
         with seam.reduced(devices_taken=transform):
-            mesh = Mesh(np.array(devices), ("runs",), axis_types=(AxisType.Auto,))
+            mesh = Mesh(np.array(devices), (RUNS,), axis_types=(AxisType.Auto,))
             padding = -runs % len(devices)
             local = _on_one_device(function, within)
             if padding:  # runs that nobody looks at, so that every device has as many
@@ -165,7 +171,7 @@ def over_runs(
                 if within == "map":
                     states = (jnp.arange(runs + padding) < runs, states)
                     local = _on_one_device(partial(_only_if_wanted, function), within)
-            each, same = PartitionSpec("runs"), PartitionSpec()
+            each, same = PartitionSpec(RUNS), PartitionSpec()
             results = jax.shard_map(
                 local,
                 mesh=mesh,
@@ -178,6 +184,21 @@ def over_runs(
             # Copies everywhere, of states and of what a step makes of them: a program for each would be compiled.
             whole = NamedSharding(mesh, same)
             return jax.lax.with_sharding_constraint(jax.tree.map(lambda leaf: leaf[:runs], results), whole)
+
+    return mapped
+
+
+def _over_groups(
+    function: Callable[..., PyTree], runs: int, groups: int, placement: Placement | None, transform: str
+) -> Callable[..., PyTree]:
+    if runs % groups:
+        raise ValueError(f"{transform}(spread={groups}): {runs} runs do not divide over {groups} groups of devices")
+    if placement == "map":
+        raise ValueError(f"{transform}(spread={groups}) trains the runs of all groups together: leave out placement")
+
+    def mapped(states: PyTree, *shared: PyTree) -> PyTree:
+        with seam.reduced(groups=groups):
+            return jax.vmap(partial(_swapped, function, shared), spmd_axis_name=RUNS)(states)
 
     return mapped
 

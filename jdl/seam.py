@@ -42,6 +42,7 @@ class Seam(NamedTuple):
     reductions: tuple[Callable[[SummedGradients], SummedGradients], ...] = ()
     share: Callable[[Array], Array] = lambda positions: positions  # the part of a drawn batch that this replica takes
     axis: str = ""  # along which replicas lie that have a part each of the state's lanes
+    groups: int = 1  # of devices, each with runs of its own, which transforms inside are spread within
     devices_taken: str = ""  # the transform that already spread the work over the devices
     precision: Precision | None = None
     watched: bool = False  # a loop around this one already looks for what is slow inside loops

@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 from jdl import seam
 from jdl.learner import Batch, Learner, Metrics, State
 from jdl.nn.ring_attention import over_ring
-from jdl.parallel import free_devices, mesh_of
+from jdl.parallel import free_devices, mesh_of, of_groups
 from jdl.partition import Partition, Rules
 
 
@@ -54,7 +54,7 @@ def shard(
         Partition(mesh, rules, tensor, fsdp, sequence).check_axes()
 
     def chosen() -> Mesh:
-        return mesh_of(jax.devices(), "data") if mesh is None else mesh
+        return mesh_of(jax.devices()[: jax.device_count() // seam.current().groups], "data") if mesh is None else mesh
 
     def alone() -> bool:
         return len(free_devices("shard", None if mesh is None else list(mesh.devices.flat))) == 1
@@ -66,7 +66,8 @@ def shard(
         return chosen().shape[partition().rows]
 
     def place(tree: PyTree, specs: PyTree) -> PyTree:
-        constrain = lambda leaf, spec: jax.lax.with_sharding_constraint(leaf, NamedSharding(chosen(), spec))  # noqa: E731
+        everywhere = of_groups(chosen())
+        constrain = lambda leaf, spec: jax.lax.with_sharding_constraint(leaf, NamedSharding(everywhere, spec))  # noqa: E731
         return jax.tree.map(constrain, tree, specs)
 
     def place_state(tree: PyTree) -> PyTree:
@@ -76,12 +77,14 @@ def shard(
         return place(tree, jax.tree.map(partition().of_batch, tree))
 
     def around() -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if sequence is None else over_ring(chosen(), sequence)
+        return (
+            contextlib.nullcontext() if sequence is None else over_ring(of_groups(chosen()), sequence, partition().rows)
+        )
 
     def reduction(summed: seam.SummedGradients) -> seam.SummedGradients:
         def reduced(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
             examples = [len(leaf) for leaf in jax.tree.leaves(batch)[:1]]
-            with nn.intercept_methods(_examples_stay(examples, partition())):
+            with nn.intercept_methods(_examples_stay(examples, of_groups(chosen()), partition().rows)):
                 result = summed(params, batch, key)
             specs = partition().of_state({"params": result.gradients}, part=True)
             return result._replace(gradients=place(result.gradients, specs["params"]))
@@ -117,14 +120,14 @@ def shard(
     return learner._replace(init=init, step=step, evaluate=evaluate)
 
 
-def _examples_stay(examples: list[int], partition: Partition) -> Callable[..., Any]:
+def _examples_stay(examples: list[int], mesh: Mesh, rows: str) -> Callable[..., Any]:
     """Modules' outputs stay with their examples: parameters are gathered where they are needed, not activations."""
 
     def stay(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or list(leaf.shape[:1]) != examples:
             return leaf
-        spec = PartitionSpec(partition.rows, *[PartitionSpec.UNCONSTRAINED] * (leaf.ndim - 1))
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(partition.mesh, spec))
+        spec = PartitionSpec(rows, *[PartitionSpec.UNCONSTRAINED] * (leaf.ndim - 1))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
     def intercept(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
         outputs = next_function(*args, **kwargs)

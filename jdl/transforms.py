@@ -174,14 +174,15 @@ def seeds(
     *,
     each: bool = False,
     placement: Placement | None = None,
-    spread: bool = True,
+    spread: bool | int = True,
 ) -> Learner:
     """n independent runs in one program; the state, metrics and predictions get a leading axis of runs.
 
     Run i starts from the key `fold_in(key, i)`, whatever the other runs are: `seeds(learner, [5])` repeats run 5 of
     eight. each: batches (and data, also for evaluation) have a leading axis of runs, one run's each, as for splits
     that differ between runs; otherwise all runs are given the same. placement: "map" keeps each run's bits, "vmap"
-    runs them together; by default what is fast on this kind of device. spread: over all local devices.
+    runs them together; by default what is fast on this kind of device. spread: over all devices; or over so many
+    groups of them, within which each run is spread by a transform of its own (`shard`, `pmap`, `distribute`).
     """
     numbers = tuple(range(n)) if isinstance(n, int) else tuple(n)
     if not numbers or min(numbers) < 0:
@@ -224,7 +225,11 @@ def seeds(
 
 
 def population(
-    make: Callable[[Any], Learner], hyperparameters: PyTree, *, placement: Placement | None = None, spread: bool = True
+    make: Callable[[Any], Learner],
+    hyperparameters: PyTree,
+    *,
+    placement: Placement | None = None,
+    spread: bool | int = True,
 ) -> Learner:
     """One run a hyper-parameter setting, in one program: `make` is given traced scalars.
 

@@ -48,9 +48,9 @@ def alone(name):
     return trained(learner, data)[2]
 
 
-def trained(learner, data):
+def trained(learner, data, transform=lambda learner: learner):
     """The state before and after 50 steps, and their losses."""
-    learner = jdl.jit(jdl.scan(jdl.feed(learner, 32), 50), donate=False)
+    learner = jdl.jit(transform(jdl.scan(jdl.feed(learner, 32), 50)), donate=False)
     first = learner.init(jax.random.key(0))
     state, metrics = learner.step(first, data)
     return first, state, metrics["loss"].compute()
@@ -89,6 +89,26 @@ def test_what_divides_falls_to_a_share_each(mode):
     large = [row for row in rows if row.path.endswith("kernel") and "Dense_2" not in row.path]  # that has 512 numbers
     assert len(large) == 2 * 3  # and the two moments of each
     assert all(row.bytes_per_device * 8 == row.bytes for row in large)
+
+
+
+@pytest.mark.parametrize(
+    ("mode", "mesh"),
+    [
+        ("fsdp", "4"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("pmap", "4"), ("data", "2"), ("fsdp+tensor", "2x2")]),
+    ],
+)
+def test_groups_of_devices_train_runs_each(mode, mesh, x64):
+    learner, data = case("mlp")
+    together = lambda learner: jdl.seeds(learner, 4, spread=False, placement="vmap")  # noqa: E731
+    expected = trained(learner, data, together)[2]
+    groups = lambda learner: jdl.seeds(learner, 4, spread=2)  # noqa: E731
+    _, state, losses = trained(jdl.distribute(learner, mode, mesh), data, groups)
+    np.testing.assert_allclose(losses, expected, rtol=1e-9)
+    kernel = state.params["Dense_1"]["kernel"].addressable_shards[0].data
+    assert kernel.shape[0] == 2  # of four runs
+    assert kernel.size == 2 * 64 * 64 / (4 if "fsdp" in mode else 1)
 
 
 def test_rules_come_before_what_fsdp_shares_out():

@@ -17,10 +17,11 @@ from jaxtyping import Array, Bool, Float
 
 
 class Ring(NamedTuple):
-    """The devices that share sequences out: `axis` of a mesh, whose first axis shares out the batch."""
+    """The devices that share sequences out, along `axis` of a mesh whose `rows` share out the batch."""
 
     mesh: Mesh
     axis: str
+    rows: str
 
     @property
     def size(self) -> int:
@@ -37,9 +38,9 @@ def current_ring() -> Ring | None:
 
 
 @contextlib.contextmanager
-def over_ring(mesh: Mesh, axis: str) -> Iterator[None]:
-    """Networks traced within have their sequences shared out over a mesh axis."""
-    token = _ring.set(Ring(mesh, axis))
+def over_ring(mesh: Mesh, axis: str, rows: str) -> Iterator[None]:
+    """Networks traced within have their sequences shared out over a mesh axis, and examples over another."""
+    token = _ring.set(Ring(mesh, axis, rows))
     try:
         yield
     finally:
@@ -55,11 +56,10 @@ def ring_attention(
     ring: Ring,
 ) -> Float[Array, "batch time heads features"]:
     """What `jax.nn.dot_product_attention` gives, for sequences that the ring's devices divide."""
-    rows = ring.mesh.axis_names[0]
-    tokens = PartitionSpec(rows, ring.axis)
+    tokens = PartitionSpec(ring.rows, ring.axis)
     if mask is None:
         mask = jnp.ones((1, 1, 1, query.shape[1]), bool)
-    of_mask = PartitionSpec(rows if len(mask) > 1 else None, None, ring.axis if mask.shape[2] > 1 else None)
+    of_mask = PartitionSpec(ring.rows if len(mask) > 1 else None, None, ring.axis if mask.shape[2] > 1 else None)
 
     def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
         batch, time, heads, features = query.shape

@@ -40,3 +40,34 @@ def test_environments_that_the_devices_do_not_divide(devices):
     message = r"does not divide environments/state, whose shape is \(12, 4\): its axis 0 must be a multiple of 8"
     with pytest.raises(ValueError, match=message):
         jdl.jit(learner).init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("devices", ["data", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", some_slow("a2c", "reinforce", "dqn", "dqn with everything"))
+def test_groups_of_devices_have_seeds_and_within_them_environments(name, devices, x64):
+    env = rl.envs.cartpole()
+    learner = rl.on_device(MAKE[name](env), env, 8)
+    alone, expected = trained(jdl.seeds(learner, [3, 5, 8, 9], placement="vmap", spread=False), name)
+    spread = jdl.seeds(jdl.distribute(learner, devices, 4), [3, 5, 8, 9], spread=2)
+    state, metrics = trained(spread, name)
+    each = jax.tree.leaves((state.environments, state.timestep.observation))
+    assert all(leaf.addressable_shards[0].data.shape[:2] == (2, 2) for leaf in each)
+    for one, other in zip(jax.tree.leaves(alone.agent.params), jax.tree.leaves(state.agent.params), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
+    for metric, value in expected.items():
+        np.testing.assert_allclose(metrics[metric], value, rtol=1e-5, atol=1e-6, err_msg=metric)
+
+
+@pytest.mark.parametrize(
+    ("runs", "options", "message"),
+    [
+        (3, {"spread": 2}, "3 runs do not divide over 2 groups of devices"),
+        (4, {"spread": 4}, r"4 groups of 4 devices .* are 16, and there are 8"),
+        (4, {"spread": 2, "placement": "map"}, "trains the runs of all groups together: leave out placement"),
+    ],
+)
+def test_groups_that_cannot_be(runs, options, message):
+    env = rl.envs.cartpole()
+    learner = jdl.distribute(rl.on_device(MAKE["ppo"](env), env, 8), "data", 4)
+    with pytest.raises(ValueError, match=message):
+        jdl.jit(jdl.seeds(learner, runs, **options)).init(jax.random.key(0))
