@@ -200,8 +200,10 @@ def settle(config: Any) -> None:
     if getattr(config, "one_core", False):
         one_core()
     devices, mesh = str(getattr(config, "devices", "")), getattr(config, "mesh", None)
-    if devices in MODES and isinstance(mesh, str) and (needed := math.prod(check_mesh(devices, mesh))) > cores():
-        ask_for_devices(-(-needed // processes.started()))
+    if devices in MODES and isinstance(mesh, str):
+        needed = math.prod(check_mesh(devices, mesh)) * getattr(config, "groups", 1)
+        if needed > cores():
+            ask_for_devices(-(-needed // processes.started()))
 
 
 def settle_run(run: Run) -> None:

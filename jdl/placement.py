@@ -155,10 +155,11 @@ def over_runs(
     """
     if spread is not True and spread > 1:
         return _over_groups(function, runs, spread, placement, transform)
+    everywhere = spread is True
 
     def mapped(states: PyTree, *shared: PyTree) -> PyTree:
         within = placement or ("map" if jax.default_backend() == "cpu" else "vmap")
-        devices = jax.devices() if spread and not seam.current().devices_taken else jax.local_devices()[:1]
+        devices = jax.devices() if everywhere and not seam.current().devices_taken else jax.local_devices()[:1]
         devices = devices if processes.several() else devices[:runs]  # each process has a part in what several do
         if len(devices) == 1:
             return _on_one_device(function, within)(states, *shared)

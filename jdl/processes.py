@@ -118,6 +118,11 @@ def count() -> int:
     return jax.process_count() if several() else 1
 
 
+def index() -> int:
+    """Which of the processes this one is."""
+    return jax.process_index() if several() else 0
+
+
 def first() -> bool:
     """Whether this process is the one that writes."""
     return not several() or jax.process_index() == 0
@@ -209,11 +214,46 @@ def gathered(tree: Any) -> Any:
     )
 
 
-def of_parts() -> jax.sharding.Sharding:
-    """Where batches lie that are put together from a part of each process."""
+def local(tree: Any) -> Any:
+    """The tree with arrays of this process alone: of what lies with several, its own copy."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        return leaf.addressable_data(0) if leaf.is_fully_replicated else gathered(leaf)
+
+    return jax.tree.map(one, tree)
+
+
+def joined(array: np.ndarray, axis: int) -> np.ndarray:
+    """The parts that each process has of an array, of equal shapes, side by side along an axis: in every process."""
+    if not several():
+        return array
+    from jax.experimental import multihost_utils
+
+    # As bytes: JAX would make single precision of double.
+    rows = multihost_utils.process_allgather(np.frombuffer(array.tobytes(), np.uint8))
+    return np.concatenate([np.frombuffer(row.tobytes(), array.dtype).reshape(array.shape) for row in rows], axis)
+
+
+def part(array: np.ndarray, axis: int) -> np.ndarray:
+    """This process's part of an array, as `joined` joined them."""
+    return np.array_split(array, count(), axis)[index()]
+
+
+def side_by_side(tree: Any, axis: int) -> Any:
+    """Arrays over the devices of all processes, put together from a part of each along an axis."""
+    if not several():
+        return tree
+    sharding = of_parts(axis)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
+
+
+def of_parts(axis: int = 0) -> jax.sharding.Sharding:
+    """Where batches lie that are put together from a part of each process, along an axis."""
     devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
     mesh = jax.sharding.Mesh(devices, ("process", "device"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("process"))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * axis, "process"))
 
 
 def placed(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree
 
+from jdl import processes
 from jdl.learner import Batch, State, fold, step_key
 from jdl.placement import over_runs
 from rl import draws
@@ -82,6 +83,10 @@ def program(
     key = jax.eval_shape(lambda: jax.random.key(0))
     agent, carry, timestep = jax.eval_shape(lambda: (algorithm.init(jax.random.key(0)), carry, timestep))
     draw_step, use = draws.split(step, key, agent, *_shapes((carry, timestep), lambda shape: shape[1:]))
+    if (count := processes.count()) > 1:  # each has a part of the environments
+        whole = _shapes((carry, timestep), lambda shape: (count * shape[1], *shape[2:]))
+        draw_all_step, _ = draws.split(step, key, agent, *whole)
+        draw_step = draws.part_of(draw_all_step, draw_step, key, processes.index())
 
     def draw(state: State, later: Array) -> Any:
         key = fold(step_key(state.replace(step=state.step + later)), "act")
@@ -92,7 +97,8 @@ def program(
         return use([leaf[t] for leaf in drawn], agent, carry, timestep)
 
     def of_runs(function: Callable[..., Any]) -> Callable[..., Any]:
-        placed = over_runs(function, runs, placement=None, spread=True, transform="on_host")
+        alone = not processes.several()  # of several, each acts by itself
+        placed = over_runs(function, runs, placement=None, spread=alone, transform="on_host")
         return lambda agent, rest, *shared: placed((agent if several else _of_one(agent), *rest), *shared)
 
     agents = _shapes(agent, lambda shape: (runs, *shape)) if several else agent

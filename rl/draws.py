@@ -35,7 +35,7 @@ def _split_of_replicas(
     function: Callable[..., PyTree], key: PyTree, carry: PyTree, axis: str
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """As `split(function, key, carry)`, for keys of all replicas' environments and a carry of this one's."""
-    replicas, index = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    replicas = jax.lax.axis_size(axis)
 
     def resized(tree: PyTree, size: Callable[[int], int]) -> PyTree:
         changed = lambda shape: (size(shape[0]), *shape[1:]) if shape else shape  # noqa: E731
@@ -44,6 +44,11 @@ def _split_of_replicas(
     own_key = resized(key, lambda size: size // replicas)
     draw, _ = split(function, key, resized(carry, lambda size: size * replicas))
     draw_own, use = split(function, own_key, carry)
+    return part_of(draw, draw_own, own_key, jax.lax.axis_index(axis)), use
+
+
+def part_of(draw: Callable[..., Any], draw_own: Callable[..., Any], own_key: PyTree, index: Any) -> Callable[..., Any]:
+    """Of what is drawn for all environments, the part numbered `index`, which has the shapes that `draw_own` draws."""
     shapes = jax.eval_shape(draw_own, own_key)
 
     def part(leaf: Any, own: Any) -> Any:
@@ -54,7 +59,7 @@ def _split_of_replicas(
         # What is drawn later, in a branch perhaps, is each replica's own.
         return jax.random.fold_in(leaf, index) if _is_key(leaf) and leaf.ndim == 0 else leaf
 
-    return lambda key: jax.tree.map(part, draw(key), shapes), use
+    return lambda key: jax.tree.map(part, draw(key), shapes)
 
 
 def _is_key(leaf: Any) -> bool:

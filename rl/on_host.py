@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jdl import processes
 from jdl.learner import Batch, Learner, State, fold, step_key
 from jdl.metrics import Mean
 from jdl.placement import another_core
@@ -44,9 +45,11 @@ def on_host(
     envs: of any vectorisation and autoreset mode; for `jdl.seeds(learner, n, each=True)` a list of one for each run,
     and as many seeds (of the environments' resets; what the agent draws follows from the run's key). ahead: play the
     next rollout while the device learns from the last, with the agent of one update before. Rollout, update and
-    metrics are those of `rl.on_device`. `evaluate` is `rl.evaluate`'s business. Raises ValueError for an environment
-    in an unknown autoreset mode, one whose observations are not in its space, rewards that are not finite, and a mask
-    that forbids everything.
+    metrics are those of `rl.on_device`. Each of several processes (`jdl launch`) has environments of its own, as many
+    as the others, and learns from those of all (the algorithm's `num_envs` counts them all); results are those of one
+    process with all of them. `evaluate` is `rl.evaluate`'s business. Raises ValueError for an environment in an unknown
+    autoreset mode, one whose observations are not in its space, rewards that are not finite, and a mask that forbids
+    everything.
     """
     several = not isinstance(envs, gymnasium.vector.VectorEnv)
     vectors = [Vector(one) for one in (envs if several else [envs])]  # type: ignore[union-attr]
@@ -65,7 +68,8 @@ def learn_on_host(algorithm: Algorithm, action_space: gymnasium.Space) -> Learne
 
     def step(state: OnHostState, batch: Batch) -> tuple[OnHostState, dict[str, Any]]:
         agent, metrics = algorithm.update(state.agent, batch["experience"], fold(step_key(state), "update"))
-        returned, length, count = (jnp.asarray(x, jnp.float32) for x in batch["episodes"])
+        # Of several processes there is a number of each.
+        returned, length, count = (jnp.asarray(x, jnp.float32).sum() for x in batch["episodes"])
         episodes = {"return": Mean(returned, count), "length": Mean(length, count)}
         return OnHostState(state.key, state.step + 1, agent), {**episodes, **metrics}
 
@@ -74,7 +78,7 @@ def learn_on_host(algorithm: Algorithm, action_space: gymnasium.Space) -> Learne
             "a learner on the host cannot play whole episodes itself; use rl.evaluate(algorithm, agent, env)"
         )
 
-    return Learner(init, step, evaluate, predictor(algorithm, action_space), fed=True)
+    return Learner(init, step, evaluate, predictor(algorithm, action_space), fed=True, lanes="/replay/ring/")
 
 
 class Rollout(NamedTuple):
@@ -101,7 +105,8 @@ class Acting:
         self.algorithm, self.vectors, self.several = algorithm, vectors, several
         self.num_envs = vectors[0].num_envs
         # Gymnasium seeds its sub-environments n, n + 1, ...: seeds side by side would share resets.
-        self.seeds = [int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1) for seed in seeds]
+        before = processes.index() * self.num_envs
+        self.seeds = [before + int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1) for seed in seeds]
         self._repeats = all(_repeats(vector, seed) for vector, seed in zip(vectors, self.seeds, strict=True))
         self._seen = [vector.reset(seed) for vector, seed in zip(vectors, self.seeds, strict=True)]
         carry = algorithm.initial_carry(self.num_envs)
@@ -122,7 +127,7 @@ class Acting:
     def next(self, state: State) -> Batch:
         """A rollout with the agent in `state`; ahead, with the one before (the first two are the first agent's)."""
         if self._thread is None:
-            rollout = self._play(self._leaves(state), self._program.draw(state, 0), self._seen, self._carry)
+            rollout = self._play(self._leaves(state), self._drawn(state, 0), self._seen, self._carry)
         else:
             if self._under_way is None:  # at the start, or after a resume
                 self._begin(self._copies(state) if self._ahead is None else self._placed(state), state, 0)
@@ -134,14 +139,18 @@ class Acting:
         batch = {"experience": rollout.experience, "episodes": rollout.storage.episodes(self._totals)}
         if self._thread is not None:
             self._begin(self._copies(state), state, 1)
-        return batch if self.several else jax.tree.map(lambda leaf: leaf[0], batch)
+        batch = batch if self.several else jax.tree.map(lambda leaf: leaf[0], batch)
+        return _of_all(batch, int(self.several))
 
     def _move(self) -> None:
         self._core = another_core()
 
     def _leaves(self, state: State) -> dict[int, Any]:
         leaves = jax.tree.leaves(state.agent)
-        return {i: leaves[i] for i in self._program.read}
+        return {i: processes.local(leaves[i]) for i in self._program.read}
+
+    def _drawn(self, state: State, later: int) -> Any:
+        return self._program.draw(processes.local(state.replace(agent=())), later)
 
     def _copies(self, state: State) -> dict[int, Any]:
         """As `_leaves`, of their own: the update that comes takes the memory of the agent."""
@@ -154,7 +163,7 @@ class Acting:
 
     def _begin(self, leaves: dict[int, Any], state: State, later: int) -> None:
         assert self._thread is not None
-        drawn, self._ahead = self._program.draw(state, later), leaves
+        drawn, self._ahead = self._drawn(state, later), leaves
         self._under_way = self._thread.submit(self._play, leaves, drawn, self._seen, self._carry)
 
     def _play(self, leaves: dict[int, Any], drawn: Any, seen: list[Seen], carry: Carry) -> Rollout:
@@ -194,9 +203,10 @@ class Acting:
         one = np.zeros((0, len(self.vectors), self.num_envs, *(space.shape or ())), space.dtype)
         actions = np.concatenate([one, *self._actions])
         self._actions = [actions]
-        log = Ring(actions[None], np.array([len(actions)]))
-        seen = jax.tree.map(lambda *leaves: np.stack(leaves), *self._seen)
-        saved = {"actions": log, "seen": seen, "carry": self._carry, "totals": self._totals.copy()}
+        log = Ring(processes.joined(actions, 2)[None], np.array([len(actions)]))
+        seen = jax.tree.map(lambda *leaves: processes.joined(np.stack(leaves), 1), *self._seen)
+        carry = jax.tree.map(lambda leaf: processes.joined(np.asarray(leaf), 1), self._carry)
+        saved = {"actions": log, "seen": seen, "carry": carry, "totals": processes.joined(self._totals.copy(), 2)}
         if self._thread is not None:
             begun = self._ahead is not None
             leaves = self._ahead if self._ahead is not None else self._program.blank()
@@ -204,8 +214,9 @@ class Acting:
         return saved
 
     def restore(self, saved: PyTree) -> None:
-        actions = np.asarray(saved["actions"].rows)[0]
-        self._carry, self._actions = saved["carry"], [actions]
+        actions = processes.part(np.asarray(saved["actions"].rows)[0], 2)
+        self._carry = jax.tree.map(lambda leaf: processes.part(np.asarray(leaf), 1), saved["carry"])
+        self._actions = [actions]
         if self._thread is not None and saved["ahead"]["begun"]:
             self._ahead = dict(zip(self._program.read, saved["ahead"]["agent"], strict=True))
         if not self._repeats:
@@ -214,12 +225,13 @@ class Acting:
                 vector.reset(seed + len(actions)) for vector, seed in zip(self.vectors, self.seeds, strict=True)
             ]
             return
-        self._totals = np.array(saved["totals"])
+        self._totals = np.array(processes.part(np.asarray(saved["totals"]), 2))
         for run, vector in enumerate(self.vectors):
             for taken in actions[:, run]:
                 self._seen[run] = vector.step(taken).seen
         now = jax.tree.map(lambda *leaves: np.stack(leaves), *self._seen)
-        if not jax.tree.all(jax.tree.map(np.array_equal, now, saved["seen"])):
+        before = jax.tree.map(lambda leaf: processes.part(np.asarray(leaf), 1), saved["seen"])
+        if not jax.tree.all(jax.tree.map(np.array_equal, now, before)):
             warnings.warn(
                 f"{self.vectors[0].envs} did not come to where it was when its {len(actions)} steps were repeated; the "
                 "run goes on, but not to the bits that it would have had",
@@ -244,6 +256,20 @@ def _repeats(vector: Vector, seed: int, steps: int = 16) -> bool:
         stacklevel=4,
     )
     return False
+
+
+def _of_all(batch: Batch, axis: int) -> Batch:
+    """A batch of what all processes have played; axis: of environments in what has no axis of time."""
+    if not processes.several():
+        return batch
+    experience = batch["experience"]
+    whole = processes.side_by_side(experience._replace(last=None, carry=None), axis + 1)
+    last, carry = processes.side_by_side((experience.last, experience.carry), axis)
+    episodes = jax.tree.map(lambda leaf: np.asarray(leaf)[..., None], batch["episodes"])
+    return {
+        "experience": whole._replace(last=last, carry=carry),
+        "episodes": processes.side_by_side(episodes, axis),
+    }
 
 
 @jax.jit

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import jdl
+from jdl import processes
 from rl import envs
 from rl.evaluate import evaluate
 from rl.on_device import episodes, on_device
@@ -36,6 +37,12 @@ class Training:
     total_steps: int | None = None
     """of all environments together"""
     num_envs: int | None = None
+    devices: jdl.Mode = "auto"
+    """on the device: how a seed's environments and learning use the devices; "auto" leaves a CPU's to the seeds"""
+    mesh: str = ""
+    """of how many devices for a seed: 4, or 2x2 where layers are shared out as well"""
+    groups: int = 1
+    """of devices, each with a part of the seeds; the mesh is of one group"""
     num_episodes: int = 100
     """of the final evaluation, a seed"""
 
@@ -93,6 +100,7 @@ def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
     """
     evaluated = episodes(chosen["num_episodes"])  # before anything is trained: a wrong number is an error
     trained = _on_host(make, chosen, run) if chosen["runner"] == "host" else _on_device(make, chosen, run, evaluated)
+    trained = trained._replace(agents=processes.local(trained.agents))
     scores = evaluate(
         trained.algorithm,
         trained.agents,
@@ -115,18 +123,28 @@ def _on_device(make: Make, chosen: Mapping[str, Any], run: jdl.Run, evaluated: M
     algorithm = make(twin.observation_space, twin.action_space)
     count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.rollout)
     per_call = max(1, count // 100)
-    training = jdl.jit(jdl.seeds(jdl.scan(on_device(algorithm, twin, chosen["num_envs"]), per_call), run.seeds))
+    one = jdl.distribute(on_device(algorithm, twin, chosen["num_envs"]), chosen["devices"], chosen["mesh"])
+    alone = chosen["devices"] in ("auto", "single")  # so the devices are free for the seeds
+    training = jdl.jit(jdl.seeds(jdl.scan(one, per_call), run.seeds, spread=True if alone else chosen["groups"]))
     state = jdl.fit(training, None, steps=count // per_call * per_call, log_every=per_call, run=run).state
     return Trained(algorithm, state.agent, {"return (twin)": jdl.evaluate(training, state, evaluated)["return"]})
 
 
 def _on_host(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
-    vectors = [make_vec(chosen["env"], chosen["num_envs"], chosen.get("vectorization")) for _ in run.seeds]
+    each, rest = divmod(chosen["num_envs"], processes.count())
+    if rest:
+        raise ValueError(
+            f"num_envs={chosen['num_envs']}: {processes.count()} processes have as many each; give a multiple of that"
+        )
+    vectors = [make_vec(chosen["env"], each, chosen.get("vectorization")) for _ in run.seeds]
     algorithm = make(vectors[0].single_observation_space, vectors[0].single_action_space)
     count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.rollout)
     one, source = on_host(algorithm, vectors, seed=run.seeds, ahead=chosen["ahead"])
+    one = jdl.distribute(one, chosen["devices"], chosen["mesh"])
+    alone = chosen["devices"] in ("auto", "single") and not processes.several()
     try:
-        state = jdl.fit(jdl.jit(jdl.seeds(one, run.seeds, each=True)), source, steps=count, run=run).state
+        training = jdl.jit(jdl.seeds(one, run.seeds, each=True, spread=True if alone else chosen["groups"]))
+        state = jdl.fit(training, source, steps=count, run=run).state
     finally:
         source.close()
     return Trained(algorithm, state.agent, {})

@@ -91,12 +91,14 @@ def test_what_divides_falls_to_a_share_each(mode):
     assert all(row.bytes_per_device * 8 == row.bytes for row in large)
 
 
-
 @pytest.mark.parametrize(
     ("mode", "mesh"),
     [
         ("fsdp", "4"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("pmap", "4"), ("data", "2"), ("fsdp+tensor", "2x2")]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("pmap", "4"), ("data", "2"), ("fsdp+tensor", "2x2")]
+        ),
     ],
 )
 def test_groups_of_devices_train_runs_each(mode, mesh, x64):
