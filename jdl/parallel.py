@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from jdl import seam
+from jdl import collectives, seam
 from jdl.learner import Batch, Learner, Metrics, State
 from jdl.metrics import merge_axis
 from jdl.partition import Partition
@@ -38,8 +38,9 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
         def replicated(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
             with nn.intercept_methods(_normalise_over_replicas):
                 result = summed(params, batch, jax.random.fold_in(key, jax.lax.axis_index(_REPLICAS)))
-            weights, auxiliary = jax.lax.all_gather((result.weight, result.auxiliary), _REPLICAS)
-            grads, total, weight = jax.lax.psum((result.gradients, result.total, result.weight), _REPLICAS)
+            weights, auxiliary = collectives.stacked((result.weight, result.auxiliary), _REPLICAS)
+            sums = result.gradients, result.total, result.weight
+            grads, total, weight = collectives.summed(sums, _REPLICAS)
             return seam.Summed(grads, total, weight, seam.merge_auxiliary(auxiliary, weights, merge_axis))
 
         return replicated
@@ -103,7 +104,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
 
         def replica(state: State, batch: Batch) -> Metrics:
             with seam.reduced(devices_taken="pmap"):
-                parts = jax.lax.all_gather(learner.evaluate(state, batch), _REPLICAS)
+                parts = collectives.stacked(learner.evaluate(state, batch), _REPLICAS)
             return merge_axis(parts, 0)
 
         mesh = of_groups(mesh_of(chosen, _REPLICAS))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from jdl import collectives
 from jdl.metrics import Metric, is_metric
 
 
@@ -77,9 +78,7 @@ def reduced(reduction: Callable[[SummedGradients], SummedGradients] | None = Non
 def whole(tree: PyTree, axis: int = 0) -> PyTree:
     """What each replica has a part of, along an axis, in each; as it is where there are no replicas."""
     name = current().axis
-    if not name:
-        return tree
-    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, name, axis=axis, tiled=True), tree)
+    return collectives.joined(tree, name, axis) if name else tree
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:
