@@ -9,7 +9,7 @@ PEERS ?= .venv-peers
 TORCH_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.11*/bin/python) $(shell command -v python3.11) python3)
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
 
-.PHONY: train test test-slow test-browser parity check env bench bench-torch bench-models bench-rl clean
+.PHONY: train test test-slow test-browser parity check env bench bench-torch bench-models bench-rl bench-scale clean
 
 train: env  ## the main job: a CNN on handwritten digits over eight seeds
 	$(BIN)/jdl run digits --seeds 8
@@ -55,6 +55,11 @@ $(TORCH)/.built:
 	$(TORCH_PYTHON) -m venv --clear $(TORCH)
 	$(TORCH)/bin/python -m pip install --quiet torch==2.13.0 numpy==2.4.6 transformers==5.23.0
 	@touch $@
+
+bench-scale: env  ## modes of using devices, checkpoints, plans beside measured steps
+	$(BIN)/python -m experiments.bench.scale
+	$(BIN)/python -m experiments.bench.estimates
+	$(BIN)/python -m experiments.bench.drift
 
 bench-rl: env $(PEERS)/.built  ## beside Stable-Baselines3 and SBX, which have an environment of their own
 	$(BIN)/python -m experiments.bench.rl --peer-python $(PEERS)/bin/python

@@ -1,5 +1,6 @@
 """A checkpoint of one layout goes on in any other: modes, and numbers of devices."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -119,6 +120,26 @@ def test_a_run_goes_on_over_other_devices(tmp_path, monkeypatch, capsys):
         command("resume", "moved", *mistake, status=2)
     command("resume", "moved", "--mesh", "2")  # nothing is lost by the mistakes
     command("resume", "moved")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("started", ["1", "8"])
+def test_one_file_goes_on_over_any_number_of_devices(started, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("wide.py").write_text(EXPERIMENT)
+    command("run", "wide.py", "--run-dir", "whole")
+    command("run", "wide.py", "--devices", "fsdp", "--mesh", started, "--steps", "10", "--run-dir", "begun")
+    file = Path("begun/config.json")
+    file.write_text(file.read_text().replace('"steps": 10', '"steps": 20'))
+    Path("begun/result.json").unlink()
+    whole = jdl.load("whole")
+    for count in ("1", "2", "4", "8"):
+        shutil.copytree("begun", f"over{count}")
+        command("resume", f"over{count}", "--devices", "fsdp", "--mesh", count)
+        over = jdl.load(f"over{count}")
+        assert [row["step"] for row in over.rows] == [row["step"] for row in whole.rows]
+        np.testing.assert_allclose(over.metrics["train/loss"].values, whole.metrics["train/loss"].values, rtol=1e-4)
+        np.testing.assert_allclose(over.final["loss"], whole.final["loss"], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from jdl.parallel import mesh_of
 
 DEVICES = 2
 SECONDS = 2.0
-NAMES = {"mlp": "MLP 784-512-512-10", "cnn": "CNN 28x28", "ppo": "PPO on CartPole, 64 environments"}
+NAMES = {"mlp": "MLP 784-512-512-10, batch 1024", "cnn": "CNN 28x28, batch 128", "ppo": "PPO on CartPole, 64 envs"}
 BY_HAND = {"data": ["jit"], "pmap": ["shard_map", "jax.pmap"]}  # the equivalents of our modes
 MEGABYTES = 500
 
@@ -112,6 +112,12 @@ def _rates(task: str, sides: list[str], rounds: int) -> dict[str, list[float]]:
     return rates
 
 
+def task_of(name: str) -> loops.Task:
+    """What is trained."""
+    task = loops.tasks()[name]
+    return task._replace(batch_size=1024) if name == "mlp" else task
+
+
 def ours(task: str, mode: str) -> tuple[Callable[[Any], Any], Any, int]:
     """A compiled call in one of our modes, its first state, and how many updates it makes."""
     if task == "ppo":
@@ -121,7 +127,7 @@ def ours(task: str, mode: str) -> tuple[Callable[[Any], Any], Any, int]:
         learner = rl.on_device(rl.ppo(env.observation_space, env.action_space), env, 64)
         learner, data = jdl.scan(jdl.distribute(learner, mode), 5), None
     else:
-        one = loops.tasks()[task]
+        one = task_of(task)
         learner = jdl.distribute(loops.learner(one), mode)
         learner, data = jdl.scan(jdl.feed(learner, one.batch_size), one.per_call), one.data
     learner = jdl.jit(learner)
@@ -187,7 +193,7 @@ def work(task: str, side: str) -> None:
     """A worker's side."""
     jdl.host_devices(1 if side == "single" else DEVICES)
     ways = [way for several in BY_HAND.values() for way in several]
-    call, state, updates = by_hand(loops.tasks()[task], side) if side in ways else ours(task, side)
+    call, state, updates = by_hand(task_of(task), side) if side in ways else ours(task, side)
 
     def measure() -> float:
         nonlocal state
