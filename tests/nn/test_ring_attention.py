@@ -15,7 +15,7 @@ TIME, HEADS, FEATURES = 16, 4, 3
 
 def ring(rows=2, parts=4):
     devices = np.array(jax.devices()[: rows * parts]).reshape(rows, parts)
-    return Ring(Mesh(devices, ("data", "sequence"), axis_types=(AxisType.Auto,) * 2), "sequence")
+    return Ring(Mesh(devices, ("data", "sequence"), axis_types=(AxisType.Auto,) * 2), "sequence", "data")
 
 
 def masks():
