@@ -51,8 +51,8 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
         if len(chosen) == 1:
             return state
         # Where steps will have it, so that they are compiled once and data is put beside it.
-        mesh = of_groups(mesh_of(chosen, _REPLICAS))
-        shardings = jax.tree.map(functools.partial(NamedSharding, mesh), _specs(learner, state, mesh))
+        mesh = mesh_of(chosen, _REPLICAS)
+        shardings = jax.tree.map(functools.partial(NamedSharding, of_groups(mesh)), _specs(learner, state, mesh))
         return jax.lax.with_sharding_constraint(state, shardings)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -87,11 +87,11 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
             with seam.reduced(reduction, share=share, axis=_REPLICAS, devices_taken="pmap"):
                 return learner.step(state, batch if learner.fed else jax.tree.map(join, batch))
 
-        mesh = of_groups(mesh_of(chosen, _REPLICAS))
+        mesh = mesh_of(chosen, _REPLICAS)
         specs = _specs(learner, state, mesh)
         return jax.shard_map(
             replica,
-            mesh=mesh,
+            mesh=of_groups(mesh),
             in_specs=(specs, PartitionSpec() if learner.fed else PartitionSpec(None, _REPLICAS)),
             out_specs=(specs, PartitionSpec()),
             check_vma=False,  # the sums over replicas are taken in the seam, once
@@ -107,10 +107,10 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
                 parts = collectives.stacked(learner.evaluate(state, batch), _REPLICAS)
             return merge_axis(parts, 0)
 
-        mesh = of_groups(mesh_of(chosen, _REPLICAS))
+        mesh = mesh_of(chosen, _REPLICAS)
         return jax.shard_map(
             replica,
-            mesh=mesh,
+            mesh=of_groups(mesh),
             in_specs=(_specs(learner, state, mesh), PartitionSpec(_REPLICAS)),
             out_specs=PartitionSpec(),
             check_vma=False,
