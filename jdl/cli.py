@@ -470,19 +470,21 @@ def _plan(name: str, arguments: list[str]) -> int:
             f"{name} cannot be planned: it needs a learner(config), and a Config with the fields "
             'devices: jdl.Mode = "auto" and mesh: str = ""'
         )
-    found = made(module.learner(config), config.devices, config.mesh)
-    listed = [one for one in found.arrays if chosen.options.all or one.path.startswith("params/")]
+    learner = module.learner(config)
+    found = made(learner, config.devices, config.mesh)
+    listed = [one for one in found.arrays if chosen.options.all or "params" in one.path.split("/")]
     rows = [(one.path, show(one), f"{one.bytes:,}", f"{one.bytes_per_device:,}") for one in listed]
     show_table(("array", "shape", "bytes", "a device"), rows)
     sums = [f"{kind} {whole / 1e6:,.3f} MB, {each / 1e6:,.3f} a device" for kind, (whole, each) in found.bytes.items()]
     console.print("; ".join(sums), soft_wrap=True, markup=False)
     shown = found.as_json()
-    if hasattr(config, "batch_size"):
-        one_step = work(module.learner(config), config.devices, config.mesh, config.batch_size)
-        show_work(one_step, config.batch_size)
+    batch_size = getattr(config, "batch_size", None) if learner.example else 0
+    if learner.example is not None and batch_size is not None:
+        one_step = work(learner, config.devices, config.mesh, batch_size)
+        show_work(one_step, batch_size)
         shown["step"] = one_step.as_json()
     else:
-        console.print("the Config has no batch_size, so no step is planned", soft_wrap=True)
+        console.print("no step is planned: the Config has no batch_size, or the learner no example", soft_wrap=True)
     if chosen.options.json:
         print_json(shown)
     return 0

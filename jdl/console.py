@@ -102,8 +102,9 @@ def finish_sweep(swept: Sequence[Swept], as_json: bool) -> int:
 def show_work(work: Work, batch_size: int) -> None:
     """A step on each device, and what it would take at best on devices that can be bought."""
     program = work.program
+    examples = f" of {batch_size:,} examples" if batch_size else ""
     console.print(
-        f"a step of {batch_size:,} examples: {work.model_flops / 1e12:,.4g} TFLOPs in all; a device: "
+        f"a step{examples}: {work.model_flops / 1e12:,.4g} TFLOPs in all; a device: "
         f"{program.flops / 1e12:,.4g} TFLOPs, {(work.arguments + work.temporaries) / 1e9:,.4g} GB at most "
         f"({work.temporaries / 1e9:,.4g} of activations, gradients and what is computed with)",
         soft_wrap=True, markup=False,

@@ -34,7 +34,7 @@ class Learner(NamedTuple):
     fed: bool = False  # batches are drawn inside: what `step` is given is the whole data set (or None), never split
     example_axis: int = 0  # of the batches' leaves; axes before it are of runs that have batches of their own
     lanes: str = ""  # paths in the state (a regular expression) of what devices share out as they do examples
-    example: Batch = None  # the shapes of a batch, for plans; None for a learner that needs none
+    example: Batch = None  # the shapes of a batch, for plans: () where it needs none, None where they are not known
 
 
 def fold(key: Key[Array, ""], name: str) -> Key[Array, ""]:

@@ -98,8 +98,10 @@ def work(learner: Learner, devices: Mode | str, mesh_shape: str, batch_size: int
     memory = compiled.memory_analysis()
     assert memory is not None  # on a CPU there always is
     whole = jax.eval_shape(learner.init, jax.random.key(0))
-    # Of what is computed again in the backward pass, nothing counts: it is no more than twice the forward pass.
-    once = min(flops.count(learner.step, whole, batch), 3 * flops.count(learner.evaluate, whole, batch))
+    once = flops.count(learner.step, whole, batch)
+    if jax.tree.leaves(batch):
+        # Of what is computed again in the backward pass, nothing counts: it is no more than twice the forward pass.
+        once = min(once, 3 * flops.count(learner.evaluate, whole, batch))
     count = math.prod(check_mesh(devices, mesh_shape) or (jax.device_count(),))
     return Work(
         1 if devices == "single" else count,

@@ -116,7 +116,7 @@ def on_device(
         count = mask.sum()
         return {"return": Mean((returned * mask).sum(), count), "length": Mean((length * mask).sum(), count)}
 
-    return Learner(init, step, evaluate, predictor(algorithm, env.action_space), fed=True, lanes=_LANES)
+    return Learner(init, step, evaluate, predictor(algorithm, env.action_space), fed=True, lanes=_LANES, example=())
 
 
 def episodes(count: int) -> dict[str, np.ndarray]:

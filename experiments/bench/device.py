@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from experiments.bench import measure
 from experiments.bench.measure import Row, Worker, compared, interleaved, rate, serve
 
 CALLS = 20  # rollouts and updates in a dispatch
@@ -169,16 +170,7 @@ def main() -> None:
         print(time.perf_counter() - begin)
         return
     call, state, steps = stepping(options.side, int(options.argument))
-
-    def measure() -> float:
-        nonlocal state
-        begin, done = time.perf_counter(), 0
-        while time.perf_counter() - begin < SECONDS:
-            state = jax.block_until_ready(call(state))
-            done += steps
-        return done / (time.perf_counter() - begin)
-
-    serve(measure)
+    serve(measure.stepping(lambda state: jax.block_until_ready(call(state)), state, steps, SECONDS))
 
 
 if __name__ == "__main__":

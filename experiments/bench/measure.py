@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _DISTURBANCE = 0.05  # the share of the machine that others may use during a round
 _PATIENCE = 20.0  # seconds to wait for a quiet moment
@@ -156,6 +156,20 @@ class Worker:
         if not line:
             raise RuntimeError(f"{' '.join(self._command)} ended with status {self._process.wait()}")
         return line
+
+
+def stepping(step: Callable[[Any], Any], state: Any, each: int, least: float) -> Callable[[], float]:
+    """Measures how many a second a step makes that makes `each`, over at least so many seconds; the state goes on."""
+
+    def measure() -> float:
+        nonlocal state
+        begin, done = time.perf_counter(), 0
+        while time.perf_counter() - begin < least:
+            state = step(state)
+            done += each
+        return done / (time.perf_counter() - begin)
+
+    return measure
 
 
 def serve(measure: Callable[[], float]) -> None:

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jdl
 from experiments.bench import loops
-from experiments.bench.measure import Row, Worker, compared, interleaved, rate, seconds, serve, show
+from experiments.bench.measure import Row, Worker, compared, interleaved, rate, seconds, serve, show, stepping
 from jdl.checkpoint import Checkpoints
 from jdl.parallel import mesh_of
 
@@ -194,16 +194,7 @@ def work(task: str, side: str) -> None:
     jdl.host_devices(1 if side == "single" else DEVICES)
     ways = [way for several in BY_HAND.values() for way in several]
     call, state, updates = by_hand(task_of(task), side) if side in ways else ours(task, side)
-
-    def measure() -> float:
-        nonlocal state
-        begin, done = time.perf_counter(), 0
-        while time.perf_counter() - begin < SECONDS:
-            state = jax.block_until_ready(call(state))
-            done += updates
-        return done / (time.perf_counter() - begin)
-
-    serve(measure)
+    serve(stepping(lambda state: jax.block_until_ready(call(state)), state, updates, SECONDS))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from agents import MAKE, some_slow
 
 import jdl
 import rl
+from jdl.plan import work
 
 
 def exact(learner):
@@ -80,3 +81,13 @@ def test_groups_that_cannot_be(runs, options, message):
     learner = jdl.distribute(rl.on_device(MAKE["ppo"](env), env, 8), "data", 4)
     with pytest.raises(ValueError, match=message):
         jdl.jit(jdl.seeds(learner, runs, **options)).init(jax.random.key(0))
+
+
+@pytest.mark.slow
+def test_a_step_of_an_agent_on_paper():
+    env = rl.envs.cartpole()
+    learner = rl.on_device(MAKE["ppo"](env), env, 8)
+    alone, spread = work(learner, "single", "", 0), work(learner, "pmap", "4", 0)
+    assert spread.model_flops == alone.model_flops
+    assert alone.program.flops / 4 <= spread.program.flops < alone.program.flops / 2
+    assert {one.kind for one in spread.program.collectives} == {"all-gather", "all-reduce"}
