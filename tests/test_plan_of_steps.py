@@ -1,6 +1,9 @@
 """Steps on paper: operations, collectives and bytes beside closed forms, and what XLA writes of groups."""
 
 import json
+import os
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -214,3 +217,13 @@ def test_the_command_plans_a_step(capsys):
     assert step["hardware"].keys() == HARDWARE.keys()
     assert 0 < step["hardware"]["h100"]["mfu"] < 1
     assert "all-reduce" in said
+
+
+@pytest.mark.slow
+def test_more_devices_than_a_process_has():
+    command = ["plan", "fashion_mnist", "--network", "mlp", "--devices", "data", "--mesh", "4096"]
+    planned = subprocess.run(
+        [sys.executable, "-m", "jdl", *command, "--batch-size", "8192", "--json"],
+        env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, check=True, timeout=250,
+    )  # fmt: skip
+    assert json.loads(planned.stdout.splitlines()[-1])["step"]["device_count"] == 4096
