@@ -91,7 +91,7 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     )
     spread = jdl.distribute(learner(config), config.devices, config.mesh)
     one = jdl.scan(jdl.feed(spread, config.batch_size), config.steps_per_call)
-    training = jdl.jit(jdl.seeds(one, run.seeds, spread=config.devices in ("auto", "single")))
+    training = jdl.jit(jdl.seeds(one, run.seeds, spread=config.devices in ("auto", "single") and len(run.seeds) > 1))
     glance = {name: leaf[:: len(leaf) // 200] for name, leaf in validation.items()}
     fitted = jdl.fit(training, train, steps=config.steps, validation=glance, evaluation_batch_size=64, run=run)
     prompt = tokenizer.encode("\n")[None]

@@ -88,7 +88,7 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     augment = jdl.data.augment.on(augmentation) if config.augmentation else None
     spread = jdl.distribute(learner(config), config.devices, config.mesh)
     one = jdl.scan(jdl.feed(spread, config.batch_size, augment), config.steps_per_call)
-    training = jdl.jit(jdl.seeds(one, run.seeds, spread=config.devices in ("auto", "single")))
+    training = jdl.jit(jdl.seeds(one, run.seeds, spread=config.devices in ("auto", "single") and len(run.seeds) > 1))
     per_epoch = max(config.steps_per_call, len(data.train["target"]) // config.batch_size)
     fitted = jdl.fit(
         training,

@@ -4,13 +4,12 @@ An error is one line; with --traceback, anywhere, also where it came from.
 """
 
 import contextlib
-import dataclasses
 import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -33,6 +32,7 @@ from jdl.console import (
     show_work,
     summary_of,
 )
+from jdl.options import PlanOptions, RunOptions, SummaryOptions, SweepOptions, TuneOptions, read, read_by_field
 from jdl.placement import ask_for_devices, cores
 from jdl.preemption import leaving
 from jdl.profiling import profile
@@ -47,62 +47,6 @@ _RANGES = (
     'What to search. RANGE is "LOW HIGH" (uniform), "log LOW HIGH" (each order of magnitude equally likely) or the '
     'values to choose from, "32 64 128" ("choice 32 64" for two). An experiment may declare its own as SPACE.'
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """How to run, whatever the experiment."""
-
-    seeds: int = 1
-    """independent runs, trained together: seeds 0, 1, ..."""
-    seed_list: tuple[int, ...] = ()
-    """these seeds instead, to repeat single runs of a larger set"""
-    run_dir: Path | None = None
-    """the run directory; by default runs/NAME/TIME"""
-    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """where to send metrics besides metrics.jsonl"""
-    profile: int | None = None
-    """trace this many calls of the step, once warm, into profile/ in the run directory, and show where time went"""
-    json: bool = False
-    """print the result as one JSON object, on the last line"""
-
-
-@dataclasses.dataclass(frozen=True)
-class _TuneOptions(tuning.Options):
-    """How to search, whatever the experiment."""
-
-    json: bool = False
-    """print the result as one JSON object, on the last line"""
-
-
-@dataclasses.dataclass(frozen=True)
-class _SweepOptions(sweeping.Options):
-    """How to sweep, whatever the experiment."""
-
-    json: bool = False
-    """print the result as one JSON object, on the last line"""
-
-
-@dataclasses.dataclass(frozen=True)
-class _SummaryOptions:
-    """What to show, whatever the model."""
-
-    input: str = ""
-    """the shape of one example, as 224,224,3; of a model with a vocabulary, the number of tokens"""
-    depth: int | None = None
-    """show modules within modules down to this depth; 0 shows the model alone"""
-    json: bool = False
-    """print the result as one JSON object, on the last line"""
-
-
-@dataclasses.dataclass(frozen=True)
-class _PlanOptions:
-    """What to show, whatever the experiment."""
-
-    all: bool = False
-    """list the optimiser's arrays and the rest of the state, too"""
-    json: bool = False
-    """print the result as one JSON object, on the last line"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -173,7 +117,7 @@ def run(name: Annotated[str, tyro.conf.Positional]) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     ask_for_devices(cores())  # first: an experiment that touches JAX when it is imported would start it with one device
     module = experiment.find(name)
-    chosen = _chosen("run", name, module, _Options, arguments)
+    chosen = read("run", name, module, RunOptions, arguments)
     options = chosen.options
     numbers = options.seed_list or tuple(range(options.seeds))
     if not numbers or min(numbers) < 0:
@@ -196,24 +140,6 @@ def _go_on(run: Run, as_json: bool) -> int:
         for line in experiment.environment_differences(before, run.resumed()):
             print(f"jdl: the environment has changed since the run was made: {line}", file=sys.stderr)
     return finish(experiment.execute(run), as_json)
-
-
-def _chosen(verb: str, name: str, module: Any, options: type, arguments: list[str], **more: Any) -> Any:
-    """What a command line says: `.options`, `.config`, and what `more` names, each under its name as a prefix."""
-    taken = {field.name for field in dataclasses.fields(options)} | more.keys()
-    clash = taken & {field.name for field in dataclasses.fields(module.Config)}
-    if clash:
-        raise ValueError(f"the Config of {name} has fields that `jdl {verb}` uses; rename {', '.join(sorted(clash))}")
-    command = dataclasses.make_dataclass(
-        "command",
-        [
-            ("options", Annotated[options, tyro.conf.arg(name="")]),
-            ("config", Annotated[module.Config, tyro.conf.arg(name="")]),
-            *more.items(),
-        ],
-    )
-    description = (module.__doc__ or "").strip()
-    return tyro.cli(command, prog=f"jdl {verb} {name}", args=arguments, description=description)
 
 
 def launch() -> int:
@@ -244,7 +170,7 @@ def tune(name: Annotated[str, tyro.conf.Positional]) -> int:
 def _tune(name: str, arguments: list[str]) -> int:
     ask_for_devices(cores())
     module = experiment.find(name)
-    chosen, texts = _chosen_by_field("tune", name, module, _TuneOptions, arguments, "space", "RANGE", _RANGES)
+    chosen, texts = read_by_field("tune", name, module, TuneOptions, arguments, "space", "RANGE", _RANGES)
     space = search_space.from_text(texts, module.Config)
     experiment.settle(chosen.config)
     options = chosen.options
@@ -254,28 +180,6 @@ def _tune(name: str, arguments: list[str]) -> int:
         print("jdl: stopped; the same command continues the search", file=sys.stderr)
         return 130
     return finish_study(study, options.json)
-
-
-def _chosen_by_field(
-    verb: str, name: str, module: Any, options: type, arguments: list[str], group: str, metavar: str, text: str
-) -> tuple[Any, dict[str, str]]:
-    """What a command line says, as `_chosen`, and what it says of fields by --GROUP.FIELD."""
-    fields = search_space.fields(module.Config)
-    for word in arguments:
-        if word.startswith(f"--{group}."):
-            search_space.known(word.removeprefix(f"--{group}.").partition("=")[0].replace("-", "_"), fields)
-    places = {field.replace(".", "__"): field for field in fields}  # as Python names
-    declared = getattr(module, "SPACE", {}) if group == "space" else {}
-    asked = []
-    for place, field in places.items():
-        shown = tyro.conf.arg(name=field, metavar=metavar, help=str(declared.get(field, "")))
-        asked.append((place, Annotated[str | None, shown], None))
-    chosen = _chosen(
-        verb, name, module, options, arguments,
-        **{group: dataclasses.make_dataclass(group, asked, namespace={"__doc__": text})},
-    )  # fmt: skip
-    texts = {field: getattr(getattr(chosen, group), place) for place, field in places.items()}
-    return chosen, {field: text for field, text in texts.items() if text is not None}
 
 
 def sweep(name: Annotated[str, tyro.conf.Positional]) -> int:
@@ -290,7 +194,7 @@ def sweep(name: Annotated[str, tyro.conf.Positional]) -> int:
 def _sweep(name: str, arguments: list[str]) -> int:
     module = experiment.find(name)
     text = 'The values of each field, as "0.1 0.01"; all combinations are run.'
-    chosen, texts = _chosen_by_field("sweep", name, module, _SweepOptions, arguments, "grid", "VALUES", text)
+    chosen, texts = read_by_field("sweep", name, module, SweepOptions, arguments, "grid", "VALUES", text)
     kinds = search_space.fields(module.Config)
     grid = {field: search_space.values(field, text, kinds[field]) for field, text in texts.items()}
     try:
@@ -432,7 +336,7 @@ def _summarize(name: str, arguments: list[str]) -> int:
     from jdl.summary import find  # an experiment is looked for and imported by it
 
     target = find(name)
-    chosen = _chosen("summary", name, target, _SummaryOptions, arguments)
+    chosen = read("summary", name, target, SummaryOptions, arguments)
     options = chosen.options
     if options.depth is not None and options.depth < 0:
         raise ValueError(f"--depth {options.depth}: 0 shows the model alone, 1 the modules right within it too")
@@ -463,7 +367,7 @@ def _plan(name: str, arguments: list[str]) -> int:
 
     _let_mesh_be(arguments)
     module = experiment.find(name)
-    chosen = _chosen("plan", name, module, _PlanOptions, arguments)
+    chosen = read("plan", name, module, PlanOptions, arguments)
     config = chosen.config
     if not hasattr(module, "learner") or not (hasattr(config, "devices") and hasattr(config, "mesh")):
         raise ValueError(

@@ -47,9 +47,9 @@ def on_host(
     next rollout while the device learns from the last, with the agent of one update before. Rollout, update and
     metrics are those of `rl.on_device`. Each of several processes (`jdl launch`) has environments of its own, as many
     as the others, and learns from those of all (the algorithm's `num_envs` counts them all); results are those of one
-    process with all of them. `evaluate` is `rl.evaluate`'s business. Raises ValueError for an environment in an unknown
-    autoreset mode, one whose observations are not in its space, rewards that are not finite, and a mask that forbids
-    everything.
+    process with all of them, where each environment has a generator of its own (Gymnasium's natively vectorised ones
+    share one). `evaluate` is `rl.evaluate`'s business. Raises ValueError for an environment in an unknown autoreset
+    mode, one whose observations are not in its space, rewards that are not finite, and a mask that forbids everything.
     """
     several = not isinstance(envs, gymnasium.vector.VectorEnv)
     vectors = [Vector(one) for one in (envs if several else [envs])]  # type: ignore[union-attr]

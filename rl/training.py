@@ -116,6 +116,21 @@ def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
     return trained._replace(scores={**means, **trained.scores})
 
 
+def _spread(chosen: Mapping[str, Any], run: jdl.Run) -> bool | int:
+    """How seeds use the devices: all of them, or as many groups, or none where one seed is to have them.
+
+    Raises ValueError for groups that would not be.
+    """
+    devices, groups = chosen["devices"], chosen["groups"]
+    alone = devices in ("auto", "single")
+    if groups < 1 or (alone and groups > 1):
+        raise ValueError(
+            f"groups={groups}, devices={devices!r}: groups of devices are at least 1; for more say how a seed uses the "
+            "devices of its group (devices=data, mesh=4)"
+        )
+    return len(run.seeds) > 1 if alone else groups
+
+
 def _on_device(make: Make, chosen: Mapping[str, Any], run: jdl.Run, evaluated: Mapping[str, Any]) -> Trained:
     if chosen["ahead"]:
         raise ValueError("ahead=True: on the device acting is a part of the step; it is for runner='host'")
@@ -124,8 +139,7 @@ def _on_device(make: Make, chosen: Mapping[str, Any], run: jdl.Run, evaluated: M
     count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.rollout)
     per_call = max(1, count // 100)
     one = jdl.distribute(on_device(algorithm, twin, chosen["num_envs"]), chosen["devices"], chosen["mesh"])
-    alone = chosen["devices"] in ("auto", "single")  # so the devices are free for the seeds
-    training = jdl.jit(jdl.seeds(jdl.scan(one, per_call), run.seeds, spread=True if alone else chosen["groups"]))
+    training = jdl.jit(jdl.seeds(jdl.scan(one, per_call), run.seeds, spread=_spread(chosen, run)))
     state = jdl.fit(training, None, steps=count // per_call * per_call, log_every=per_call, run=run).state
     return Trained(algorithm, state.agent, {"return (twin)": jdl.evaluate(training, state, evaluated)["return"]})
 
@@ -141,9 +155,8 @@ def _on_host(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
     count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.rollout)
     one, source = on_host(algorithm, vectors, seed=run.seeds, ahead=chosen["ahead"])
     one = jdl.distribute(one, chosen["devices"], chosen["mesh"])
-    alone = chosen["devices"] in ("auto", "single") and not processes.several()
     try:
-        training = jdl.jit(jdl.seeds(one, run.seeds, each=True, spread=True if alone else chosen["groups"]))
+        training = jdl.jit(jdl.seeds(one, run.seeds, each=True, spread=_spread(chosen, run)))
         state = jdl.fit(training, source, steps=count, run=run).state
     finally:
         source.close()

@@ -41,3 +41,12 @@ def test_processes_train_as_one_with_all_environments(name, count, tmp_path):
     (newest / "manifest.json").unlink()  # the one before is gone on from
     jdl_(*launch[: 3 if count == 2 else 0], "resume", run.path)  # four processes' run by one
     assert_same_training(run, alone)
+
+
+def test_one_seed_has_the_devices_of_all_processes(tmp_path):
+    options = ["ppo", "--total-steps", "4096", "--num-episodes", "2"]  # on the device, devices=auto
+    jdl_("run", *options, "--run-dir", tmp_path / "alone")
+    jdl_("launch", "--processes", 2, "run", *options, "--run-dir", tmp_path / "run")
+    run = runs.Run(tmp_path / "run")
+    assert run.environment["devices"]["count"] == 2
+    assert_same_training(run, runs.Run(tmp_path / "alone"))

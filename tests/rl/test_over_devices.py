@@ -1,5 +1,7 @@
 """Environments and replay shared out over devices: the agent is the one of a single device."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from agents import MAKE, some_slow
 import jdl
 import rl
 from jdl.plan import work
+from rl.training import _spread
 
 
 def exact(learner):
@@ -81,6 +84,22 @@ def test_groups_that_cannot_be(runs, options, message):
     learner = jdl.distribute(rl.on_device(MAKE["ppo"](env), env, 8), "data", 4)
     with pytest.raises(ValueError, match=message):
         jdl.jit(jdl.seeds(learner, runs, **options)).init(jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("devices", "groups", "seeds", "spread"),
+    [("auto", 1, 1, False), ("auto", 1, 2, True), ("data", 1, 2, 1), ("data", 2, 2, 2)],
+)
+def test_who_has_the_devices(devices, groups, seeds, spread):
+    """Several seeds, unless each is to have some; one seed leaves them to what is inside."""
+    assert _spread({"devices": devices, "groups": groups}, SimpleNamespace(seeds=tuple(range(seeds)))) is spread
+
+
+@pytest.mark.parametrize(("devices", "groups"), [("auto", 2), ("single", 2), ("data", 0)])
+def test_groups_that_an_experiment_cannot_have(devices, groups):
+    run = SimpleNamespace(seeds=(0, 1))
+    with pytest.raises(ValueError, match=f"groups={groups}, devices='{devices}'"):
+        _spread({"devices": devices, "groups": groups}, run)
 
 
 @pytest.mark.slow
