@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -185,8 +186,11 @@ def _started(options: Options) -> Any:
         raise ImportError("jdl sweep needs Ray: pip install 'jdl[ray]'") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(address=options.address, include_dashboard=None if options.address else False, log_to_driver=False,
-                 logging_level=logging.ERROR)  # fmt: skip
+        with warnings.catch_warnings():
+            # Ray's processes become other programs at once: they never meet a lock that a thread of JAX held.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(address=options.address, include_dashboard=None if options.address else False,
+                     log_to_driver=False, logging_level=logging.ERROR)  # fmt: skip
     except ConnectionError as error:
         raise ConnectionError(
             f"there is no Ray cluster at {options.address} ({error}); start one (`ray start --head`), or leave "

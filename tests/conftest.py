@@ -1,8 +1,9 @@
-"""Eight CPU devices, so that replicas and shards are real; no compilation cache, so that tests see compilation."""
+"""Eight CPU devices, so that replicas and shards are real; compiled programs are kept for the length of the session."""
 
 import os
+from pathlib import Path
 
-os.environ["JDL_COMPILATION_CACHE"] = "off"
+os.environ["JDL_COMPILATION_CACHE"] = "off"  # the user's own; processes that tests start compile for themselves
 os.environ.setdefault("WANDB_MODE", "offline")
 # One piece of code generation instead of many in parallel: a third less compile time, the same programs.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_parallel_codegen_split_count=1"
@@ -20,6 +21,29 @@ def pytest_collection_modifyitems(items):
     """The longest files first, or one worker would be left with one of them at the end."""
     rank = {name: number for number, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_once(tmp_path_factory):
+    """The same learners are compiled again and again. A folder for each worker: JAX writes these files in place."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+# Held to tolerances, not to bits, by very many small programs: there the compiler may save its effort. All else, and
+# what is slow, is compiled as a user's program is.
+_BY_VALUE = {
+    "nn", "data", "text", "test_distributions.py", "test_losses.py", "test_metrics.py", "test_modes.py",
+    "test_optimizers.py", "test_precision.py", "test_replay.py", "test_returns.py", "test_summary.py",
+    "test_supervised.py",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def compiled_with_little_effort(request):
+    by_value = not _BY_VALUE.isdisjoint(request.path.relative_to(Path(__file__).parent).parts)
+    little = by_value and not request.node.get_closest_marker("slow")
+    jax.config.update("jax_disable_most_optimizations", little)
 
 
 @pytest.fixture

@@ -142,10 +142,9 @@ def test_one_file_goes_on_over_any_number_of_devices(started, tmp_path, monkeypa
         np.testing.assert_allclose(over.final["loss"], whole.final["loss"], rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("devices", "steps"),  # within the replay's capacity, and around it
-    [("fsdp", 20), *(pytest.param(*case, marks=pytest.mark.slow) for case in [("fsdp", 2), ("pmap", 2), ("pmap", 20)])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", ["fsdp", "pmap"])
+@pytest.mark.parametrize("steps", [2, 20])  # within the replay's capacity, and around it
 def test_a_replay_goes_on_in_any_layout(devices, steps, tmp_path):
     env = rl.envs.cartpole()
     network = rl.networks.MLP(lambda x: x, (16,))

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -75,6 +76,7 @@ def test_a_folder_that_holds_another_sweep(small, capsys):
 @pytest.mark.slow
 def test_a_grid_becomes_runs_and_the_same_command_goes_on(small, capfd):
     grid = ["--grid.rate", "1 2 3", "--seeds", 2, "--split-seeds", "--sweep-dir", "swept", "--json"]
+    jax.devices()  # as in a notebook: Ray starts beside a JAX that runs
     command("sweep", small, *grid, status=1)
     shown = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert [run["seeds"] for run in shown["runs"]] == [[0], [1]] * 3

@@ -185,6 +185,7 @@ class _Spaces:
         self.observation_space, self.action_space = observation_space, action_space
 
 
+@pytest.mark.slow
 def test_a_run_among_others_is_that_run_alone():
     def run(seeds):
         envs = [gymnasium.make_vec("CartPole-v1", 4) for _ in seeds]

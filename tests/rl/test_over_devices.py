@@ -53,10 +53,8 @@ def test_environments_that_the_devices_do_not_divide(devices):
         jdl.jit(learner).init(jax.random.key(0))
 
 
-@pytest.mark.parametrize(
-    ("name", "devices"),
-    [("ppo", "data"), *(pytest.param(*case, marks=pytest.mark.slow) for case in [("ppo", "pmap"), ("dqn", "data")])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "devices"), [("ppo", "data"), ("ppo", "pmap"), ("dqn", "data")])
 def test_groups_of_devices_have_seeds_and_within_them_environments(name, devices, x64):
     env = rl.envs.cartpole()
     learner = exact(rl.on_device(MAKE[name](env), env, 8))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import probes
 import pytest
 from agents import DISCOUNT, DISCRETE_ONLY, MAKE, NUM_ENVS, some_slow, torso
@@ -70,7 +71,7 @@ def test_a_constant_value(runner, name):
     assert last == 1
 
 
-@pytest.mark.parametrize("name", some_slow("a2c", "reinforce", "dqn with everything"))
+@pytest.mark.slow  # as above
 def test_a_value_from_the_observation(runner, name):
     env = probes.observed()
     algorithm, agent, _ = trained(runner, name, env)
@@ -127,8 +128,9 @@ def test_on_the_host_a_truncated_episode_goes_on_and_a_reset_counts_nowhere(name
 @pytest.mark.parametrize("name", ["ppo", "a2c"])
 def test_a_continuous_action(runner, name):
     env = probes.aimed()
-    # As many updates on either: many more at a constant rate, and the deviation is so small that PPO is thrown off.
-    algorithm, agent, _ = trained(runner, name, env, 2 if runner == "device" else 1)
+    # The best deviation is none: at ten times this rate it is soon so small that an update throws most seeds off.
+    options = {"optimizer": optax.adam(1e-3)} if name == "ppo" else {}
+    algorithm, agent, _ = trained(runner, name, env, 2, **options)
     np.testing.assert_allclose(actions(algorithm, agent, -1.0, 1.0)[:, 0], [-0.5, 0.5], atol=0.15)
 
 
