@@ -39,10 +39,10 @@ _BY_VALUE = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def compiled_with_little_effort(request):
-    by_value = not _BY_VALUE.isdisjoint(request.path.relative_to(Path(__file__).parent).parts)
-    little = by_value and not request.node.get_closest_marker("slow")
+@pytest.hookimpl(tryfirst=True)  # before fixtures of any scope, which compile too
+def pytest_runtest_setup(item):
+    by_value = not _BY_VALUE.isdisjoint(item.path.relative_to(Path(__file__).parent).parts)
+    little = by_value and not item.get_closest_marker("slow")
     jax.config.update("jax_disable_most_optimizations", little)
 
 
