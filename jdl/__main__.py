@@ -1,5 +1,5 @@
 """`python -m jdl` is the command `jdl`."""
 
-from jdl.cli import main
+from jdl.cli.main import main
 
 main()

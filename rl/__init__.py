@@ -2,15 +2,15 @@
 
 from rl import algorithms, distributions, envs, networks, normalize, returns, spaces
 from rl.algorithms import a2c, dqn, expected_sarsa, ppo, q_learning, reinforce, sarsa
-from rl.evaluate import Scores, evaluate
 from rl.exact import exact_returns, greedy_policies
 from rl.load import load
-from rl.on_device import episodes, on_device
-from rl.on_host import on_host
 from rl.reward_scale import scaled_rewards
-from rl.training import Training, learner, settings, train, updates
+from rl.runners.evaluate import Scores, evaluate
+from rl.runners.on_device import episodes, on_device
+from rl.runners.on_host import on_host
+from rl.runners.training import Training, learner, settings, train, updates
+from rl.runners.vector import make_vec
 from rl.types import Algorithm, Experience, TimeStep
-from rl.vector import make_vec
 from rl.video import video
 
 __all__ = [

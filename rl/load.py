@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 import jdl
-from jdl.experiment import LoadedRun
+from jdl.experiment.load import LoadedRun
+from rl.runners.vector import spaces_of
 from rl.spaces import zeros
-from rl.vector import spaces_of
 
 
 class LoadedAgent:

@@ -8,10 +8,10 @@ import gymnasium
 import jax
 import numpy as np
 
-from jdl.runs import write_bytes
+from jdl.runtime.files import write_bytes
+from rl.runners.vector import mask_of, spaces_of
 from rl.spaces import legal
 from rl.types import Agent, Algorithm, TimeStep
-from rl.vector import mask_of, spaces_of
 
 _WIDTH = 300  # pixels
 _FRAMES = 250  # at most; every so many-th of a longer episode

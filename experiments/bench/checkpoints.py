@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 import jdl
-from experiments import digits
+from experiments.basics import digits
 from experiments.bench import loops
 from experiments.bench.measure import Row, interleaved, rate
-from jdl.fit import _Loop
+from jdl.training.fit import _Loop
 
 INTERVAL = 5.0  # seconds between the MLP's checkpoints
 

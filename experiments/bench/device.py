@@ -79,7 +79,7 @@ def stepping(side: str, num_envs: int) -> tuple[Callable[[Any], Any], Any, int]:
         jdl.host_devices()
     if side.startswith("hand"):
         from experiments.bench import ppo_by_hand
-        from jdl.memory import keep_scratch_memory
+        from jdl.runtime.memory import keep_scratch_memory
 
         keep_scratch_memory()
         init, update = ppo_by_hand.make(num_envs)

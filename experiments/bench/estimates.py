@@ -21,11 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 import jdl
-from experiments import char_lm, fashion_mnist
 from experiments.bench import loops
-from jdl.hardware import Hardware
-from jdl.parallel import mesh_of
-from jdl.plan import work
+from experiments.text import char_lm
+from experiments.vision import fashion_mnist
+from jdl.parallel.hardware import Hardware
+from jdl.parallel.plan import work
+from jdl.parallel.pmap import mesh_of
 
 DEVICES = 2
 ROUNDS = 15

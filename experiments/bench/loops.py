@@ -12,7 +12,7 @@ import optax
 
 import jdl
 from experiments.bench.measure import Row, compared, interleaved, seconds
-from jdl.metrics import Mean
+from jdl.core.metrics import Mean
 
 
 class MLP(nn.Module):

@@ -2,10 +2,10 @@
 
     python -m experiments.bench.on_paper [--hardware h100] [--figure FILE]
 
-Each point is a step compiled for so many devices (`jdl.plan.work`): bfloat16, layers scanned and recomputed, AdamW,
-context 2,048 (1,024 of the two smallest), every array shared out over the devices (FSDP), from 7B on layers over 8 of
-them too. Weak: two sequences a device (four for the smaller). Strong: 1,024 sequences in all. The times are at best:
-compute, memory and network each busy all the time, beside each other.
+Each point is a step compiled for so many devices (`jdl.parallel.plan.work`): bfloat16, layers scanned and recomputed,
+AdamW, context 2,048 (1,024 of the two smallest), every array shared out over the devices (FSDP), from 7B on layers
+over 8 of them too. Weak: two sequences a device (four for the smaller). Strong: 1,024 sequences in all. The times are
+at best: compute, memory and network each busy all the time, beside each other.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jdl
-from jdl.hardware import HARDWARE
-from jdl.plan import Work, devices_on_paper, work
+from jdl.parallel.hardware import HARDWARE
+from jdl.parallel.plan import Work, devices_on_paper, work
 
 
 class Size(NamedTuple):

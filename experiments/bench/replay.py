@@ -16,7 +16,7 @@ def replay_rows(rounds: int) -> list[Row]:
     import numpy as np
 
     import rl
-    from rl.replay import replay
+    from rl.replay.replay import replay
 
     env = rl.envs.cartpole()
     spaces = env.observation_space, env.action_space
@@ -81,7 +81,7 @@ def fill() -> float:
     from gymnasium import spaces
 
     import rl
-    from rl.replay import replay
+    from rl.replay.replay import replay
 
     picture = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     memory = replay(picture, spaces.Discrete(6), capacity=1_000_000, num_envs=8, stack=4)

@@ -25,8 +25,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jdl
 from experiments.bench import loops
 from experiments.bench.measure import Row, Worker, compared, interleaved, rate, seconds, serve, show, stepping
-from jdl.checkpoint import Checkpoints
-from jdl.parallel import mesh_of
+from jdl.parallel.pmap import mesh_of
+from jdl.training.checkpoint.checkpoints import Checkpoints
 
 DEVICES = 2
 SECONDS = 2.0

@@ -58,9 +58,9 @@ def training(name: str, runs: int | None) -> tuple[Any, Callable[[], float]]:
     import optax
 
     import jdl
-    from experiments import digits
+    from experiments.basics import digits
     from experiments.bench.loops import MLP
-    from jdl.placement import beside
+    from jdl.core.runs_axis import beside
 
     config = digits.Config()
     data = digits.dataset(config).train

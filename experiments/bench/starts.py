@@ -65,10 +65,10 @@ def main() -> None:
     import jax
 
     import jdl
-    from jdl import experiment
+    from jdl.experiment import execute, find
 
     jdl.host_devices()
-    module = experiment.find(EXPERIMENT)
+    module = find.find(EXPERIMENT)
     imported = time.time()
     fit = jdl.fit
 
@@ -82,7 +82,7 @@ def main() -> None:
         fit(learner._replace(step=step), *arguments, **options)
 
     jdl.fit = fit_one_step  # type: ignore[assignment]
-    experiment.run(module, seeds=SEEDS, path=path)
+    execute.run(module, seeds=SEEDS, path=path)
 
 
 if __name__ == "__main__":

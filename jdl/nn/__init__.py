@@ -1,28 +1,28 @@
 """Reusable Flax modules, one family a file; they know no training."""
 
-from jdl.nn.attention import AdditiveAttention, MultiHeadAttention, padding_mask, segment_mask
-from jdl.nn.bert import BERT
-from jdl.nn.capsules import CapsNet, Capsules, PrimaryCapsules, route, squash
-from jdl.nn.convolution import Conv, conv_general_dilated
-from jdl.nn.encoder_decoder import EncoderDecoder
-from jdl.nn.gpt import GPT
-from jdl.nn.heads import Classifier, Pooled
-from jdl.nn.lenet import LeNet5
-from jdl.nn.mlp import MLP
-from jdl.nn.mobilenet import EfficientNetLite, MobileNet, MobileNetV2, Stage
-from jdl.nn.normalization import normalization
-from jdl.nn.pooling import max_pool
-from jdl.nn.positions import rotary, sinusoidal
-from jdl.nn.recurrent import Recurrent, RecurrentLayer
-from jdl.nn.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101
-from jdl.nn.stochastic_depth import StochasticDepth
-from jdl.nn.tensor_parallel import TENSOR_PARALLEL
-from jdl.nn.tokens import Tokens
-from jdl.nn.transformer import FeedForward, Stack, TransformerBlock
-from jdl.nn.unet import UNet
-from jdl.nn.vgg import VGG, VGG11, VGG16
-from jdl.nn.vit import ViT
-from jdl.nn.wide_resnet import WideResNet
+from jdl.nn.layers.attention import AdditiveAttention, MultiHeadAttention, padding_mask, segment_mask
+from jdl.nn.layers.capsules import CapsNet, Capsules, PrimaryCapsules, route, squash
+from jdl.nn.layers.convolution import Conv, conv_general_dilated
+from jdl.nn.layers.heads import Classifier, Pooled
+from jdl.nn.layers.normalization import normalization
+from jdl.nn.layers.pooling import max_pool
+from jdl.nn.layers.positions import rotary, sinusoidal
+from jdl.nn.layers.recurrent import Recurrent, RecurrentLayer
+from jdl.nn.layers.stochastic_depth import StochasticDepth
+from jdl.nn.layers.tensor_parallel import TENSOR_PARALLEL
+from jdl.nn.layers.tokens import Tokens
+from jdl.nn.layers.transformer import FeedForward, Stack, TransformerBlock
+from jdl.nn.networks.bert import BERT
+from jdl.nn.networks.encoder_decoder import EncoderDecoder
+from jdl.nn.networks.gpt import GPT
+from jdl.nn.networks.lenet import LeNet5
+from jdl.nn.networks.mlp import MLP
+from jdl.nn.networks.mobilenet import EfficientNetLite, MobileNet, MobileNetV2, Stage
+from jdl.nn.networks.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101
+from jdl.nn.networks.unet import UNet
+from jdl.nn.networks.vgg import VGG, VGG11, VGG16
+from jdl.nn.networks.vit import ViT
+from jdl.nn.networks.wide_resnet import WideResNet
 
 __all__ = [
     "BERT",

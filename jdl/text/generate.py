@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jdl.nn.tokens import Tokens
+from jdl.nn.layers.tokens import Tokens
 
 
 def sample(

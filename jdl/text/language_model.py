@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jdl.nn.dense import Dense
-from jdl.nn.recurrent import CellName, Recurrent
-from jdl.nn.tokens import Tokens, check_ids
+from jdl.nn.layers.dense import Dense
+from jdl.nn.layers.recurrent import CellName, Recurrent
+from jdl.nn.layers.tokens import Tokens, check_ids
 
 
 class RecurrentLanguageModel(nn.Module):

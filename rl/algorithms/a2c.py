@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, PyTree
 
 import jdl
-from jdl import seam
-from jdl.metrics import Mean
+from jdl.core import seam
+from jdl.core.metrics import Mean
 from rl.policy import PolicyAgent, flat, moments, next_values, policy, updated
 from rl.returns import generalised_advantages
 from rl.types import Algorithm, Experience

@@ -16,13 +16,13 @@ from gymnasium import spaces
 from jaxtyping import Array, Float, PyTree
 
 import jdl
-from jdl import seam
-from jdl.metrics import Last, Mean, merge_axis
+from jdl.core import seam
+from jdl.core.metrics import Last, Mean, merge_axis
 from rl import normalize
 from rl.distributions import FORBIDDEN
 from rl.exploration import Schedule, at
 from rl.networks import Values, torso
-from rl.replay import Memory, ReplayState, Transitions, replay
+from rl.replay.replay import Memory, ReplayState, Transitions, replay
 from rl.spaces import zeros
 from rl.types import Algorithm, Carry, Experience, TimeStep
 
@@ -74,9 +74,10 @@ def dqn(
     each environment between learning, which is `updates` batches once `warm_up` environment steps are kept.
     target_every: updates between copies to the target network. epsilon, importance (1 corrects fully): numbers or
     functions of the steps of all environments together. steps: n of n-step returns. masked: the environment gives
-    action masks. stack, memory: see `rl.replay`. huber: errors above it count linearly; by default all count squared,
-    since a limit far below the values lets rare terminations go unheeded (CartPole's grow without bounds). Discount
-    may be traced (`jdl.population`). Raises ValueError for other actions, and for a replay that does not fit in memory.
+    action masks. stack, memory: see `rl.replay.replay`. huber: errors above it count linearly; by default all count
+    squared, since a limit far below the values lets rare terminations go unheeded (CartPole's grow without bounds).
+    Discount may be traced (`jdl.population`). Raises ValueError for other actions, and for a replay that does not
+    fit in memory.
     """
     if not isinstance(action_space, spaces.Discrete):
         raise ValueError(f"the action space {action_space} is not Discrete; DQN values single choices (try rl.ppo)")

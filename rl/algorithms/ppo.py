@@ -10,9 +10,9 @@ import optax
 from jaxtyping import Array, PyTree
 
 import jdl
-from jdl import seam
+from jdl.core import seam
+from jdl.core.metrics import Mean, merge_axis
 from jdl.data.shuffle import shuffled_index
-from jdl.metrics import Mean, merge_axis
 from rl.policy import PolicyAgent, flat, moments, next_values, policy, updated
 from rl.returns import generalised_advantages
 from rl.types import Algorithm, Experience

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Bool, PyTree
 
 import jdl
-from jdl import seam
-from jdl.metrics import Mean
+from jdl.core import seam
+from jdl.core.metrics import Mean
 from rl.policy import PolicyAgent, flat, moments, policy, updated
 from rl.returns import lambda_returns
 from rl.types import Algorithm, Experience

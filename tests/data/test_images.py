@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from jdl.data import digits, fashion_mnist, read_idx
-from jdl.data import images as images_module
+from jdl.data.sources import images as images_module
 
 needs_debian_files = pytest.mark.skipif(
     not images_module.DEBIAN_FOLDER.is_dir(),

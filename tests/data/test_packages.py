@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 
-from jdl.data import packages
-from jdl.data.packages import Package, download, locate
+from jdl.data.sources import packages
+from jdl.data.sources.packages import Package, download, locate
 
 FILES = {
     "data/one.txt": b"one",

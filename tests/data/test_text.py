@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jdl.data.text import REVIEW_SOURCES, bible, reviews, shakespeare, split_reviews, split_text
+from jdl.data.sources.text import REVIEW_SOURCES, bible, reviews, shakespeare, split_reviews, split_text
 
 properties = settings(deadline=None)
 

@@ -6,7 +6,7 @@ import numpy as np
 from filled import filled, quickly
 
 from jdl import nn
-from jdl.nn.capsules import length
+from jdl.nn.layers.capsules import length
 
 KEY = jax.random.key(0)
 

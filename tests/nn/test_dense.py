@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jdl
-from jdl.nn.dense import Dense
+from jdl.nn.layers.dense import Dense
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (3, 4, 5), (2, 3, 4, 5), (0, 4, 5), (3, 0, 5)])

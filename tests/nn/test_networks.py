@@ -10,6 +10,8 @@ from filled import filled, quickly
 
 import jdl
 from jdl import nn
+from jdl.nn.layers.capsules import CapsNetOutputs
+from jdl.nn.layers.images import check_images
 
 IDS = np.arange(20, dtype=np.int32).reshape(2, 10) % 13
 SMALL = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
@@ -43,7 +45,7 @@ def outputs(model, variables, x, train, key):
     trains = "train" in inspect.signature(type(model).__call__).parameters
     mode = {"train": train} if trains else {}
     out = model.apply(variables, x, rngs={"dropout": key}, mutable=["batch_stats"], **mode)[0]
-    return out.lengths if isinstance(out, nn.capsules.CapsNetOutputs) else out
+    return out.lengths if isinstance(out, CapsNetOutputs) else out
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -169,4 +171,4 @@ def test_images_of_another_number_of_channels_are_named(name):
 
 def test_images_without_channels_are_named():
     with pytest.raises(ValueError, match=r"images have shape \(2, 28, 28\): LeNet5 takes .*images\[\.\.\., None\]"):
-        nn.images.check_images(nn.LeNet5(5), DIGITS[..., 0], "Conv_0")
+        check_images(nn.LeNet5(5), DIGITS[..., 0], "Conv_0")

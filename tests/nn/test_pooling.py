@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from jdl.nn.pooling import max_pool
+from jdl.nn.layers.pooling import max_pool
 
 GRID = [
     ((2, 6, 8, 3), (2, 2), (2, 2), "VALID"),

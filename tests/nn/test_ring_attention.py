@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 import jdl
-from jdl.nn.ring_attention import Ring, ring_attention
+from jdl.nn.layers.ring_attention import Ring, ring_attention
 
 TIME, HEADS, FEATURES = 16, 4, 3
 

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax import lax
 
 from jdl.nn import Conv
-from jdl.nn.slow_convolutions import weight_gradient_convolutions
+from jdl.nn.cpu.slow_convolutions import weight_gradient_convolutions
 
 
 class Deep(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from rl import draws
+from rl.runners import draws
 
 KEYS = jax.random.split(jax.random.key(0), 20)
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from jdl import runs
+from jdl.training import runs
 
 pytestmark = pytest.mark.slow
 COMMON = ["--runner", "host", "--vectorization", "sync", "--num-episodes", "2"]

@@ -9,14 +9,14 @@ import pytest
 
 import jdl
 import rl
-from jdl import experiment
+from jdl.experiment import execute, find
 from rl.types import TimeStep
 
-PPO = str(Path(__file__).parent.parent.parent / "experiments" / "ppo.py")
+PPO = str(Path(__file__).parent.parent.parent / "experiments" / "rl" / "ppo.py")
 
 
 def test_a_loaded_agent_acts_as_it_did(tmp_path):
-    module = experiment.find(PPO)
+    module = find.find(PPO)
     config = module.Config(total_steps=2048, num_episodes=2, rollout=32)
     run = jdl.run(module, config, seeds=2, path=tmp_path / "run")
     assert run.result["metrics"].keys() == {"return", "length", "return (twin)"}
@@ -42,7 +42,7 @@ def test_a_loaded_agent_acts_as_it_did(tmp_path):
 
 @pytest.mark.slow
 def test_seeds_in_processes_of_their_own_are_those_alone(tmp_path):
-    module = experiment.find(PPO)
+    module = find.find(PPO)
     config = module.Config(runner="host", total_steps=4096, num_episodes=2, rollout=32)
     run = jdl.run(module, config, seeds=[0, 3], path=tmp_path / "several")
     alone = jdl.run(module, config, seeds=[3], path=tmp_path / "alone")
@@ -57,18 +57,18 @@ def test_seeds_in_processes_of_their_own_are_those_alone(tmp_path):
     (tmp_path / "several" / "result.json").unlink()
     (tmp_path / "several" / "seed-3" / "result.json").unlink()
     before = (tmp_path / "several" / "seed-0" / "result.json").stat().st_mtime_ns
-    again = experiment.execute(jdl.Run(tmp_path / "several"))  # the seed that was not finished, and no other
+    again = execute.execute(jdl.Run(tmp_path / "several"))  # the seed that was not finished, and no other
     assert again.final == run.final
     assert (tmp_path / "several" / "seed-0" / "result.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
 def test_a_process_that_fails_is_named(tmp_path):
-    config = experiment.find(PPO).Config(runner="host", total_steps=4096, minibatches=10_000)
+    config = find.find(PPO).Config(runner="host", total_steps=4096, minibatches=10_000)
     with pytest.raises(ChildProcessError, match=r"seed-[01] failed: ValueError: ppo\(minibatches=10000\)"):
-        jdl.run(experiment.find(PPO), config, seeds=2, path=tmp_path / "run")
+        jdl.run(find.find(PPO), config, seeds=2, path=tmp_path / "run")
 
 
 def test_to_act_ahead_is_for_the_host(tmp_path):
     with pytest.raises(ValueError, match="ahead=True: on the device acting is a part of the step"):
-        jdl.run(experiment.find(PPO), experiment.find(PPO).Config(ahead=True), seeds=1, path=tmp_path / "run")
+        jdl.run(find.find(PPO), find.find(PPO).Config(ahead=True), seeds=1, path=tmp_path / "run")

@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import jdl
 import rl
+from rl.runners.vector import Vector
 from rl.types import Algorithm
-from rl.vector import Vector
 
 MODES = list(AutoresetMode)
 

@@ -10,8 +10,8 @@ from agents import MAKE, some_slow
 
 import jdl
 import rl
-from jdl.plan import work
-from rl.training import _spread
+from jdl.parallel.plan import work
+from rl.runners.training import _spread
 
 
 def exact(learner):

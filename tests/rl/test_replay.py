@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import jdl
 import rl
-from rl import sum_tree
-from rl.replay import replay
+from rl.replay import sum_tree
+from rl.replay.replay import replay
 from rl.types import Experience, TimeStep
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)

@@ -1,0 +1,1 @@
+"""Perceptrons, small networks and what they teach."""

@@ -1,0 +1,48 @@
+"""What a command takes beside the experiment's own fields, and how its words are read."""
+
+import dataclasses
+from typing import Annotated, Any
+
+import tyro
+
+from jdl.experiment import search_space
+
+
+def read(verb: str, name: str, module: Any, options: type, arguments: list[str], **more: Any) -> Any:
+    """What a command line says: `.options`, `.config`, and what `more` names, each under its name as a prefix."""
+    taken = {field.name for field in dataclasses.fields(options)} | more.keys()
+    clash = taken & {field.name for field in dataclasses.fields(module.Config)}
+    if clash:
+        raise ValueError(f"the Config of {name} has fields that `jdl {verb}` uses; rename {', '.join(sorted(clash))}")
+    command = dataclasses.make_dataclass(
+        "command",
+        [
+            ("options", Annotated[options, tyro.conf.arg(name="")]),
+            ("config", Annotated[module.Config, tyro.conf.arg(name="")]),
+            *more.items(),
+        ],
+    )
+    description = (module.__doc__ or "").strip()
+    return tyro.cli(command, prog=f"jdl {verb} {name}", args=arguments, description=description)
+
+
+def read_by_field(
+    verb: str, name: str, module: Any, options: type, arguments: list[str], group: str, metavar: str, text: str
+) -> tuple[Any, dict[str, str]]:
+    """What a command line says, as `read`, and what it says of fields by --GROUP.FIELD."""
+    fields = search_space.fields(module.Config)
+    for word in arguments:
+        if word.startswith(f"--{group}."):
+            search_space.known(word.removeprefix(f"--{group}.").partition("=")[0].replace("-", "_"), fields)
+    places = {field.replace(".", "__"): field for field in fields}  # as Python names
+    declared = getattr(module, "SPACE", {}) if group == "space" else {}
+    asked = []
+    for place, field in places.items():
+        shown = tyro.conf.arg(name=field, metavar=metavar, help=str(declared.get(field, "")))
+        asked.append((place, Annotated[str | None, shown], None))
+    chosen = read(
+        verb, name, module, options, arguments,
+        **{group: dataclasses.make_dataclass(group, asked, namespace={"__doc__": text})},
+    )  # fmt: skip
+    texts = {field: getattr(getattr(chosen, group), place) for place, field in places.items()}
+    return chosen, {field: text for field, text in texts.items() if text is not None}

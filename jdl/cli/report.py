@@ -1,0 +1,25 @@
+"""`jdl report`."""
+
+from pathlib import Path
+
+import tyro
+
+from jdl.cli.command import Command, Json
+from jdl.cli.console import console, print_json
+from jdl.experiment.study import Study, is_study
+from jdl.training.runs import Run
+
+
+def report(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: Json = False) -> int:
+    """Write the report of each run, or of each study of `jdl tune`, and print where it lies."""
+    from jdl.report.report import write, write_study  # matplotlib takes a second to import
+
+    written = [str(write_study(Study(path)) if is_study(path) else write(Run(path))) for path in runs]
+    if json:
+        print_json({"reports": written})
+    else:
+        console.print("\n".join(written), soft_wrap=True)
+    return 0
+
+
+COMMAND = Command(report)

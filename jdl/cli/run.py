@@ -1,0 +1,60 @@
+"""`jdl run`."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from jdl.cli.command import of_name
+from jdl.cli.console import finish
+from jdl.cli.options import read
+from jdl.cli.resume import go_on
+from jdl.experiment import execute, find
+from jdl.runtime.cores import use_every_core
+from jdl.training.profiling import profile
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to run, whatever the experiment."""
+
+    seeds: int = 1
+    """independent runs, trained together: seeds 0, 1, ..."""
+    seed_list: tuple[int, ...] = ()
+    """these seeds instead, to repeat single runs of a larger set"""
+    run_dir: Path | None = None
+    """the run directory; by default runs/NAME/TIME"""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """where to send metrics besides metrics.jsonl"""
+    profile: int | None = None
+    """trace this many calls of the step, once warm, into profile/ in the run directory, and show where time went"""
+    json: bool = False
+    """print the result as one JSON object, on the last line"""
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Run an experiment: its name, a dotted path or a file, then --any.config.field VALUE; `jdl run NAME --help`.
+
+    Args:
+        name: the experiment
+    """
+    use_every_core()  # first: an experiment that touches JAX when it is imported would start it with one device
+    module = find.find(name)
+    chosen = read("run", name, module, Options, arguments)
+    options = chosen.options
+    numbers = options.seed_list or tuple(range(options.seeds))
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"--seeds {options.seeds}: give at least 1 run (or --seed-list with seeds from 0 up)")
+    begun = execute.begun(module, chosen.config, numbers, options.run_dir) if options.run_dir else None
+    if begun is None:
+        execute.settle(chosen.config)
+    else:
+        execute.settle_run(begun)
+    with profile(options.profile) if options.profile is not None else contextlib.nullcontext():
+        if begun is not None:
+            return go_on(begun, options.json)
+        prepared = execute.prepare(module, chosen.config, numbers, options.run_dir, options.log)
+        return finish(execute.begin(prepared), options.json)
+
+
+COMMAND = of_name(run)

@@ -1,0 +1,1 @@
+"""Real data sets, one kind a file, and where they come from."""

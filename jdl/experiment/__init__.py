@@ -1,0 +1,1 @@
+"""Experiments found by name, run, repeated, searched and swept."""

@@ -1,0 +1,161 @@
+"""Experiments, found by name: modules with a `Config` and a `main(config, run)`.
+
+An experiment is a Python file. `Config` is a frozen dataclass with a default for every field; `main` trains and
+returns the final metrics, each a number or one a seed; `learner(config)`, if it has one, lets a loaded run predict;
+where the config has a true `one_core`, the process is kept on a core of its own.
+
+Experiments lie in ./experiments or in folders there; where there is no such folder, those that come with jdl are found.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+FOLDER = Path("experiments")
+INSTALLED = Path(__file__).parents[1] / "experiments"  # in a wheel; a clone has ./experiments
+_REQUIRED = {"Config", "main"}
+
+
+class Found(NamedTuple):
+    """An experiment in a folder."""
+
+    file: Path
+    description: str
+
+    @property
+    def name(self) -> str:
+        """Its shortest name, which no other experiment has."""
+        return self.file.stem
+
+    @property
+    def domain(self) -> str:
+        """The folder that it lies in, "" where that is the experiments' own."""
+        parent = self.file.parent.relative_to(home())
+        return "" if parent == Path() else parent.as_posix()
+
+
+def home() -> Path:
+    """The folder that experiments are found in: ./experiments, else the one installed with jdl."""
+    return FOLDER if FOLDER.is_dir() or not INSTALLED.is_dir() else INSTALLED
+
+
+def experiments(domain: str = "") -> list[Found]:
+    """The experiments there are, or those of one folder; modules that are none are passed over, and none is imported.
+
+    Raises LookupError for a folder that does not exist.
+    """
+    root = home() / domain
+    if domain and not root.is_dir():
+        folders = sorted({found.domain for found in experiments()} - {""})
+        raise LookupError(f"there is no folder {root}; there are {', '.join(folders) or 'none'}")
+    found = []
+    for file in sorted(root.rglob("*.py")) if root.is_dir() else []:
+        if any(part.startswith((".", "__")) for part in file.relative_to(home()).parts):
+            continue
+        try:
+            tree = ast.parse(file.read_text())
+        except (SyntaxError, UnicodeDecodeError) as error:
+            found.append(Found(file, f"cannot be read as Python: {error}"))
+            continue
+        if {getattr(node, "name", None) for node in tree.body} >= _REQUIRED:
+            found.append(Found(file, (ast.get_docstring(tree) or "").strip().split("\n")[0]))
+    return found
+
+
+def names() -> list[str]:
+    """The experiments there are, by name."""
+    return [found.name for found in experiments()]
+
+
+def find(name: str) -> ModuleType:
+    """The experiment called `dqn` or `rl/dqn`, at a dotted path (`experiments.rl.dqn`), or in a file (`path/to/it.py`).
+
+    Raises LookupError, naming the nearest, where there is none, or where several have the name, and TypeError for a
+    module that is no experiment.
+    """
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise LookupError(f"there is no experiment file {name}")
+        return _checked(load_file(Path(name)), name)
+    files = _files(name)
+    if len(files) > 1:
+        choices = " or ".join(file.relative_to(home()).with_suffix("").as_posix() for file in files)
+        raise LookupError(f"{len(files)} experiments are called {name!r}; give {choices}")
+    if files:
+        return _checked(load_file(files[0], _dotted(files[0])), name)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or "." not in name:
+        raise LookupError(_none_called(name))
+    return _checked(importlib.import_module(name), name)
+
+
+def name_of(module: ModuleType) -> str:
+    """What an experiment is called on a command line in this directory."""
+    file = Path(str(module.__file__)).absolute()
+    if [match.absolute() for match in _files(file.stem)] == [file]:
+        return file.stem
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+
+
+def load_file(file: Path, name: str | None = None, package: str = "", path: Sequence[str] = ()) -> ModuleType:
+    """Execute a file as a module; what it imports is looked for in this directory, beside it, and along `path`."""
+    for folder in (str(Path.cwd()), str(file.parent.absolute()), *path):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    digest = hashlib.sha256(str(file.absolute()).encode()).hexdigest()[:8]
+    name = name or ".".join(filter(None, (package, f"{file.stem}_{digest}")))
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise LookupError(f"{file} cannot be loaded as a Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _files(name: str) -> list[Path]:
+    """The files that a name without dots may mean: `dqn`, or with its folder `rl/dqn`."""
+    if "." in name or not name:
+        return []
+    inner = [file for file in home().rglob(f"{name}.py") if "__pycache__" not in file.parts]
+    direct = home() / f"{name}.py"
+    return [direct] if direct in inner else sorted(inner)
+
+
+def _dotted(file: Path) -> str:
+    """A module's name by its place: what a relative import in it starts from."""
+    root = "experiments" if home() == FOLDER else "jdl.experiments"
+    return ".".join([root, *file.relative_to(home()).with_suffix("").parts])
+
+
+def _none_called(name: str) -> str:
+    known = names()
+    nearest = difflib.get_close_matches(name.rpartition("/")[2], known, 1)
+    hint = f"did you mean {nearest[0]}?" if nearest else "give its name, a dotted path or a file ending in .py"
+    listed = f"{_shown(home())} has {', '.join(known)}" if known else f"there is no folder ./{FOLDER} here"
+    return f"there is no experiment {name!r}; {hint} ({listed})"
+
+
+def _shown(folder: Path) -> str:
+    return f"./{folder}" if folder == FOLDER else "jdl"
+
+
+def _checked(module: ModuleType, name: str) -> ModuleType:
+    missing = [part for part in sorted(_REQUIRED) if not hasattr(module, part)]
+    if missing:
+        raise TypeError(f"{name} is no experiment: it has no {' and no '.join(missing)}; see experiments/basics/xor.py")
+    if not dataclasses.is_dataclass(module.Config) or not module.Config.__dataclass_params__.frozen:  # type: ignore
+        raise TypeError(f"the Config of {name} is no frozen dataclass; write @dataclasses.dataclass(frozen=True)")
+    return module

@@ -1,0 +1,69 @@
+"""A run opened again, with its trained state."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jdl.core.learner import Learner, State
+from jdl.core.transforms import jit, seeds
+from jdl.experiment.config import decode
+from jdl.experiment.execute import COPY, load_copy
+from jdl.training.checkpoint.checkpoints import Checkpoints
+from jdl.training.runs import Run
+
+
+class LoadedRun(Run):
+    """A run with its trained state: `run.metrics`, `run.predict(x)`."""
+
+    def __init__(self, path: str | Path, learner: Learner | None = None) -> None:
+        super().__init__(path)
+        self._given = learner
+        self._learner: Learner | None = None
+        self._state: State = None
+
+    @property
+    def learner(self) -> Learner:
+        """The learner given to `load`, else the experiment's own over the run's seeds; compiled."""
+        if self._learner is None:
+            self._learner = jit(self._given or self._experiments_learner(), donate=False)
+        return self._learner
+
+    @property
+    def state(self) -> State:
+        """The best state by the run's monitored metric, the last one where nothing was monitored."""
+        if self._state is None:
+            like = {"best": self.learner.init(jax.random.key(0))}
+            restored = Checkpoints(self.checkpoint_folder).restore(like, part=True)
+            if restored is None:
+                raise FileNotFoundError(f"{self.path} has no intact checkpoint; `jdl resume {self.path}` trains it")
+            self._state = restored.tree["best"]
+        return self._state
+
+    def predict(self, inputs: Any) -> jax.Array:
+        """Outputs for inputs [batch, ...] as the experiment's data gives them: [runs, batch, ...]."""
+        if self.learner.predict is None:
+            raise TypeError(f"the learner of {self.path} has no predict; give its Learner one")
+        return self.learner.predict(self.state, {"input": inputs})
+
+    def _experiments_learner(self) -> Learner:
+        if not (self.path / COPY).is_file() and not (self.path.parent / COPY).is_file():
+            raise LookupError(f"{self.path} was not made by an experiment; give its learner: jdl.load(path, learner)")
+        folder = self.path if (self.path / COPY).is_file() else self.path.parent
+        module = load_copy(Run(folder))
+        if not hasattr(module, "learner"):
+            raise LookupError(
+                f"the experiment of {self.path} has no learner(config); give one: jdl.load(path, learner)"
+            )
+        config = decode(module.Config, self.config)
+        one_seed = self.seeds != Run(folder).seeds  # a part by `separately`: the same learner for other seeds
+        arguments = (config,) if folder == self.path or one_seed else (config, self.path.name)
+        return seeds(module.learner(*arguments), self.seeds)
+
+
+def load(path: str | Path, learner: Learner | None = None) -> LoadedRun:
+    """Open a run in a notebook: its config, its metrics as arrays, its state, `predict`.
+
+    learner: needed only where the run was made by a script, not by an experiment; the one that `fit` was given.
+    """
+    return LoadedRun(path, learner)

@@ -1,0 +1,232 @@
+"""Runs of an experiment over a grid of settings, side by side on this machine or on a cluster, by Ray.
+
+Each is an ordinary run directory. One whose worker dies is started again, on another machine perhaps, and goes on from
+its last checkpoint; so the folder of the sweep, and that of the experiments, are ones that all machines see.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jdl.experiment import find, search_space
+from jdl.runtime.cores import share_cores
+from jdl.runtime.files import as_json, write_json
+from jdl.runtime.preemption import REQUEUE
+from jdl.training.runs import Run, locked
+
+FOLDER = Path("runs") / "sweep"
+_DESCRIPTION = "sweep.json"
+_OUTPUT = "output"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to sweep, whatever the experiment."""
+
+    seeds: int = 1
+    """seeds 0, 1, ... of each setting"""
+    split_seeds: bool = False
+    """a run for each seed, instead of one for each setting"""
+    address: str | None = None
+    """of a Ray cluster ("auto": the one that this machine belongs to); by default this machine alone"""
+    cpus: int = 1
+    """cores that each run gets"""
+    gpus: float = 0.0
+    """accelerators that each run gets; a fraction shares one"""
+    retries: int = 3
+    """how often a run whose worker died is started again"""
+    sweep_dir: Path | None = None
+    """the sweep's directory, by default runs/sweep/NAME"""
+
+
+class Swept(NamedTuple):
+    """A run of a sweep."""
+
+    run: Path
+    settings: dict[str, Any]
+    seeds: tuple[int, ...]
+    failure: str = ""  # why it has no result
+
+
+class Interrupted(Exception):
+    """A run was told to end, as when its machine is taken away: to be started again."""
+
+
+def sweep(
+    experiment: str | ModuleType,
+    grid: Mapping[str, Sequence[Any]],
+    options: Options | None = None,
+    *,
+    command: Callable[[list[str]], None],
+    config: Any = None,
+    watch: Callable[[Swept], None] = lambda swept: None,
+) -> list[Swept]:
+    """Run an experiment with each combination of a grid's values; what has a result already is left as it is.
+
+    grid: `{field: values}`, dotted for a field within a field. command: the command line of jdl, which a worker calls
+    with the words of one run (`jdl.cli.main.main`). config: the other fields. watch: called as each run
+    ends. A run that fails is reported and the others go on. Raises ValueError for a grid that does not fit the Config,
+    FileExistsError for a folder that holds another sweep, ConnectionError where there is no Ray at the address.
+    """
+    options = options or Options()
+    module = find.find(experiment) if isinstance(experiment, str) else experiment
+    name = find.name_of(module)
+    config = module.Config() if config is None else config
+    for field in ("seeds", "cpus"):
+        if getattr(options, field) < 1:
+            raise ValueError(f"--{field} {getattr(options, field)}: give at least 1")
+    if options.gpus < 0 or options.retries < 0:
+        raise ValueError(f"--gpus {options.gpus} --retries {options.retries}: neither is negative")
+    for field, values in grid.items():
+        search_space.known(field, search_space.fields(module.Config))
+        if not values or len(set(values)) != len(values):
+            raise ValueError(f"the grid of {field}, {list(values)}: give at least one value, each of them once")
+    folder = (options.sweep_dir or FOLDER / Path(name).stem).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        _describe(folder, {"experiment": name, "config": config, "grid": grid, "options": options})
+        trials = _trials(folder, grid, options)
+        ended = {trial.run: trial for trial in trials if _finished(trial.run)}
+        waiting = [trial for trial in trials if trial.run not in ended]
+        for trial in _work_on(waiting, name, config, folder, options, command) if waiting else ():
+            ended[trial.run] = trial
+            watch(trial)
+    return [ended[trial.run] for trial in trials]
+
+
+def finals(swept: Sequence[Swept]) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """The settings of a sweep, each with the final metrics of all its seeds."""
+    found: list[tuple[dict[str, Any], dict[str, np.ndarray]]] = []
+    for settings, group in itertools.groupby(swept, lambda one: one.settings):
+        results = [Run(one.run).final for one in group if not one.failure]
+        names = results[0] if results else {}
+        found.append((settings, {name: np.concatenate([np.asarray(one[name]) for one in results]) for name in names}))
+    return found
+
+
+def _trials(folder: Path, grid: Mapping[str, Sequence[Any]], options: Options) -> list[Swept]:
+    numbers = range(options.seeds)
+    groups = [(seed,) for seed in numbers] if options.split_seeds else [tuple(numbers)]
+    combinations = itertools.product(itertools.product(*grid.values()), groups)
+    return [
+        Swept(folder / f"{index:04d}", dict(zip(grid, values, strict=True)), seeds)
+        for index, (values, seeds) in enumerate(combinations)
+    ]
+
+
+def _describe(folder: Path, given: Mapping[str, Any]) -> None:
+    """Write down what is swept, or see that it is what was begun here."""
+    deciding = {name: getattr(given["options"], name) for name in ("seeds", "split_seeds")}
+    description = as_json(
+        {"experiment": given["experiment"], "config": dataclasses.asdict(given["config"]), **deciding}
+        | {"grid": {field: list(values) for field, values in given["grid"].items()}}
+    )
+    file = folder / _DESCRIPTION
+    if not file.is_file():
+        write_json(file, description)
+    elif (held := read(folder)) != description:
+        differ = [
+            f"{name} {held.get(name)} there, {value} here"
+            for name, value in description.items()
+            if held.get(name) != value
+        ]
+        raise FileExistsError(f"{folder} holds another sweep: {'; '.join(differ)}; choose another --sweep-dir")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What a sweep's directory says of it."""
+    return json.loads((folder / _DESCRIPTION).read_text())
+
+
+def _finished(path: Path) -> bool:
+    return (path / "config.json").is_file() and Run(path).result is not None
+
+
+def _work_on(
+    trials: Sequence[Swept],
+    name: str,
+    config: Any,
+    folder: Path,
+    options: Options,
+    command: Callable[[list[str]], None],
+) -> Any:
+    """Run the trials in Ray's workers; yields each as it ends."""
+    ray = _started(options)
+    try:
+        # A worker for each: JAX would keep what one run left. Those that die, Ray starts again by itself.
+        work = ray.remote(
+            num_cpus=options.cpus, num_gpus=options.gpus, max_calls=1, max_retries=options.retries,
+            retry_exceptions=[Interrupted],
+        )(_work)  # fmt: skip
+        (folder / _OUTPUT).mkdir(exist_ok=True)
+        working = {}
+        for trial in trials:
+            words = ["run", name, *search_space.options(search_space.replaced(config, trial.settings))]
+            words += ["--seed-list", *map(str, trial.seeds), "--run-dir", str(trial.run)]
+            output = folder / _OUTPUT / f"{trial.run.name}.txt"
+            working[work.remote(command, words, os.getcwd(), str(output), options.cpus)] = trial
+        while working:
+            for done in ray.wait(list(working))[0]:
+                trial = working.pop(done)
+                try:
+                    failure = ray.get(done)
+                except (ray.exceptions.RayError, Interrupted) as error:
+                    failure = f"its worker was lost {options.retries + 1} times ({type(error).__name__})"
+                yield trial._replace(failure=failure)
+    finally:
+        ray.shutdown()
+
+
+def _started(options: Options) -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("jdl sweep needs Ray: pip install 'jdl[ray]'") from error
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        with warnings.catch_warnings():
+            # Ray's processes become other programs at once: they never meet a lock that a thread of JAX held.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(address=options.address, include_dashboard=None if options.address else False,
+                     log_to_driver=False, logging_level=logging.ERROR)  # fmt: skip
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"there is no Ray cluster at {options.address} ({error}); start one (`ray start --head`), or leave "
+            "--address out to use this machine"
+        ) from error
+    there = ray.cluster_resources()
+    for kind, wanted in (("CPU", options.cpus), ("GPU", options.gpus)):
+        if wanted > there.get(kind, 0):
+            ray.shutdown()
+            raise ValueError(f"--{kind.lower()}s {wanted}: the machines have {there.get(kind, 0):g} in all")
+    return ray
+
+
+def _work(command: Callable[[list[str]], None], words: list[str], folder: str, output: str, cores: int) -> str:
+    """What a worker does: the command `jdl run`; returns why it failed, "" where it did not."""
+    os.chdir(folder)
+    share_cores(cores)
+    status: Any = 0
+    with open(output, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            command(words)
+        except SystemExit as ended:
+            status = ended.code
+        except Exception as error:
+            traceback.print_exc()
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if status == REQUEUE:
+        raise Interrupted
+    lines = [line for line in Path(output).read_text().splitlines() if line.strip()]
+    return (lines[-1].removeprefix("jdl: ") if lines else f"status {status}") if status else ""

@@ -1,0 +1,1 @@
+"""What XLA does slowly on a CPU, done otherwise."""

@@ -1,0 +1,152 @@
+"""Networks for small devices: MobileNetV2 and EfficientNet-Lite, both of inverted residual blocks."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from jdl.nn.layers.convolution import Conv
+from jdl.nn.layers.images import check_images
+from jdl.nn.layers.normalization import NormName, normalization
+from jdl.nn.layers.stochastic_depth import StochasticDepth
+
+Images = Float[Array, "batch height width channels"]
+
+
+class Stage(NamedTuple):
+    """Blocks of one width, of which the first strides."""
+
+    expansion: int
+    features: int
+    blocks: int
+    stride: int
+    window: int = 3
+
+
+class InvertedResidual(nn.Module):
+    """Widen, convolve each channel by itself, narrow; added to the input where the shapes agree.
+
+    Source: Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks", 2018, table 1.
+    """
+
+    features: int
+    expansion: int
+    stride: int = 1
+    window: int = 3
+    norm: NormName = "batch"
+    epsilon: float = 1e-3
+    drop_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Float[Array, "batch _ _ _"]:
+        """Sides are divided by the stride, rounded up."""
+        norm = partial(normalization, self.norm, train, epsilon=self.epsilon)
+        hidden = x.shape[-1] * self.expansion
+        branch = x
+        if self.expansion > 1:
+            branch = Conv(hidden, (1, 1), use_bias=False, name="expand")(branch)
+            branch = nn.relu6(norm(name="expand_norm")(branch))
+        branch = Conv(
+            hidden,
+            (self.window, self.window),
+            (self.stride, self.stride),
+            feature_group_count=hidden,
+            use_bias=False,
+            name="depthwise",
+        )(branch)
+        branch = nn.relu6(norm(name="depthwise_norm")(branch))
+        branch = norm(name="project_norm")(Conv(self.features, (1, 1), use_bias=False, name="project")(branch))
+        if branch.shape != x.shape:
+            return branch
+        if train and self.drop_rate:
+            branch = StochasticDepth()(branch, self.drop_rate)
+        return x + branch
+
+
+class MobileNet(nn.Module):
+    """A strided stem, stages of inverted residuals, a wide 1 x 1 convolution; logits, or features without classes.
+
+    Convolutions pad as TensorFlow does ("SAME"), from which the published weights come.
+    """
+
+    num_classes: int | None
+    stages: Sequence[Stage]
+    stem: int = 32
+    head: int = 1280
+    stem_stride: int = 2  # 1 for images of 28 or 32 pixels
+    norm: NormName = "batch"
+    epsilon: float = 1e-3
+    dropout: float = 0.2  # before the logits
+    drop_rate: float = 0.0  # stochastic depth, at the last block
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch _"]:
+        """Sides of 32 times the last stage's are usual."""
+        check_images(self, images, "stem")
+        norm = partial(normalization, self.norm, train, epsilon=self.epsilon)
+        x = Conv(self.stem, (3, 3), (self.stem_stride,) * 2, use_bias=False, name="stem")(images)
+        x = nn.relu6(norm(name="stem_norm")(x))
+        number, blocks = 0, sum(stage.blocks for stage in self.stages)
+        for stage in self.stages:
+            for place in range(stage.blocks):
+                x = InvertedResidual(
+                    stage.features,
+                    stage.expansion,
+                    stage.stride if place == 0 else 1,
+                    stage.window,
+                    self.norm,
+                    self.epsilon,
+                    self.drop_rate * number / blocks,
+                    name=f"block_{number}",
+                )(x, train)
+                number += 1
+        x = nn.relu6(norm(name="features_norm")(Conv(self.head, (1, 1), use_bias=False, name="features")(x)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x.mean((1, 2)))
+        return x if self.num_classes is None else nn.Dense(self.num_classes, name="head")(x)
+
+
+def _rounded(channels: float) -> int:
+    """To the nearest multiple of 8, not more than a tenth below."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels else nearest
+
+
+_MOBILENET_V2 = (
+    *(Stage(1, 16, 1, 1), Stage(6, 24, 2, 2), Stage(6, 32, 3, 2), Stage(6, 64, 4, 2)),
+    *(Stage(6, 96, 3, 1), Stage(6, 160, 3, 2), Stage(6, 320, 1, 1)),
+)
+# Tan and Le, "EfficientNet: rethinking model scaling", 2019, table 1.
+_EFFICIENTNET = (
+    *(Stage(1, 16, 1, 1, 3), Stage(6, 24, 2, 2, 3), Stage(6, 40, 2, 2, 5), Stage(6, 80, 3, 2, 3)),
+    *(Stage(6, 112, 3, 1, 5), Stage(6, 192, 4, 2, 5), Stage(6, 320, 1, 1, 3)),
+)
+
+
+def MobileNetV2(num_classes: int | None, width: float = 1.0, **options: Any) -> MobileNet:
+    """MobileNetV2 with all channels multiplied by `width`; `options` are `MobileNet`'s."""
+    stages = tuple(stage._replace(features=_rounded(stage.features * width)) for stage in _MOBILENET_V2)
+    sizes = {"stem": _rounded(32 * width), "head": _rounded(1280 * max(1.0, width))}
+    return MobileNet(num_classes, stages, **{**sizes, **options})
+
+
+def EfficientNetLite(num_classes: int | None, scale: int = 0, **options: Any) -> MobileNet:
+    """EfficientNet-Lite0 to 4: no squeeze and excitation, rectified units, stem and head that do not scale.
+
+    Made for images of 224, 240, 260, 280 and 300 pixels. Source: TensorFlow's efficientnet/lite, README.
+    """
+    coefficients = ((1.0, 1.0, 0.2), (1.0, 1.1, 0.2), (1.1, 1.2, 0.3), (1.2, 1.4, 0.3), (1.4, 1.8, 0.3))
+    if not 0 <= scale < len(coefficients):
+        raise ValueError(f"EfficientNetLite(scale={scale}): there are 0 to {len(coefficients) - 1}")
+    width, depth, dropout = coefficients[scale]
+    ends = (0, len(_EFFICIENTNET) - 1)  # their depth does not scale
+    stages = tuple(
+        stage._replace(
+            features=_rounded(stage.features * width),
+            blocks=stage.blocks if number in ends else math.ceil(stage.blocks * depth),
+        )
+        for number, stage in enumerate(_EFFICIENTNET)
+    )
+    return MobileNet(num_classes, stages, **{"dropout": dropout, **options})

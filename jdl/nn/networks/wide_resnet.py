@@ -1,0 +1,44 @@
+"""Wide residual networks, for small images."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from jdl.nn.layers.images import check_images
+from jdl.nn.layers.normalization import NormName, normalization
+from jdl.nn.networks.resnet import Images, conv
+
+
+class WideResNet(nn.Module):
+    """Three stages of (depth - 4) / 6 blocks, `widen` times as wide as ResNet's; WRN-28-10 by default.
+
+    Normalisation and activation come before each convolution (He et al. 2016, "Identity mappings").
+    Source: Zagoruyko and Komodakis, "Wide residual networks", 2016, table 1.
+    """
+
+    num_classes: int
+    depth: int = 28
+    widen: int = 10
+    norm: NormName = "batch"
+    dropout: float = 0.0  # between the convolutions of a block
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch classes"]:
+        """Logits."""
+        check_images(self, images, "Conv_0")
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(f"depth={self.depth} is not 6 n + 4 (10, 16, 22, 28, 40 ...), which three stages need")
+
+        def active(x: Array) -> Array:
+            return nn.relu(normalization(self.norm, train)(x))
+
+        x = conv(16, 3)(images)
+        for stage in range(3):
+            features = 16 * self.widen * 2**stage
+            for block in range((self.depth - 4) // 6):
+                stride = 2 if stage > 0 and block == 0 else 1
+                before = active(x)
+                branch = active(conv(features, 3, stride)(before))
+                branch = conv(features, 3)(nn.Dropout(self.dropout, deterministic=not train)(branch))
+                narrow = x.shape != branch.shape
+                x = branch + (conv(features, 1, stride)(before) if narrow else x)
+        return nn.Dense(self.num_classes, name="head")(active(x).mean((1, 2)))

@@ -1,0 +1,66 @@
+"""Published figures of accelerators: what a step could take there at best."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jdl.parallel.hlo import Collective
+
+
+class Hardware(NamedTuple):
+    """One device of a kind, and how such devices are connected; bytes are powers of ten."""
+
+    name: str
+    flops: float  # a second, bfloat16, dense
+    memory: float  # bytes
+    bandwidth: float  # of the memory, bytes a second
+    link: float  # to the other devices of a node, or of a pod: bytes a second that each device sends
+    node: int  # devices of a node, or of a pod
+    network: float  # beyond it
+
+
+# NVIDIA's data sheets: H100 SXM 989 TFLOP/s dense, 80 GB at 3.35 TB/s, H200 141 GB at 4.8 TB/s, both 900 GB/s NVLink
+# (two ways together), eight a node with a 400 Gb/s adapter each. Google Cloud's pages: TPU v5p 459 TFLOP/s, 95 GB at
+# 2,765 GB/s, 1,200 GB/s (two ways together), pods of 8,960, 50 Gb/s a chip between pods; v6e 918 TFLOP/s, 32 GB at
+# 1,638 GB/s, 800 GB/s (two ways together), pods of 256, between them taken as v5p's. Read in November 2026.
+HARDWARE = {
+    one.name: one
+    for one in (
+        Hardware("h100", 989e12, 80e9, 3.35e12, 450e9, 8, 50e9),
+        Hardware("h200", 989e12, 141e9, 4.8e12, 450e9, 8, 50e9),
+        Hardware("v5p", 459e12, 95e9, 2.765e12, 600e9, 8960, 6.25e9),
+        Hardware("v6e", 918e12, 32e9, 1.638e12, 400e9, 256, 6.25e9),
+    )
+}
+
+
+class Estimate(NamedTuple):
+    """The seconds that a step takes at best, were each part of the device busy all the time beside the others."""
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the slowest part."""
+        return max(self)
+
+    @property
+    def bound(self) -> str:
+        """Which part that is."""
+        return max(self._fields, key=lambda name: getattr(self, name))
+
+
+def estimate(
+    hardware: Hardware, flops: int | float, traffic: int | float, collectives: Sequence[Collective]
+) -> Estimate:
+    """A step's seconds, from what it is on one device (`jdl.parallel.hlo.Program`).
+
+    What a group sends between nodes goes over the adapters of all its devices in a node: ring beside ring.
+    """
+    network = 0.0
+    for one in collectives:
+        nodes = len({device // hardware.node for device in one.group})
+        adapters = hardware.network * len(one.group) / nodes if nodes > 1 else hardware.link
+        network += one.bytes / min(hardware.link, adapters)
+    return Estimate(flops / hardware.flops, traffic / hardware.bandwidth, network)

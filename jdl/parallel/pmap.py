@@ -1,0 +1,182 @@
+"""One training step over many devices, a replica on each: the classic way."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from jdl.core import seam
+from jdl.core.learner import Batch, Learner, Metrics, State
+from jdl.core.metrics import merge_axis
+from jdl.core.ring import Ring
+from jdl.core.runs_axis import RUNS
+from jdl.parallel.partition import Partition
+from jdl.runtime import collectives
+
+Device = Any  # a jax.Device, which type checkers take for a variable
+_REPLICAS = "data"
+
+
+def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
+    """One replica a device: each takes its part of the batch, and gradients, weights and metrics are summed.
+
+    The state is the same everywhere, but for the lanes of an agent's environments, of which each has a part. Batch
+    normalisation sees the whole batch (Flax's own layer, its axis set here); random masks are each replica's own.
+    devices: all by default, also those of other processes. Raises ValueError for a batch, or environments, that the
+    devices do not divide.
+    """
+    if learner.runs is not None:
+        raise ValueError("pmap goes inside: seeds(pmap(learner), ...), with spread=False to leave pmap the devices")
+
+    def reduction(summed: seam.SummedGradients) -> seam.SummedGradients:
+        def replicated(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
+            with nn.intercept_methods(_normalise_over_replicas):
+                result = summed(params, batch, jax.random.fold_in(key, jax.lax.axis_index(_REPLICAS)))
+            weights, auxiliary = collectives.stacked((result.weight, result.auxiliary), _REPLICAS)
+            sums = result.gradients, result.total, result.weight
+            grads, total, weight = collectives.summed(sums, _REPLICAS)
+            return seam.Summed(grads, total, weight, seam.merge_auxiliary(auxiliary, weights, merge_axis))
+
+        return replicated
+
+    def init(key: Array) -> State:
+        chosen = free_devices("pmap", devices)
+        state = learner.init(key)
+        if len(chosen) == 1:
+            return state
+        # Where steps will have it, so that they are compiled once and data is put beside it.
+        mesh = mesh_of(chosen, _REPLICAS)
+        shardings = jax.tree.map(functools.partial(NamedSharding, of_groups(mesh)), _specs(learner, state, mesh))
+        return jax.lax.with_sharding_constraint(state, shardings)
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        chosen = free_devices("pmap", devices)
+        if len(chosen) == 1:
+            return learner.step(state, batch)
+        count = len(chosen)
+        several = learner.steps if not learner.fed else 1  # a batch that holds several steps is split within each
+
+        def split(leaf: Any) -> Array:
+            if jnp.ndim(leaf) == 0 or len(leaf) % (several * count):
+                unit = several * count
+                raise ValueError(
+                    f"pmap: a batch of shape {jnp.shape(leaf)} does not divide over {count} devices"
+                    + (f" and {several} steps" if several > 1 else "")
+                    + f"; its leading axis must be a multiple of {unit}"
+                )
+            return jnp.reshape(leaf, (several, count, -1, *leaf.shape[1:]))
+
+        def join(leaf: Array) -> Array:  # [several, 1, size, ...] -> [several * size, ...]
+            return leaf.reshape(-1, *leaf.shape[3:])
+
+        def share(positions: Array) -> Array:
+            if len(positions) % count:
+                raise ValueError(
+                    f"pmap: batches of {len(positions)} do not divide over {count} devices; make them a multiple"
+                )
+            size = len(positions) // count
+            return jax.lax.dynamic_slice_in_dim(positions, jax.lax.axis_index(_REPLICAS) * size, size)
+
+        def replica(state: State, batch: Batch) -> tuple[State, Metrics]:
+            with seam.reduced(reduction, share=share, axis=_REPLICAS, devices_taken="pmap"):
+                return learner.step(state, batch if learner.fed else jax.tree.map(join, batch))
+
+        mesh = mesh_of(chosen, _REPLICAS)
+        specs = _specs(learner, state, mesh)
+        return jax.shard_map(
+            replica,
+            mesh=of_groups(mesh),
+            in_specs=(specs, PartitionSpec() if learner.fed else PartitionSpec(None, _REPLICAS)),
+            out_specs=(specs, PartitionSpec()),
+            check_vma=False,  # the sums over replicas are taken in the seam, once
+        )(state, batch if learner.fed else jax.tree.map(split, batch))
+
+    def evaluate(state: State, batch: Batch) -> Metrics:
+        chosen = free_devices("pmap", devices)
+        if any(len(leaf) % len(chosen) for leaf in jax.tree.leaves(batch)):
+            return learner.evaluate(state, batch)  # a short batch is not worth an error: every device takes it whole
+
+        def replica(state: State, batch: Batch) -> Metrics:
+            with seam.reduced(devices_taken="pmap"):
+                parts = collectives.stacked(learner.evaluate(state, batch), _REPLICAS)
+            return merge_axis(parts, 0)
+
+        mesh = mesh_of(chosen, _REPLICAS)
+        return jax.shard_map(
+            replica,
+            mesh=of_groups(mesh),
+            in_specs=(_specs(learner, state, mesh), PartitionSpec(_REPLICAS)),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )(state, batch)
+
+    return learner._replace(init=init, step=step, evaluate=evaluate)
+
+
+def _specs(learner: Learner, state: State, mesh: Mesh) -> PyTree:
+    """Where the arrays of a state lie: its lanes in parts; all the rest, also a replay, whole with each replica."""
+    specs = Partition(mesh, lanes=learner.lanes).of_state(state)
+    whole = lambda node: jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=_is_spec)  # noqa: E731
+    return jax.tree.map(
+        lambda node: whole(node) if isinstance(node, Ring) else node,
+        specs,
+        is_leaf=lambda node: isinstance(node, Ring) or _is_spec(node),
+    )
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, PartitionSpec)
+
+
+def mesh_of(devices: Sequence[Device], axis: str) -> Mesh:
+    """Devices in a row, along one axis."""
+    return Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
+
+
+def of_groups(mesh: Mesh) -> Mesh:
+    """A mesh of as many meshes as there are groups of runs around (`jdl.seeds(spread=2)`), along a first axis.
+
+    Raises ValueError where there are not as many devices.
+    """
+    groups, all_devices = seam.current().groups, jax.devices()
+    if groups == 1:
+        return mesh
+    if groups * mesh.size > len(all_devices):
+        raise ValueError(
+            f"seeds(spread={groups}): {groups} groups of {mesh.size} devices (a mesh of {dict(mesh.shape)}) are "
+            f"{groups * mesh.size}, and there are {len(all_devices)}; give each run fewer, or spread over fewer groups"
+        )
+    devices = np.array(all_devices[: groups * mesh.size]).reshape(groups, *mesh.devices.shape)
+    return Mesh(devices, (RUNS, *mesh.axis_names), axis_types=(AxisType.Auto,) * devices.ndim)
+
+
+def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[Device]:
+    """The devices asked for, or all; one, with a warning, where a transform around has taken them."""
+    taken = seam.current().devices_taken
+    if taken:
+        warnings.warn(
+            f"{transform} has one device here, because {taken} around it has taken them; "
+            + ("use one of the two" if taken in ("pmap", "shard") else f"give {taken} spread=False to leave them"),
+            stacklevel=5,
+        )
+        return jax.local_devices()[:1]
+    return jax.devices()[: jax.device_count() // seam.current().groups] if devices is None else devices
+
+
+def _normalise_over_replicas(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+    """Flax's batch normalisation takes its statistics over an axis of devices if told which: tell it."""
+    module = context.module
+    if isinstance(module, nn.BatchNorm) and context.method_name == "__call__" and module.axis_name is None:
+        object.__setattr__(module, "axis_name", _REPLICAS)
+        try:
+            return next_function(*args, **kwargs)
+        finally:
+            object.__setattr__(module, "axis_name", None)
+    return next_function(*args, **kwargs)

@@ -1,0 +1,399 @@
+"""The loop around a learner's step: batches in, metrics out, checkpoints, early stopping. It knows no model."""
+
+import contextlib
+import functools
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jdl.core.learner import Learner, Metrics, State
+from jdl.core.metrics import merge_axis, to_host
+from jdl.core.runs_axis import beside
+from jdl.data.dataset import check
+from jdl.runtime import processes
+from jdl.runtime.preemption import Notice, Preempted, noticed
+from jdl.training.checkpoint.checkpoints import Checkpoints
+from jdl.training.evaluate import Epochs, compute, merged, passes
+from jdl.training.loggers import LOGGERS
+from jdl.training.outcome import Monitor, Outcome, copied, plain
+from jdl.training.profiling import Watch
+from jdl.training.progress import ProgressBar
+from jdl.training.runs import Row, Run, locked, open_or_create
+from jdl.training.source import Source, Whole
+
+type Callback = Callable[[Row, State], bool | None]
+
+
+class Fitted(NamedTuple):
+    """What a fit leaves: the last state, the best by the monitored metric (the last where none was), and the record."""
+
+    state: State
+    best: State
+    rows: list[Row]
+    ended: list[str]  # for each run, why it ended before the last step; "" where it did not
+
+
+def fit(
+    learner: Learner,
+    source: Source | Mapping[str, Any] | None,
+    *,
+    steps: int,
+    key: Array | int = 0,
+    validation: Mapping[str, Any] | Epochs | None = None,
+    evaluate_every: int | None = None,
+    evaluation_batch_size: int = 1024,
+    monitor: Monitor | str = "loss",
+    log_every: int | None = None,
+    checkpoint_every: int | None = None,
+    run: Run | str | Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
+) -> Fitted:
+    """Train for a number of updates, from the key or from the run's last checkpoint.
+
+    source: a `Source`; a plain dict of arrays serves a learner made by `feed`, None one that makes its own data.
+    validation: arrays, or a pipeline that doesn't shuffle, evaluated every `evaluate_every` updates; its `monitor`
+    (the name of a loss or score, or a `Monitor` with mode and patience) picks the best state and stops early.
+    run: a run directory for the log and the checkpoints; a folder that already holds a run is continued if
+    resume=True, else an error.
+    callbacks: `(row, state) -> True to stop`, called with every row of the log (copy a state to keep it: the next
+    step takes its memory). progress: show a bar; by default on a terminal alone.
+    All intervals count updates, default to a hundredth (log) and a tenth (evaluation, checkpoints) of `steps`, and
+    are multiples of `learner.steps`.
+
+    A run whose metrics are no longer finite ends at that step with a warning and the state of its last checkpoint.
+    With a run directory, SIGTERM saves a checkpoint at once and raises `Preempted`, which ends the process with the
+    status `jdl.REQUEUE`; what was not logged yet is saved, too.
+    """
+    interval = _Intervals(learner.steps, steps)
+    log_every = interval("log_every", log_every, 100)
+    evaluate_every = interval("evaluate_every", evaluate_every, 10) if validation is not None else 0
+    checkpoint_every = interval("checkpoint_every", checkpoint_every, 10) if run is not None else 0
+    if not isinstance(source, Source):
+        if source is not None and not learner.fed:
+            raise ValueError("fit was given arrays, and the learner draws no batches: use feed, or Batches(data, size)")
+        source = Whole(source)
+    monitor = Monitor.of(monitor) if isinstance(monitor, str) else monitor
+    key = jax.random.key(key) if isinstance(key, int) else key
+    if validation is not None and not isinstance(validation, Epochs):
+        check(validation)
+    state = learner.init(key)
+    if processes.several() and all(map(_is_ours, jax.tree.leaves(state))):
+        warnings.warn(
+            f"each of {processes.count()} processes trains the same by itself: nothing spreads the learner over them "
+            "(jdl.distribute, jdl.shard, jdl.seeds)",
+            stacklevel=2,
+        )
+    validated = passes(learner, state, validation, evaluation_batch_size) if validation is not None else None
+    for data in (getattr(source, "data", None), validated.known if validated else None):
+        if learner.check is not None and isinstance(data, Mapping):
+            learner.check(data)
+        _check_labels(learner, state, data)
+    if validated and monitor.name not in (names := _names(learner, state, validated.shapes)):
+        raise ValueError(f"monitor={monitor.name!r} is no metric of the evaluation; it has {', '.join(names)}")
+    if isinstance(source, Whole) and source.data is not None:
+        source.data = beside(state, source.data)
+
+    # Nothing is written before this: a mistake above leaves no folder behind.
+    run = open_or_create(run, resume) if run is not None else None
+    loggers = [LOGGERS[name](run.path / name) for name in run.log_to] if run and processes.first() else []
+    watch = Watch(learner, source, run)
+    loop = _Loop(watch.learner, watch.source, key, state, Outcome(learner.runs, monitor), run, [*callbacks, *loggers])
+    bar = ProgressBar(steps, 0, False)
+    try:
+        loop.start()
+        bar = ProgressBar(steps, loop.step, progress if processes.first() else False)
+        intervals = [every for every in (log_every, evaluate_every, checkpoint_every, steps) if every]
+        with _notices(bool(checkpoint_every)) as notice:
+            while loop.step < steps and not loop.stopped:
+                event = min(_next(loop.step, every) for every in intervals)
+                loop.advance(event, bar, notice)
+                if loop.step < event:
+                    loop.leave(saved=False)
+                watch.look()
+                loop.flush(bar)
+                if validated and loop.step % evaluate_every == 0:
+                    loop.evaluate(validated.batches())
+                due = checkpoint_every > 0 and (loop.step % checkpoint_every == 0 or loop.step >= steps or loop.stopped)
+                if due:
+                    loop.save()
+                if notice:  # also at the last step: what comes after the fit may take longer than is left
+                    loop.leave(saved=due)
+        return loop.finish()
+    finally:
+        bar.close(loop.step)
+        for logger in loggers:
+            logger.close()
+        loop.close()
+        watch.close()
+
+
+def _is_ours(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+
+
+def _notices(saving: bool) -> contextlib.AbstractContextManager[Any]:
+    """Where to ask, before each call of the step, whether to save and leave."""
+    if not saving:
+        return contextlib.nullcontext(Notice())
+    return contextlib.nullcontext(processes.Notice()) if processes.several() else noticed()
+
+
+class _Intervals(NamedTuple):
+    """Checks and defaults of intervals, in updates."""
+
+    unit: int
+    steps: int
+
+    def __call__(self, name: str, value: int | None, share: int) -> int:
+        if self.steps < 1 or self.steps % self.unit:
+            raise ValueError(self._message("steps", self.steps))
+        if value is None:
+            return max(self.unit, self.steps // share // self.unit * self.unit)
+        if value < 1 or value % self.unit:
+            raise ValueError(self._message(name, value))
+        return value
+
+    def _message(self, name: str, value: int) -> str:
+        nearest = max(self.unit, round(value / self.unit) * self.unit)
+        return f"{name}={value} is no multiple of the learner's {self.unit} updates a call; try {nearest}"
+
+
+def _check_labels(learner: Learner, state: State, data: Any) -> None:
+    """Raises ValueError for class labels that the outputs have no place for: inside a step they would go unseen."""
+    if learner.predict is None or not isinstance(data, Mapping) or "target" not in data:
+        return
+    target = np.asarray(data["target"])
+    if not np.issubdtype(target.dtype, np.integer):
+        return
+    outputs = jax.eval_shape(learner.predict, state, {k: v for k, v in data.items() if k != "mask"})
+    shape = getattr(outputs, "shape", ())
+    if len(shape) < 2 or shape[-1] < 2 or shape[:-1][-target.ndim :] != target.shape:
+        return
+    seen = target[np.asarray(data["mask"]) > 0] if "mask" in data else target
+    if seen.size and (seen.min() < 0 or seen.max() >= shape[-1]):
+        raise ValueError(
+            f"target has labels from {seen.min()} to {seen.max()}, and the model has {shape[-1]} outputs (labels 0 to "
+            f"{shape[-1] - 1}); relabel them or widen the model (a target that is no class label must be floating)"
+        )
+
+
+def _next(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def _names(learner: Learner, state: State, batch: Any) -> list[str]:
+    shapes = jax.eval_shape(learner.evaluate, state, batch)
+    values = compute(jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes))
+    return sorted(name for name, value in values.items() if value.ndim == (learner.runs is not None))
+
+
+_CHUNK = (
+    64  # calls whose metrics are joined on the device: fetching each by itself would cost more than the step's call
+)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _joined(calls: tuple[Metrics, ...], axis: int, several: bool) -> Metrics:
+    """The metrics of several calls along one axis, a new one where a call takes a single step."""
+    return jax.tree.map(lambda *leaves: (jnp.concatenate if several else jnp.stack)(leaves, axis), *calls)
+
+
+class _Loop:
+    """One fit under way: the state, what was measured since the last row, and the book of outcomes."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        source: Source,
+        key: Array,
+        state: State,
+        outcome: Outcome,
+        run: Run | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.learner, self.source, self.key = learner, source, key
+        self.outcome, self.run, self.callbacks = outcome, run, callbacks
+        self.checkpoints = Checkpoints(run.checkpoint_folder) if run else None
+        self.lock = locked(run.path) if run else contextlib.nullcontext()
+        self.state = state
+        self.step = 0
+        self.rows: list[Row] = []
+        self.stopped = False
+        self._pending: list[Metrics] = []
+        self._unlogged: list[np.ndarray] = []  # as `_pending`, leaf by leaf, from before an interruption
+        self._clock = time.monotonic()
+
+    def start(self) -> None:
+        """Go on from the run's newest intact checkpoint, if it has one."""
+        if self.checkpoints is None or self.run is None:
+            return
+        restored = self.checkpoints.restore(self._tree(self.state, self.state))
+        step = restored.step if restored else 0
+        self.rows = self.run.truncate(step)
+        if restored is None:
+            return
+        if step % self.learner.steps:
+            raise ValueError(
+                f"the checkpoint of step {step} cannot be continued {self.learner.steps} updates a call; "
+                "resume with the number of steps a call (scan) that the run was started with"
+            )
+        self.step = step
+        self.state = restored.tree["state"]
+        self.source.restore(restored.tree["source"])
+        best = restored.tree["best"] if restored.notes["has_best"] else None
+        self.outcome.restore(restored.notes["outcome"], self.state, best)
+        self.stopped = bool(self.outcome.ended.all()) or restored.notes["stopped"]
+        self._clock -= restored.notes["seconds"]
+        self._unlogged = [np.array(values, dtype) for dtype, values in restored.notes.get("unlogged", [])]
+
+    def advance(self, until: int, bar: ProgressBar, notice: Notice) -> None:
+        """Take steps until the next event, or a notice; nothing here waits for the device."""
+        step, source, state, pending = self.learner.step, self.source, self.state, self._pending
+        while self.step < until and not notice:
+            state, metrics = step(state, source.next(state))
+            pending.append(metrics)
+            self.step += self.learner.steps
+            bar.advance(self.step)
+        self.state = state
+
+    def flush(self, bar: ProgressBar) -> None:
+        """Fetch what the steps since the last flush measured, end runs that diverged, and log the rest."""
+        if not self._pending:
+            return
+        leaves, structure = self._measured()
+        self._pending.clear()
+        self._unlogged = []
+        metrics, axis = jax.tree.unflatten(structure, leaves), 0 if self.learner.runs is None else 1
+        first = self.step - (leaves[0].shape[axis] if leaves else 0)
+        self._end_diverged(self._first_not_finite(metrics, first))
+        values = compute(merge_axis(metrics, axis))
+        row = self._log("train", values)
+        if "train/loss" in row:
+            losses = [loss for loss in np.ravel(row["train/loss"]) if loss is not None]
+            bar.note(f"loss {np.mean(losses):.4g}" if losses else "")
+
+    def evaluate(self, batches: Iterable[Any]) -> None:
+        """Evaluate, keep the best, stop early."""
+        if self.stopped:
+            return
+        values = compute(merged(self.learner, self.state, batches))
+        self._log("validation", values)
+        self.outcome.judge(values[self.outcome.monitor.name], self.step, self.state)
+        self.stopped = self.stopped or bool(self.outcome.ended.all())
+
+    def leave(self, saved: bool) -> None:
+        """A checkpoint, if that is still to be made and no run has just diverged; raises Preempted."""
+        if self.checkpoints is None or self.run is None:
+            return
+        if not saved and not self.outcome.not_finite(self.state).any():
+            self.save()
+        self.checkpoints.wait()
+        print(f"jdl: told to end (SIGTERM): {self.run.path} is saved as of step {self.step}", file=sys.stderr)
+        raise Preempted
+
+    def save(self) -> None:
+        """A checkpoint, of finite runs alone."""
+        if self.checkpoints is None:
+            return
+        self._end_diverged({int(run): self.step for run in np.flatnonzero(self.outcome.not_finite(self.state))})
+        state = self.outcome.compose(self.state)
+        best = state if self.outcome.best is None else self.outcome.best
+        notes = {
+            "outcome": self.outcome.notes(),
+            "stopped": self.stopped,
+            "has_best": self.outcome.best is not None,
+            "seconds": time.monotonic() - self._clock,
+            "unlogged": [(str(leaf.dtype), leaf.tolist()) for leaf in self._measured()[0]],
+        }
+        # The best state's replay, if it has one, is never trained with again: the last state's will do.
+        self.checkpoints.save(self.step, self._tree(state, best), notes, same_rows={"best": "state"})
+
+    def _tree(self, state: State, best: State) -> dict[str, Any]:
+        return {"state": state, "best": best, "source": self.source.save()}
+
+    def finish(self) -> Fitted:
+        """What the fit leaves."""
+        state = self.outcome.compose(self.state)
+        best = copied(state) if self.outcome.best is None else self.outcome.best  # of its own: steps donate states
+        return Fitted(state, best, self.rows, self.outcome.reasons)
+
+    def close(self) -> None:
+        """Return when the last checkpoint is on disk."""
+        with self.lock:
+            if self.checkpoints is not None:
+                self.checkpoints.close()
+
+    def _measured(self) -> tuple[list[np.ndarray], Any]:
+        """What steps measured since the last row: the leaves, [(runs), updates, ...], and their structure."""
+        if not self._pending:
+            return self._unlogged, None
+        leaves, structure = jax.tree.flatten(self._stack(self._pending))
+        axis = 0 if self.learner.runs is None else 1
+        if self._unlogged:
+            leaves = [np.concatenate(pair, axis) for pair in zip(self._unlogged, leaves, strict=True)]
+        return leaves, structure
+
+    def _stack(self, pending: list[Metrics]) -> Metrics:
+        """[calls] of [(runs), (steps)] -> [(runs), updates], in float64."""
+        axis = 0 if self.learner.runs is None else 1
+        chunks = [tuple(pending[start : start + _CHUNK]) for start in range(0, len(pending), _CHUNK)]
+        joined = [to_host(_joined(chunk, axis, self.learner.steps > 1)) for chunk in chunks]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis), *joined)
+
+    def _first_not_finite(self, metrics: Metrics, first: int) -> dict[int, int]:
+        """The runs whose metrics hold a number that is not finite, and the update that measured it first."""
+        found: dict[int, int] = {}
+        for leaf in jax.tree.leaves(metrics):
+            if np.isfinite(leaf).all():
+                continue
+            by_step = leaf if self.learner.runs is not None else leaf[None]
+            bad = ~np.isfinite(by_step).reshape(*by_step.shape[:2], -1).all(-1)
+            for run in np.flatnonzero(bad.any(1)):
+                step = first + int(bad[run].argmax()) + 1
+                found[int(run)] = min(step, found.get(int(run), step))
+        return {run: step for run, step in found.items() if not self.outcome.ended.reshape(-1)[run]}
+
+    def _end_diverged(self, diverged: dict[int, int]) -> None:
+        if not diverged:
+            return
+        good, kept = self._last_good()
+        for run, step in diverged.items():
+            which = np.zeros(self.outcome.ended.size, bool)
+            which[run] = True
+            name = "the run" if self.learner.runs is None else f"run {run}"
+            reason = f"diverged at step {step}: not finite"
+            self.outcome.end(which.reshape(self.outcome.shape), good, reason)
+            warnings.warn(f"{name} {reason}; its state is kept as of step {kept[run]}", RuntimeWarning, stacklevel=2)
+        self.stopped = self.stopped or bool(self.outcome.ended.all())
+
+    def _last_good(self) -> tuple[State, np.ndarray]:
+        """The newest state known to be finite: the last checkpoint's, else the best, else the first."""
+        if self.checkpoints is not None:
+            restored = self.checkpoints.restore(self._tree(self.state, self.state))
+            if restored is not None:
+                return restored.tree["state"], np.full(self.outcome.ended.size, restored.step)
+        steps = np.maximum(self.outcome.best_step, 0).reshape(-1)
+        return self.outcome.last_best(self.learner.init(self.key)), steps
+
+    def _log(self, split: str, values: Mapping[str, np.ndarray]) -> Row:
+        """Log one row: a number for each metric, or one for each run, null for a run that has ended."""
+        row: Row = {"step": self.step, "seconds": round(time.monotonic() - self._clock, 3)}
+        for name, value in values.items():
+            if value.shape == self.outcome.shape:
+                row[f"{split}/{name}"] = plain(np.where(self.outcome.ended, np.nan, value))
+        self.rows.append(row)
+        if self.run is not None:
+            self.run.log(row)
+        for callback in self.callbacks:
+            self.stopped = bool(callback(row, self.state)) or self.stopped
+        return row

@@ -1,0 +1,97 @@
+"""What the steps of a rollout draw at random, drawn for all of them at once: one by one it costs more than a network.
+
+Of replicas (`jdl.pmap`) each draws for all environments and keeps what is for its own: it acts as if it were alone.
+
+Random numbers follow from keys alone, and the keys of a rollout are known when it begins. So a function of a key is
+taken apart: what follows from the key becomes one computation over all steps, and a step keeps the rest.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr, Literal, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr, partial_eval_jaxpr_nounits
+from jaxtyping import PyTree
+
+from jdl.core import seam
+
+_AT_MOST = 2**28  # bytes; more than that is better drawn when it is needed
+
+
+def scan(function: Callable[..., tuple[PyTree, PyTree]], carry: PyTree, keys: PyTree) -> tuple[PyTree, PyTree]:
+    """As `jax.lax.scan(function, carry, keys)`; carry, and keys after time, are [env, ...], or one for all."""
+    first = jax.tree.map(lambda leaf: leaf[0], keys)
+    swapped = lambda key, carry: function(carry, key)  # noqa: E731
+    axis = seam.current().axis
+    draw, use = split(swapped, first, carry) if not axis else _split_of_replicas(swapped, first, carry, axis)
+    drawn = jax.vmap(draw)
+    if _size(jax.eval_shape(drawn, keys)) > _AT_MOST:
+        return jax.lax.scan(lambda carry, key: use(draw(key), carry), carry, keys)
+    return jax.lax.scan(lambda carry, drawn: use(drawn, carry), carry, drawn(keys))
+
+
+def _split_of_replicas(
+    function: Callable[..., PyTree], key: PyTree, carry: PyTree, axis: str
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """As `split(function, key, carry)`, for keys of all replicas' environments and a carry of this one's."""
+    replicas = jax.lax.axis_size(axis)
+
+    def resized(tree: PyTree, size: Callable[[int], int]) -> PyTree:
+        changed = lambda shape: (size(shape[0]), *shape[1:]) if shape else shape  # noqa: E731
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(changed(leaf.shape), leaf.dtype), tree)
+
+    own_key = resized(key, lambda size: size // replicas)
+    draw, _ = split(function, key, resized(carry, lambda size: size * replicas))
+    draw_own, use = split(function, own_key, carry)
+    return part_of(draw, draw_own, own_key, jax.lax.axis_index(axis)), use
+
+
+def part_of(draw: Callable[..., Any], draw_own: Callable[..., Any], own_key: PyTree, index: Any) -> Callable[..., Any]:
+    """Of what is drawn for all environments, the part numbered `index`, which has the shapes that `draw_own` draws."""
+    shapes = jax.eval_shape(draw_own, own_key)
+
+    def part(leaf: Any, own: Any) -> Any:
+        differs = [place for place, size in enumerate(own.shape) if size != leaf.shape[place]]
+        if differs:
+            size = own.shape[differs[0]]
+            return jax.lax.dynamic_slice_in_dim(leaf, index * size, size, differs[0])
+        # What is drawn later, in a branch perhaps, is each replica's own.
+        return jax.random.fold_in(leaf, index) if _is_key(leaf) and leaf.ndim == 0 else leaf
+
+    return lambda key: jax.tree.map(part, draw(key), shapes)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def split(function: Callable[..., PyTree], key: PyTree, *rest: PyTree) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`draw(key)` and `use(drawn, *rest)` that make up `function(key, *rest)`; the arguments show types and shapes."""
+    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(key, *rest)
+    unknown = [i >= len(jax.tree.leaves(key)) for i in range(len(jaxpr.in_avals))]
+    known, remaining, *_ = partial_eval_jaxpr_nounits(jaxpr, unknown, True)
+    follows = _follows(known)
+    draw = jaxpr_as_fun(dce_jaxpr(known, follows, instantiate=True)[0])
+    same = jaxpr_as_fun(dce_jaxpr(known, [not one for one in follows])[0])  # in every step
+    remainder = jaxpr_as_fun(remaining)
+
+    def use(drawn: list[Any], *rest: PyTree) -> PyTree:
+        from_key, others = iter(drawn), iter(same())
+        values = [next(from_key if one else others) for one in follows]
+        return jax.tree.unflatten(jax.tree.structure(shapes), remainder(*values, *jax.tree.leaves(rest)))
+
+    return lambda key: draw(*jax.tree.leaves(key)), use
+
+
+def _follows(jaxpr: Jaxpr) -> list[bool]:
+    """Which outputs follow from the inputs."""
+    found = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if any(not isinstance(var, Literal) and var in found for var in equation.invars):
+            found.update(equation.outvars)
+    return [not isinstance(var, Literal) and var in found for var in jaxpr.outvars]
+
+
+def _size(shapes: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

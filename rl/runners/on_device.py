@@ -1,0 +1,172 @@
+"""Algorithm and JAX environment as one learner: acting, environment and update are a single compiled program."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jdl.core import seam
+from jdl.core.learner import Batch, Learner, fold, step_key
+from jdl.core.metrics import Mean
+from rl.envs.environment import Environment, Outcome, auto_reset
+from rl.runners import draws
+from rl.runners.acting import predictor
+from rl.spaces import choices, legal
+from rl.types import Algorithm, Experience, TimeStep
+
+# What a state has one of for each environment, and in a replay.
+_LANES = r"^(environments|timestep|carry|returned|length)(/|$)|/replay/ring/"
+
+
+@flax.struct.dataclass
+class OnDeviceState:
+    """Agent and environments; `step` counts updates, of `rollout` x `num_envs` environment steps each."""
+
+    key: Any
+    step: Any
+    agent: Any
+    environments: Any  # [env]
+    timestep: Any  # [env], what the agent sees next
+    carry: Any  # [env], its recurrent state
+    returned: Any  # [env], sum of rewards of the episode under way
+    length: Any  # [env]
+
+
+def on_device(
+    algorithm: Algorithm, env: Environment, num_envs: int, *, max_steps: int = 10_000, greedy: bool = True
+) -> Learner:
+    """A learner whose step is a rollout and an update; it needs no data (`jdl.fit(jdl.jit(learner), None, ...)`).
+
+    Its metrics are those of the algorithm, and `return` and `length` of the training episodes that ended.
+    `evaluate` plays one episode for each number in `batch["episode"]` (`rl.episodes(100)`), each from its own key,
+    for `max_steps` at most, with greedy or sampled actions. `predict` acts greedily on a batch of observations. Over
+    devices (`jdl.distribute`) environments, and but for "pmap" a replay's lanes, are shared out.
+    """
+    if num_envs < 1:
+        raise ValueError(f"on_device(num_envs={num_envs}): at least 1 environment")
+    step_env = jax.vmap(auto_reset(env))
+    as_taken = legal(env.action_space)
+
+    def init(key: Array) -> OnDeviceState:
+        environments, outcome = jax.vmap(env.reset)(jax.random.split(fold(key, "reset"), num_envs))
+        return OnDeviceState(
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            agent=algorithm.init(fold(key, "agent")),
+            environments=environments,
+            timestep=_seen(outcome, jnp.ones(num_envs, bool)),
+            carry=algorithm.initial_carry(num_envs),
+            returned=jnp.zeros(num_envs),
+            length=jnp.zeros(num_envs, jnp.int32),
+        )
+
+    def step(state: OnDeviceState, batch: Batch = None) -> tuple[OnDeviceState, dict[str, Any]]:
+        key = step_key(state)
+        # All of the rollout's keys at once: one by one they would cost as much as the environments.
+        act_keys = jax.random.split(fold(key, "act"), algorithm.rollout)
+        env_keys = jax.random.split(fold(key, "environment"), (algorithm.rollout, num_envs))
+
+        def play(now: tuple[Any, ...], keys: tuple[Array, Array]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+            environments, timestep, carry, returned, length = now
+            action, carry, extras = algorithm.act(state.agent, carry, timestep, keys[0], False)
+            environments, outcome, seen = step_env(environments, as_taken(action), keys[1])
+            ended = outcome.terminated | outcome.truncated
+            returned, length = returned + outcome.reward, length + 1
+            finished = (jnp.where(ended, returned, 0), jnp.where(ended, length, 0), ended)
+            now = (environments, _seen(seen, ended), carry, jnp.where(ended, 0, returned), jnp.where(ended, 0, length))
+            return now, (timestep, action, extras, outcome, finished)
+
+        now = (state.environments, state.timestep, state.carry, state.returned, state.length)
+        now, (timestep, action, extras, outcome, finished) = draws.scan(play, now, (act_keys, env_keys))
+        environments, last, carry, returned, length = now
+        if timestep.action_mask is not None:
+            _stop_if_nothing_is_allowed(env, timestep.action_mask)
+        if algorithm.recall is not None:
+            extras = algorithm.recall(state.agent, state.carry, timestep, action)
+        # Replicas (`jdl.pmap`) have played with a part of the environments each, and learn from all.
+        timestep, action, extras, outcome, finished = seam.whole((timestep, action, extras, outcome, finished), axis=1)
+        last_of_all, first_carry = seam.whole((last, state.carry))
+        experience = Experience(
+            timestep=timestep,
+            action=action,
+            extras=extras,
+            reward=outcome.reward,
+            terminated=outcome.terminated,
+            truncated=outcome.truncated,
+            valid=jnp.ones(outcome.reward.shape, bool),  # nothing is faked: resets take no step
+            next_observation=outcome.observation,
+            last=last_of_all,
+            carry=first_carry,
+            next_action_mask=outcome.action_mask,
+        )
+        agent, metrics = algorithm.update(state.agent, experience, fold(key, "update"))
+        ended = finished[2].sum().astype(jnp.float32)
+        episodes = {"return": Mean(finished[0].sum(), ended), "length": Mean(finished[1].sum().astype(float), ended)}
+        state = OnDeviceState(state.key, state.step + 1, agent, environments, last, carry, returned, length)
+        return state, {**episodes, **metrics}
+
+    def evaluate(state: OnDeviceState, batch: Batch) -> dict[str, Mean]:
+        numbers = batch["episode"]
+        mask = jnp.asarray(batch.get("mask", np.ones(len(numbers))), jnp.float32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(fold(state.key, "evaluate"), numbers)
+        returned, length = _episodes(algorithm, env, state.agent, keys, max_steps, greedy)
+        count = mask.sum()
+        return {"return": Mean((returned * mask).sum(), count), "length": Mean((length * mask).sum(), count)}
+
+    return Learner(init, step, evaluate, predictor(algorithm, env.action_space), fed=True, lanes=_LANES, example=())
+
+
+def episodes(count: int) -> dict[str, np.ndarray]:
+    """The numbers of as many episodes: what `fit(validation=...)` and `jdl.evaluate` evaluate an agent on."""
+    if count < 1:
+        raise ValueError(f"episodes({count}): at least 1 episode to evaluate an agent on")
+    return {"episode": np.arange(count, dtype=np.int32)}
+
+
+def _episodes(
+    algorithm: Algorithm, env: Environment, agent: Any, keys: Array, max_steps: int, greedy: bool
+) -> tuple[Array, Array]:
+    """Return and length of the first episode from each key, all played side by side until the last one ends."""
+    count = len(keys)
+    as_taken = legal(env.action_space)
+    environments, outcome = jax.vmap(env.reset)(jax.vmap(lambda key: fold(key, "reset"))(keys))
+
+    def going(now: tuple[Any, ...]) -> Array:
+        return (now[0] < max_steps) & now[3].any()
+
+    def play(now: tuple[Any, ...]) -> tuple[Any, ...]:
+        time, environments, timestep, running, carry, returned, length = now
+        at = jax.vmap(jax.random.fold_in, (0, None))(keys, time)
+        action, carry, _ = algorithm.act(agent, carry, timestep, fold(at[0], "act"), greedy)
+        environments, outcome = jax.vmap(env.step)(environments, as_taken(action), at)
+        returned = returned + jnp.where(running, outcome.reward, 0)
+        length = length + running
+        running = running & ~(outcome.terminated | outcome.truncated)
+        seen = _seen(outcome, jnp.zeros(count, bool))
+        return time + 1, environments, seen, running, carry, returned, length
+
+    begin = jnp.ones(count, bool)
+    first = (0, environments, _seen(outcome, begin), begin, algorithm.initial_carry(count))
+    *_, returned, length = jax.lax.while_loop(going, play, (*first, jnp.zeros(count), jnp.zeros(count)))
+    return returned, length
+
+
+def _stop_if_nothing_is_allowed(env: Environment, mask: Array) -> None:
+    """Ends the program with a ValueError where a choice was left no option; mask: [time, env, actions]."""
+    parts = jnp.split(mask, np.cumsum(choices(env.action_space))[:-1], axis=-1)
+    stuck = ~jnp.stack([part.any(-1) for part in parts]).all()
+
+    def stop(stuck: Any) -> None:
+        if np.any(stuck):  # under vmap both branches are taken
+            raise ValueError(
+                f"an action mask of {env.name} forbids every action; an episode with nothing left to do has terminated"
+            )
+
+    jax.lax.cond(stuck, lambda: jax.debug.callback(stop, stuck), lambda: None)
+
+
+def _seen(outcome: Outcome, first: Array) -> TimeStep:
+    return TimeStep(outcome.observation, first, outcome.action_mask)

@@ -1,0 +1,103 @@
+"""A run that is killed at any moment, also while a checkpoint is being written, resumes to the same bits."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jdl import checkpoint
+from jdl.training import runs
+
+EXPERIMENT = Path(__file__).parents[1] / "helpers" / "small_experiments" / "killable.py"
+PATIENCE = 120  # seconds that a process may take to do what is waited for
+
+
+def command(*arguments, cache):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "JDL_COMPILATION_CACHE": "on"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jdl", *map(str, arguments)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache):
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(command("run", EXPERIMENT, "--seeds", 2, "--pause", 0, "--run-dir", path, cache=cache))
+    return runs.Run(path)
+
+
+def kill_and_resume(path, kills, chance, cache):
+    """Start a run, kill it `kills` times, each time resume it, and let the last one finish."""
+    process = command("run", EXPERIMENT, "--seeds", 2, "--run-dir", path, cache=cache)
+    log, checkpoints = path / "metrics.jsonl", path / "checkpoints"
+    in_writes = 0
+    for number in range(kills):
+        in_a_write = number % 2 == 0
+        deadline = time.monotonic() + PATIENCE
+        lines = len(log.read_bytes().splitlines()) if log.is_file() else 0
+        wanted = lines + chance.randrange(1, 5)
+        while process.poll() is None and time.monotonic() < deadline:
+            if in_a_write and any(checkpoints.glob("*.writing")):
+                in_writes += 1
+                break
+            if not in_a_write and log.is_file() and len(log.read_bytes().splitlines()) >= wanted:
+                time.sleep(chance.random() * 0.02)
+                break
+            time.sleep(0.0005)
+        assert process.poll() is None, f"it ended before it was killed: {process.communicate()[0]}"
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        process = command("resume", path, cache=cache)
+    finish(process)
+    return in_writes
+
+
+def assert_same(path, undisturbed):
+    run = runs.Run(path)
+    assert runs.differences(run.rows, undisturbed.rows) == []
+    assert run.result["metrics"] == undisturbed.result["metrics"]
+    last = f"{600:08d}/arrays"
+    one, other = (checkpoint._load_arrays(r.checkpoint_folder / last) for r in (run, undisturbed))
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.slow  # as the two below; a resumed fit is held to the same bits in test_fit.py, too
+def test_three_kills(tmp_path, undisturbed, cache):
+    in_writes = kill_and_resume(tmp_path / "run", 3, random.Random(0), cache)
+    assert in_writes > 0
+    assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_many_kills(seed, tmp_path, undisturbed, cache):
+    kill_and_resume(tmp_path / "run", 8, random.Random(seed), cache)
+    assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_replay_agrees_to_the_bit(undisturbed, cache):
+    output = finish(command("replay", undisturbed.path, "--json", cache=cache))
+    assert json.loads(output.strip().splitlines()[-1])["agrees"] is True
