@@ -18,7 +18,7 @@ _orthogonal = nn.initializers.orthogonal
 
 
 class MLP(nn.Module):
-    """Dense layers on encoded observations (initialised as in Huang et al. 2022, details 2 and 3)."""
+    """Dense layers on encoded observations (initialized as in Huang et al. 2022, details 2 and 3)."""
 
     encode: Callable[[Any], Array]
     widths: Sequence[int] = (64, 64)

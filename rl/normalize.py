@@ -16,7 +16,7 @@ class Moments(NamedTuple):
 
 
 def initial(like: PyTree) -> Moments:
-    """Of nothing yet, for values shaped as `like`: normalising by it changes nothing."""
+    """Of nothing yet, for values shaped as `like`: normalizing by it changes nothing."""
     floats = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.float32), like)
     return Moments(jnp.zeros(()), floats, jax.tree.map(jnp.ones_like, floats))
 
@@ -46,7 +46,7 @@ def updated(moments: Moments, values: PyTree, weights: Array) -> Moments:
     return Moments(count, mean, variance)
 
 
-def normalised(moments: Moments, values: PyTree, limit: float = 10.0) -> PyTree:
+def normalized(moments: Moments, values: PyTree, limit: float = 10.0) -> PyTree:
     """Centred, divided by the standard deviation, cut off at a limit."""
 
     def one(mean: Array, variance: Array, leaf: Any) -> Array:

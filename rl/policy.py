@@ -23,7 +23,7 @@ class PolicyAgent:
 
     params: Any
     optimizer: Any
-    observations: Any  # moments of the observations; None where they are not normalised
+    observations: Any  # moments of the observations; None where they are not normalized
 
 
 class Extras(NamedTuple):
@@ -50,7 +50,7 @@ def policy(
     optimizer: optax.GradientTransformation,
     *,
     shared: bool,
-    normalise_observations: bool,
+    normalize_observations: bool,
 ) -> Policy:
     """A policy and a value head on a torso each, or on one if `shared`; raises ValueError for unsupported spaces."""
     body = torso(observation_space) if network is None else network
@@ -61,14 +61,14 @@ def policy(
     def init(key: Array) -> PolicyAgent:
         params = model.init(key, example)["params"]
         one = jax.tree.map(lambda leaf: leaf[0], example)
-        return PolicyAgent(params, optimizer.init(params), normalize.initial(one) if normalise_observations else None)
+        return PolicyAgent(params, optimizer.init(params), normalize.initial(one) if normalize_observations else None)
 
     def apply(params: Any, observation: Any, action_mask: Any) -> tuple[Any, Array]:
         numbers, log_std, value = cast(tuple, model.apply({"params": params}, observation))
         return outputs.make(numbers, log_std, action_mask), value
 
     def seen(agent: PolicyAgent, observation: Any) -> Any:
-        return observation if agent.observations is None else normalize.normalised(agent.observations, observation)
+        return observation if agent.observations is None else normalize.normalized(agent.observations, observation)
 
     def act(
         agent: PolicyAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool
@@ -86,7 +86,7 @@ def policy(
 
 
 def updated(agent: PolicyAgent, params: Any, optimizer: Any, experience: Experience) -> PolicyAgent:
-    """The agent after learning; its normaliser last, so that acting and learning saw the same numbers."""
+    """The agent after learning; its normalizer last, so that acting and learning saw the same numbers."""
     moments = agent.observations
     if moments is not None:
         moments = normalize.updated(moments, experience.timestep.observation, experience.valid)

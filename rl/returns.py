@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def generalised_advantages(
+def generalized_advantages(
     reward: Float[Array, "time *batch"],
     value: Float[Array, "time *batch"],
     next_value: Float[Array, "time *batch"],
@@ -21,7 +21,7 @@ def generalised_advantages(
     discount: float | Array,
     trace: float | Array,
 ) -> Float[Array, "time *batch"]:
-    """Generalised advantage estimates (Schulman et al. 2016, equation 16); `advantages + value` are λ-returns."""
+    """Generalized advantage estimates (Schulman et al. 2016, equation 16); `advantages + value` are λ-returns."""
     errors = reward + discount * jnp.where(terminated, 0, next_value) - value
     return _accumulated(errors, jnp.where(terminated | truncated, 0, discount * trace))
 

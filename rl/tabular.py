@@ -14,7 +14,7 @@ from jdl.core.metrics import Last, Mean
 from rl.exploration import Schedule, at, epsilon_greedy
 from rl.types import Algorithm, Carry, Experience, TimeStep
 
-# (values [env, action], probabilities of the behaviour [env, action], next action [env], allowed) -> backup [env]
+# (values [env, action], probabilities of the behavior [env, action], next action [env], allowed) -> backup [env]
 type Backup = Callable[[Array, Array, Array, Array], Array]
 
 
@@ -49,7 +49,7 @@ def tabular(
     def init(key: Array) -> TabularAgent:
         return TabularAgent(jnp.zeros((states, actions)), jnp.zeros((states, actions)), jnp.zeros((), jnp.int32))
 
-    def behaviour(values: Array, allowed: Array, steps: Array) -> Float[Array, "env actions"]:
+    def behavior(values: Array, allowed: Array, steps: Array) -> Float[Array, "env actions"]:
         return epsilon_greedy(values, allowed, at(epsilon, steps))
 
     def allowed_actions(mask: Any, count: int) -> Array:
@@ -62,7 +62,7 @@ def tabular(
         allowed = allowed_actions(timestep.action_mask, len(values))
         if greedy:
             return jnp.where(allowed, values, -jnp.inf).argmax(-1), carry, ()
-        return jax.random.categorical(key, jnp.log(behaviour(values, allowed, agent.steps))), carry, ()
+        return jax.random.categorical(key, jnp.log(behavior(values, allowed, agent.steps))), carry, ()
 
     def update(agent: TabularAgent, experience: Experience, key: Array) -> tuple[TabularAgent, dict[str, Any]]:
         time, count = experience.reward.shape
@@ -73,7 +73,7 @@ def tabular(
             t, state, action, reward, terminated, valid, after, mask, end, next_action = now
             values = agent.values[after]
             allowed = allowed_actions(mask, count)
-            probabilities = behaviour(values, allowed, agent.steps)
+            probabilities = behavior(values, allowed, agent.steps)
             # Where what was done next is not known, what the same policy would have done.
             drawn = jax.random.categorical(jax.random.fold_in(key, t), jnp.log(probabilities))
             worth = backup(values, probabilities, jnp.where(end, drawn, next_action), allowed)

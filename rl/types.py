@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array
 
-Agent = Any  # one pytree: parameters, optimiser state, replay, normalisers, counters
+Agent = Any  # one pytree: parameters, optimizer state, replay, normalizers, counters
 Carry = Any  # recurrent state with a leading axis of environments; () where there is none
 Action = Any  # [env, ...]
 

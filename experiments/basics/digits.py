@@ -3,7 +3,7 @@
 Run:       jdl run digits --seeds 8     (see experiments/README.md)
 Expected:  see experiments/README.md
 Data:      a stratified fifth is the test part; a tenth of all is held out for validation, which is looked at and
-           never selected on. The split has its own seed: the runs differ by initialisation, order and shifts.
+           never selected on. The split has its own seed: the runs differ by initialization, order and shifts.
 """
 
 import dataclasses

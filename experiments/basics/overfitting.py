@@ -1,4 +1,4 @@
-"""Overfitting shown and cured: one convolutional network on 3,000 images, under five kinds of regularisation.
+"""Overfitting shown and cured: one convolutional network on 3,000 images, under five kinds of regularization.
 
 Run:       jdl run overfitting --seeds 3
 Expected:  see experiments/README.md; the figure in the report
@@ -50,7 +50,7 @@ class ConvNet(nn.Module):
 
 
 def learner(config: Config, kind: str = "none") -> jdl.Learner:
-    """One run under one kind of regularisation."""
+    """One run under one kind of regularization."""
     decayed = kind in ("L2", "all three")
     return jdl.supervised(
         ConvNet(config.dropout if kind in ("dropout", "all three") else 0.0),
@@ -95,11 +95,11 @@ def draw(run: jdl.Run) -> None:
     axes = figure.subplots(1, len(KINDS), sharey=True)
     for axis, kind in zip(axes, KINDS, strict=True):
         metrics = run.part(kind.replace(" ", "-")).metrics
-        for part, colour in (("train", "tab:blue"), ("validation", "tab:orange")):
+        for part, color in (("train", "tab:blue"), ("validation", "tab:orange")):
             steps, losses = metrics[f"{part}/loss"]
             losses = np.asarray(losses, float).reshape(len(steps), -1)
-            axis.plot(steps, losses.mean(1), color=colour, label=part)
-            axis.fill_between(steps, losses.min(1), losses.max(1), color=colour, alpha=0.2, linewidth=0)
+            axis.plot(steps, losses.mean(1), color=color, label=part)
+            axis.fill_between(steps, losses.min(1), losses.max(1), color=color, alpha=0.2, linewidth=0)
         axis.set(title=kind, xlabel="updates", ylim=(0, 1.0))
     axes[0].set(ylabel="cross-entropy")
     axes[0].legend()

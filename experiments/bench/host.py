@@ -15,7 +15,7 @@ from typing import Any
 from experiments.bench import peers
 from experiments.bench.measure import Row, Worker, compared, interleaved, rate, serve
 
-BARS = {  # by setting, vectorisation and whether to act ahead: against SB3, against SBX
+BARS = {  # by setting, vectorization and whether to act ahead: against SB3, against SBX
     ("ppo-128", "vector_entry_point", False): (3.0, 3.0),
     ("ppo-128", "sync", False): (2.5, 2.5),
     ("ppo-256", "vector_entry_point", False): (3.0, 1.5),

@@ -5,7 +5,7 @@ Command:   python -m experiments.bench.models --torch-python PATH [--json] [--ro
 Time:      about 10 minutes on 2 cores
 Expected:  the table in experiments/bench/README.md
 
-The same networks, batch and optimiser (Adam) on either side, in processes that take turns; PyTorch, on as many threads
+The same networks, batch and optimizer (Adam) on either side, in processes that take turns; PyTorch, on as many threads
 as there are cores, has two, eager and compiled, of which the faster counts. Ours takes its steps in one dispatch.
 """
 

@@ -1,7 +1,7 @@
 """PPO on CartPole as one writes it in one file, all compiled: the reference for the device runner.
 
 The algorithm is that of `rl.ppo`'s defaults: GAE, minibatches in the order of a permutation, clipped objective,
-global-norm clipping, Adam, separate 64-64 tanh networks with orthogonal initialisation. Nothing of `rl` is used but
+global-norm clipping, Adam, separate 64-64 tanh networks with orthogonal initialization. Nothing of `rl` is used but
 the environment itself, so that what differs is the framework.
 """
 

@@ -56,7 +56,7 @@ def network(name: str) -> Any:
             return self.out(mixed.transpose(1, 2).reshape(batch, length, WIDTH))
 
     class Block(nn.Module):
-        """Attention and a feed-forward network, normalised first."""
+        """Attention and a feed-forward network, normalized first."""
 
         def __init__(self) -> None:
             super().__init__()

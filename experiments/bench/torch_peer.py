@@ -5,7 +5,7 @@ Command:   python -m experiments.bench.torch_peer --torch-python PATH [--json] [
 Time:      about 3 minutes on 2 cores
 Expected:  the table in experiments/bench/README.md
 
-The same networks, data, batch size, optimiser (Adam) and order of work on either side: batches are gathered from
+The same networks, data, batch size, optimizer (Adam) and order of work on either side: batches are gathered from
 NumPy arrays in memory. The two sides are processes that take turns. Ours has two ways to train, the plain loop and
 `scan(feed(...))`.
 """

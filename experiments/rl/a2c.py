@@ -24,8 +24,8 @@ class Config(rl.Training):
     discount: float | None = None
     trace: float | None = None
     entropy_weight: float | None = None
-    normalise_advantages: bool | None = None
-    normalise_observations: bool | None = None
+    normalize_advantages: bool | None = None
+    normalize_observations: bool | None = None
 
 
 COMMON = {
@@ -36,11 +36,11 @@ COMMON = {
     "discount": 0.99,
     "trace": 0.95,
     "entropy_weight": 0.0,
-    "normalise_advantages": True,
-    "normalise_observations": False,
+    "normalize_advantages": True,
+    "normalize_observations": False,
 }
 TUNED: dict[str, dict[str, Any]] = {"CartPole-v1": {"discount": 0.98}}
-OPTIONS = "rollout", "discount", "trace", "entropy_weight", "normalise_advantages", "normalise_observations"
+OPTIONS = "rollout", "discount", "trace", "entropy_weight", "normalize_advantages", "normalize_observations"
 
 
 def algorithm(config: Config, observation_space: Space, action_space: Space) -> rl.Algorithm:

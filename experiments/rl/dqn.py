@@ -1,4 +1,4 @@
-"""Deep Q-learning, with double, dueling, n-step and prioritised replay as options; scored in Gymnasium.
+"""Deep Q-learning, with double, dueling, n-step and prioritized replay as options; scored in Gymnasium.
 
 Run:       jdl run dqn --env CartPole-v1 --seeds 10
            jdl run dqn --env LunarLander-v3 --runner host --seeds 10
@@ -36,8 +36,8 @@ class Config(rl.Training):
     double: bool | None = None
     dueling: bool | None = None
     n_steps: int | None = None
-    prioritised: bool | None = None
-    normalise_observations: bool | None = None
+    prioritized: bool | None = None
+    normalize_observations: bool | None = None
 
 
 COMMON = {
@@ -57,8 +57,8 @@ COMMON = {
     "double": True,
     "dueling": False,
     "n_steps": 3,
-    "prioritised": False,
-    "normalise_observations": True,
+    "prioritized": False,
+    "normalize_observations": True,
 }
 TUNED: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
@@ -75,7 +75,7 @@ TUNED: dict[str, dict[str, Any]] = {
 }
 OPTIONS = (
     "num_envs", "rollout", "updates", "batch_size", "capacity", "warm_up", "target_every", "discount", "double",
-    "dueling", "prioritised", "normalise_observations",
+    "dueling", "prioritized", "normalize_observations",
 )  # fmt: skip
 
 

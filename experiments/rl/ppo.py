@@ -1,4 +1,4 @@
-"""Proximal policy optimisation, on compiled twins or on the host; scored in the real Gymnasium environment.
+"""Proximal policy optimization, on compiled twins or on the host; scored in the real Gymnasium environment.
 
 Run:       jdl run ppo --env CartPole-v1 --seeds 10      (Acrobot-v1, Pendulum-v1, ...)
            jdl run ppo --env LunarLander-v3 --runner host --seeds 10
@@ -29,8 +29,8 @@ class Config(rl.Training):
     trace: float | None = None
     entropy_weight: float | None = None
     shared: bool | None = None  # one torso for actor and critic
-    normalise_observations: bool | None = None
-    normalise_rewards: bool | None = None
+    normalize_observations: bool | None = None
+    normalize_rewards: bool | None = None
 
 
 COMMON = {
@@ -44,8 +44,8 @@ COMMON = {
     "trace": 0.95,
     "entropy_weight": 0.01,
     "shared": False,
-    "normalise_observations": False,
-    "normalise_rewards": False,
+    "normalize_observations": False,
+    "normalize_rewards": False,
 }
 TUNED = {
     "CartPole-v1": {"learning_rate": 1e-3, "discount": 0.98, "trace": 0.8, "entropy_weight": 0.0},
@@ -75,7 +75,7 @@ TUNED = {
     },
 }
 OPTIONS = (
-    "rollout", "epochs", "minibatches", "discount", "trace", "entropy_weight", "shared", "normalise_observations",
+    "rollout", "epochs", "minibatches", "discount", "trace", "entropy_weight", "shared", "normalize_observations",
 )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def algorithm(config: Config, observation_space: Space, action_space: Space) -> 
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(schedule, eps=1e-5))
     options = {name: chosen[name] for name in OPTIONS}
     plain = rl.ppo(observation_space, action_space, optimizer=optimizer, **options)
-    if not chosen["normalise_rewards"]:
+    if not chosen["normalize_rewards"]:
         return plain
     return rl.scaled_rewards(plain, num_envs=chosen["num_envs"], discount=chosen["discount"])
 

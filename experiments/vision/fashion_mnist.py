@@ -40,7 +40,7 @@ class Config:
 
 
 class ConvNet(nn.Module):
-    """Three normalised convolutions, two of them with pooling, and two dense layers."""
+    """Three normalized convolutions, two of them with pooling, and two dense layers."""
 
     dropout: float
 

@@ -1,4 +1,4 @@
-"""What ImageNet's weights are worth on a few labelled pictures: from scratch, frozen, fine-tuned.
+"""What ImageNet's weights are worth on a few labeled pictures: from scratch, frozen, fine-tuned.
 
 Run:       jdl run transfer --seeds 3 --fetch
 Expected:  with 20 pictures of each class 0.81 fine-tuned, 0.79 frozen, 0.46 from scratch (experiments/README.md)
@@ -25,7 +25,7 @@ METHODS = ("scratch", "frozen", "fine-tuned")
 class Config:
     """Hyper-parameters."""
 
-    labelled: tuple[int, ...] = (1, 2, 5, 10, 20)  # pictures of each class
+    labeled: tuple[int, ...] = (1, 2, 5, 10, 20)  # pictures of each class
     tested: int = 12
     size: int = 128  # pixels
     steps: int = 200  # whatever the number of pictures: one of each class would be passed in a single step
@@ -72,14 +72,14 @@ def splits(labels: np.ndarray, images: int, config: Config, seed: int) -> tuple[
 
 
 def main(config: Config, run: jdl.Run) -> dict[str, Any]:
-    """Every method on every number of labelled pictures."""
+    """Every method on every number of labeled pictures."""
     images, labels, _ = jdl.data.stamps(config.folder, config.size)
     inputs = np.asarray(jdl.pretrained.imagenet_images(images))
     pretrained = jdl.pretrained.efficientnet_lite0(fetch=config.fetch)
     augmentation = jdl.data.augment.on(jdl.data.augment.compose(jdl.data.augment.flip(), jdl.data.augment.shift(8)))
     body = jdl.transfer.graft(jdl.transfer.cut(pretrained.variables, "^params/head/"), "encoder")
     results: dict[str, Any] = {}
-    for count in config.labelled:
+    for count in config.labeled:
         parts = [splits(labels, count, config, seed) for seed in run.seeds]
         train, test = (
             {
@@ -99,15 +99,15 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
 
 
 def draw(config: Config, run: jdl.Run, results: dict[str, Any]) -> None:
-    """Accuracy against the number of labelled pictures."""
+    """Accuracy against the number of labeled pictures."""
     figure = Figure((7, 4.5), layout="constrained")
     axis = figure.subplots()
     for method in METHODS:
-        scores = np.array([results[f"accuracy, {method}, {count} of each"] for count in config.labelled])
-        axis.plot(config.labelled, scores.mean(1), "o-", label=method)
-        axis.fill_between(config.labelled, scores.min(1), scores.max(1), alpha=0.2, linewidth=0)
+        scores = np.array([results[f"accuracy, {method}, {count} of each"] for count in config.labeled])
+        axis.plot(config.labeled, scores.mean(1), "o-", label=method)
+        axis.fill_between(config.labeled, scores.min(1), scores.max(1), alpha=0.2, linewidth=0)
     axis.axhline(1 / 6, linestyle=":", color="grey")
-    axis.set(xscale="log", xlabel="labelled pictures of each class", ylabel="test accuracy", ylim=(0, 1))
-    axis.set_xticks(config.labelled, [str(count) for count in config.labelled])
+    axis.set(xscale="log", xlabel="labeled pictures of each class", ylabel="test accuracy", ylim=(0, 1))
+    axis.set_xticks(config.labeled, [str(count) for count in config.labeled])
     axis.legend()
-    run.save_figure("Accuracy by labelled pictures", figure, "Mean and range over the seeds; dotted: chance.")
+    run.save_figure("Accuracy by labeled pictures", figure, "Mean and range over the seeds; dotted: chance.")

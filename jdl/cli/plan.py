@@ -17,7 +17,7 @@ class Options:
     """What to show, whatever the experiment."""
 
     all: bool = False
-    """list the optimiser's arrays and the rest of the state, too"""
+    """list the optimizer's arrays and the rest of the state, too"""
     json: bool = False
     """print the result as one JSON object, on the last line"""
 

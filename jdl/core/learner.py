@@ -1,4 +1,4 @@
-"""A learner is a few pure functions, so that training composes as Optax made optimisers compose."""
+"""A learner is a few pure functions, so that training composes as Optax made optimizers compose."""
 
 import zlib
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
 
 
 def _unscaled(grads: PyTree, scale: Array) -> PyTree:
-    """Divided by the scale; NaN, all of them, where one overflowed: an optimiser that looks at signs would hide it."""
+    """Divided by the scale; NaN, all of them, where one overflowed: an optimizer that looks at signs would hide it."""
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]).all()
     return jax.tree.map(lambda leaf: jnp.where(finite, leaf / scale, jnp.nan), grads)
 

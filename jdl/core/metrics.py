@@ -76,7 +76,7 @@ def to_host(tree: Any) -> Any:
 def merge_axis(metrics: Any, axis: int = 0) -> Any:
     """Merges a stacked axis away from every metric in a pytree of metrics.
 
-    Neighbours merge in pairs, so n entries take about log₂ n vectorised merges and the rounding error
+    Neighbors merge in pairs, so n entries take about log₂ n vectorized merges and the rounding error
     grows as log n. Order is kept (`Last` stays the last). Works on NumPy and on traced arrays.
 
     `axis` counts from the front, among the leading axes that every leaf has: of metrics stacked as

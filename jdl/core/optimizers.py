@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules by name, so that a config can hold them. All of it is Optax's own.
+"""Optimizers and learning-rate schedules by name, so that a config can hold them. All of it is Optax's own.
 
 rate = schedule("cosine", 1e-3, steps=10_000, warmup=0.05)
 learner = supervised(model, loss, optimizer("adamw", rate, weight_decay=0.01), example=...)
@@ -34,7 +34,7 @@ def optimizer(
     decayed: str | Sequence[str] = "kernel$",
     **options: Any,
 ) -> optax.GradientTransformation:
-    """The Optax optimiser of that name; `options` are its own, such as `b2` of Adam's family.
+    """The Optax optimizer of that name; `options` are its own, such as `b2` of Adam's family.
 
     - "sgd", "momentum" and "nesterov" (0.9, or the option `momentum`), "rmsprop", "adam"
     - "adamw", "lion": weight decay apart from the gradient (Loshchilov and Hutter 2019; Chen et al. 2023)
@@ -43,7 +43,7 @@ def optimizer(
       "head" or "logits"; a last layer of another name is to be left out by a pattern of yours.
     - "schedule_free": AdamW whose averaging replaces the schedule (Defazio et al. 2024); give at most a warm-up. The
       parameters in the state are those that gradients are taken at, `jdl.supervised` evaluates the averaged ones.
-    - "sam": sharpness-aware minimisation (Foret et al. 2021) around the optimiser `base` ("momentum"), which takes
+    - "sam": sharpness-aware minimization (Foret et al. 2021) around the optimizer `base` ("momentum"), which takes
       the remaining options. Of `sync_period` (2) steps all but the last climb by `rho` (0.05) to where the loss is
       high, and the last updates with the gradient found there: an update costs `sync_period` steps, each on a batch of
       its own, and a schedule counts updates. Metrics of training are in part the climber's, `jdl.supervised`
@@ -51,7 +51,7 @@ def optimizer(
 
     learning_rate: a number, a traced scalar (`jdl.population`) or a schedule.
     weight_decay: for each update, times the learning rate, of the parameters whose path matches `decayed`. The
-    optimisers without it raise ValueError: there the penalty `jdl.losses.l2` is meant. So do an unknown name or option,
+    optimizers without it raise ValueError: there the penalty `jdl.losses.l2` is meant. So do an unknown name or option,
     and a negative rate.
     """
     _check_not_negative("learning_rate", learning_rate)
@@ -125,7 +125,7 @@ def _named(
             )
         make = partial(_PLAIN[name], learning_rate)
     else:
-        raise ValueError(f"there is no optimiser {name!r}; choose one of {', '.join(_PLAIN | _DECAYING)}")
+        raise ValueError(f"there is no optimizer {name!r}; choose one of {', '.join(_PLAIN | _DECAYING)}")
     return make(**_checked(name, make, options))
 
 
@@ -204,7 +204,7 @@ _DECAYING: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def _checked(name: str, make: Callable, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options, known to be this optimiser's; one that passes on what it doesn't know has that checked there."""
+    """The options, known to be this optimizer's; one that passes on what it doesn't know has that checked there."""
     parameters = inspect.signature(make).parameters
     taken = [each for each in parameters if each not in _OWN]
     strange = sorted(set(options) - set(taken))

@@ -1,4 +1,4 @@
-"""Parameters by their path: which ones decay, are penalised, are frozen."""
+"""Parameters by their path: which ones decay, are penalized, are frozen."""
 
 import re
 from collections.abc import Callable, Iterable

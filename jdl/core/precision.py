@@ -36,7 +36,7 @@ def mixed_precision(
     scale: float = 2.0**15,
     growth_interval: int = 2000,
 ) -> Learner:
-    """Compute losses and gradients in half precision; parameters, optimiser and sums stay as they are.
+    """Compute losses and gradients in half precision; parameters, optimizer and sums stay as they are.
 
     float16 has few exponents, so its losses are multiplied by a `scale`, doubled after `growth_interval` updates
     without overflow and halved at one, whose update is left out (Micikevicius et al., "Mixed precision training",

@@ -1,4 +1,4 @@
-"""The supervised learner: a Flax model, a loss and an Optax optimiser."""
+"""The supervised learner: a Flax model, a loss and an Optax optimizer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -56,7 +56,7 @@ def supervised(
     example: a batch, or the whole training part; its shapes and types are what every batch is held against.
     metrics: `(outputs, batch) -> Metric` by name, for training and evaluation (`jdl.metrics`).
     clip_norm: clip the gradients by their global norm. average_decay: keep an exponential moving average of the
-    parameters, which `evaluate` and `predict` use; by default they use what the optimiser has arrived at
+    parameters, which `evaluate` and `predict` use; by default they use what the optimizer has arrived at
     (`evaluated_params`). Weight decay by parameter: `optax.adamw(mask=jdl.by_path(...))`.
     penalty: a scalar of the parameters (`jdl.losses.l2`), added to the mean loss of training, and to its metrics.
     variables: trained ones to start from (`jdl.pretrained.load`), such as `{"params": {...}, "batch_stats": {...}}`;
@@ -150,7 +150,7 @@ def supervised(
 def evaluated_params(state: TrainState) -> PyTree:
     """The parameters of one run to evaluate, decode with or export: not always those that gradients are taken at.
 
-    The average where one is kept; else those at which a schedule-free optimiser or SAM has arrived.
+    The average where one is kept; else those at which a schedule-free optimizer or SAM has arrived.
     """
     return _arrived_at(state.params, state.optimizer) if state.average is None else state.average
 

@@ -1,6 +1,6 @@
 """Transforms take a learner and return a learner; they change where and how fast it trains, never what it learns.
 
-Exempt, because they cannot be otherwise: statistics over the batch (batch normalisation) and random masks (dropout)
+Exempt, because they cannot be otherwise: statistics over the batch (batch normalization) and random masks (dropout)
 under `accumulate`, where each micro-batch has its own; random masks under `pmap`, independent in each replica.
 """
 

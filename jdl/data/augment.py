@@ -1,7 +1,7 @@
 """Augmentation on the device: pure functions `(key, images) -> images`, every example with its own draw.
 
 Images are `[batch, height, width, channels]`, floating or uint8; shape and dtype are kept. Outside the
-image there is zero, the mean of normalised images.
+image there is zero, the mean of normalized images.
 
     augmentation = compose(shift(2), flip(), cutout(8))
     learner = feed(learner, batch_size=128, augment=on(augmentation))
@@ -54,7 +54,7 @@ def flip(probability: float = 0.5) -> Augmentation:
 
 
 def rotate(degrees: float) -> Augmentation:
-    """Turn each image about its centre by an angle even in `[-degrees, degrees]`, interpolating linearly."""
+    """Turn each image about its center by an angle even in `[-degrees, degrees]`, interpolating linearly."""
     if not 0 <= degrees <= 180:
         raise ValueError(f"rotate: degrees is {degrees}, and must be between 0 and 180.")
 
@@ -66,7 +66,7 @@ def rotate(degrees: float) -> Augmentation:
 
 
 def cutout(size: int) -> Augmentation:
-    """Blank a square of `size` by `size` pixels in each image, its centre even over the pixels.
+    """Blank a square of `size` by `size` pixels in each image, its center even over the pixels.
 
     The square may stick out over the edge, as in DeVries and Taylor, "Improved regularization of
     convolutional neural networks with cutout", 2017, section 3.2.
@@ -79,8 +79,8 @@ def cutout(size: int) -> Augmentation:
         _, height, width, _ = images.shape
         if size > min(height, width):
             raise ValueError(f"cutout: size is {size}, larger than images of {height} by {width} pixels.")
-        centres = jax.random.randint(key, (images.shape[0], 2), 0, jnp.array([height, width]))
-        return jnp.where(boxes(centres - size // 2, size, height, width), jnp.zeros((), images.dtype), images)
+        centers = jax.random.randint(key, (images.shape[0], 2), 0, jnp.array([height, width]))
+        return jnp.where(boxes(centers - size // 2, size, height, width), jnp.zeros((), images.dtype), images)
 
     return augment
 
@@ -95,7 +95,7 @@ def random_erasing(
 
     area: the least and the largest share of the image. ratio: of height to width, tall as likely as wide where it is
     (1 / r, r), since its logarithm is drawn evenly; a rectangle that would not fit gets the nearest ratio that does.
-    The noise is standard normal, as normalised images are, or even over 0 to 255 for uint8.
+    The noise is standard normal, as normalized images are, or even over 0 to 255 for uint8.
     Source: Zhong et al., "Random erasing data augmentation", 2020, algorithm 1 (which draws until one fits).
     """
     if not 0 <= probability <= 1:

@@ -1,4 +1,4 @@
-"""What every data source gives: a train, a validation and a test part, split, checked and normalised.
+"""What every data source gives: a train, a validation and a test part, split, checked and normalized.
 
 A part is a dict of arrays with a leading example axis, under the keys `"input"`, `"target"` and, where
 lengths differ, `"mask"`. A value may itself be a dict of arrays.
@@ -125,14 +125,14 @@ class Normalizer:
         return self._map(lambda x, mean, std: (x - mean) / std, inputs)
 
     def invert(self, normalized: Any) -> Any:
-        """Give back what was normalised: `normalized * std + mean`."""
+        """Give back what was normalized: `normalized * std + mean`."""
         return self._map(lambda x, mean, std: x * std + mean, normalized)
 
     def _map(self, function: Callable[[Any, Any, Any], Any], inputs: Any) -> Any:
         def apply(mean: Any, std: Any, x: Any) -> Any:
             if not _fits(mean.shape, x.shape):
                 raise ValueError(
-                    f"the normaliser was fitted on examples of shape {mean.shape} (1 stands for any length) "
+                    f"the normalizer was fitted on examples of shape {mean.shape} (1 stands for any length) "
                     f"and cannot take an array of shape {x.shape}: fit it on inputs of that shape."
                 )
             dtype = x.dtype if jnp.issubdtype(x.dtype, np.floating) else np.float32
@@ -155,7 +155,7 @@ def _moments(array: np.ndarray, axes: str | Sequence[int]) -> tuple[np.ndarray, 
     if 0 not in chosen:
         raise ValueError(f"axes is {chosen}: it must contain 0, the example axis.")
     if array.shape[0] == 0:
-        raise ValueError("inputs has no examples: a normaliser needs at least one.")
+        raise ValueError("inputs has no examples: a normalizer needs at least one.")
     count = math.prod(array.shape[axis] for axis in chosen)
 
     def total(function: Any) -> np.ndarray:

@@ -25,7 +25,7 @@ Mixing = Callable[[PRNGKeyArray, dict[str, Any]], dict[str, Any]]
 def mixup(alpha: float | Float[Array, ""]) -> Mixing:
     """Average each example with its partner, by a share drawn from Beta(alpha, alpha).
 
-    The inputs are a floating array of any shape, or a pytree of them: normalise images first, and embed no tokens.
+    The inputs are a floating array of any shape, or a pytree of them: normalize images first, and embed no tokens.
     alpha: above 0; 0.2 mostly leaves one of the two, 1 draws all shares alike.
     Source: Zhang et al., "mixup: Beyond empirical risk minimization", 2018, section 2.
     """
@@ -52,7 +52,7 @@ def mixup(alpha: float | Float[Array, ""]) -> Mixing:
 def cutmix(alpha: float | Float[Array, ""]) -> Mixing:
     """Paste a box of its partner into each image, at the same place; the box's share of the pixels is the partner's.
 
-    That share is drawn from Beta(alpha, alpha), the centre evenly over the pixels, and what sticks out over the edge
+    That share is drawn from Beta(alpha, alpha), the center evenly over the pixels, and what sticks out over the edge
     is cut off and not counted. Images are `[batch, height, width, channels]` of any type. alpha: above 0; the paper
     takes 1.
     Source: Yun et al., "CutMix: Regularization strategy to train strong classifiers with localizable features", 2019,
@@ -67,14 +67,14 @@ def cutmix(alpha: float | Float[Array, ""]) -> Mixing:
             shape = getattr(images, "shape", type(images).__name__)
             raise ValueError(f"cutmix: the input has shape {shape}: it takes images [batch, height, width, channels].")
         images = jnp.asarray(images)
-        for_mix, for_partner, for_centre = jax.random.split(key, 3)
+        for_mix, for_partner, for_center = jax.random.split(key, 3)
         partner = _partners(for_partner, batch)
         _, height, width, _ = images.shape
         share = 1 - jax.random.beta(for_mix, alpha, alpha, partner.shape)
         sides = jnp.array([height, width])
         sizes = jnp.floor(jnp.sqrt(share)[:, None] * sides).astype(jnp.int32)
-        centres = jax.random.randint(for_centre, sizes.shape, 0, sides)
-        pasted = boxes(centres - sizes // 2, sizes, height, width)
+        centers = jax.random.randint(for_center, sizes.shape, 0, sides)
+        pasted = boxes(centers - sizes // 2, sizes, height, width)
         mix = 1 - pasted.mean((1, 2, 3), dtype=share.dtype)
         return batch | {"input": jnp.where(pasted, images[partner], images)} | _targets(batch, partner, mix)
 

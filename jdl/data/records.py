@@ -28,7 +28,7 @@ def image_folder(path: str | os.PathLike[str], size: tuple[int, int] | None, cha
 
     An example is `{"input": uint8 [height, width, channels], "target": int32 []}`, targets numbering the sorted names
     of the class folders, images sorted by path within each (folders inside a class folder belong to it).
-    size: height and width; an image is scaled until it covers them, bilinearly, and its centre is cut out. None leaves
+    size: height and width; an image is scaled until it covers them, bilinearly, and its center is cut out. None leaves
     images as they are, for a `map` of your own. channels: 1, 3 or 4; transparency is dropped by 1 and 3. A photograph
     is turned upright as its EXIF data says.
 

@@ -189,7 +189,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
     """Byte-pair encoding over bytes, learnt from `texts`: it encodes any text, and decodes to the same.
 
     The special tokens come first, then the 256 bytes, then merges until there are `vocab_size` tokens, or until
-    no two neighbours in the texts are left to merge. The same texts give the same tokenizer.
+    no two neighbors in the texts are left to merge. The same texts give the same tokenizer.
 
     Source: Sennrich, Haddow and Birch 2016, arXiv 1508.07909; over bytes Radford et al. 2019 (GPT-2), section 2.2.
     """

@@ -46,7 +46,7 @@ class Options:
     trials: int = 20
     """trials in all, those of earlier calls included; the same command continues a study"""
     metric: str = "validation/loss"
-    """what is optimised: a metric of the log (its last value) or a final one; the mean over the seeds"""
+    """what is optimized: a metric of the log (its last value) or a final one; the mean over the seeds"""
     direction: Literal["minimize", "maximize"] | None = None
     """by default what the metric's name says: up for a score (accuracy, f1, return ...), else down"""
     seeds: int = 1

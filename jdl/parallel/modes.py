@@ -37,7 +37,7 @@ def distribute(
     """The learner over this machine's devices, or over those of several processes (`jdl launch`).
 
     devices: "single" leaves it on one; "pmap" has a replica on each; "data" is one program over parts of the batch;
-    "fsdp" shares out parameters and optimiser state as well; "tensor" shares out each layer's work, by the rules of
+    "fsdp" shares out parameters and optimizer state as well; "tensor" shares out each layer's work, by the rules of
     `jdl.nn`; "fsdp+tensor" does both; "sequence" shares out the tokens of each sequence, for long ones; "auto" is
     "data" on several accelerators, or processes, that divide the batch, and "single" on a CPU, whose devices share its
     cores, and within transforms that have taken the devices (`seeds`; spread=False leaves them to another mode).

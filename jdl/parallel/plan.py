@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
     @property
     def bytes(self) -> dict[str, tuple[int, int]]:
-        """Of parameters, optimiser and the rest of the state: in all, and on each device."""
+        """Of parameters, optimizer and the rest of the state: in all, and on each device."""
         sums: dict[str, tuple[int, int]] = {}
         for array in self.arrays:
             kind = next((kind for kind in ("params", "optimizer") if kind in array.path.split("/")), "other")
@@ -60,7 +60,7 @@ class Work(NamedTuple):
         return estimate(hardware, self.program.flops, traffic, self.program.collectives)
 
     def mfu(self, hardware: Hardware) -> float:
-        """Model-FLOPs utilisation in that time (Chowdhery et al., "PaLM", 2022, appendix B)."""
+        """Model-FLOPs utilization in that time (Chowdhery et al., "PaLM", 2022, appendix B)."""
         return self.model_flops / (self.device_count * hardware.flops * self.on(hardware).seconds)
 
     def fits(self, hardware: Hardware) -> bool:

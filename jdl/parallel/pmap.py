@@ -28,7 +28,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
     """One replica a device: each takes its part of the batch, and gradients, weights and metrics are summed.
 
     The state is the same everywhere, but for the lanes of an agent's environments, of which each has a part. Batch
-    normalisation sees the whole batch (Flax's own layer, its axis set here); random masks are each replica's own.
+    normalization sees the whole batch (Flax's own layer, its axis set here); random masks are each replica's own.
     devices: all by default, also those of other processes. Raises ValueError for a batch, or environments, that the
     devices do not divide.
     """
@@ -37,7 +37,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
 
     def reduction(summed: seam.SummedGradients) -> seam.SummedGradients:
         def replicated(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
-            with nn.intercept_methods(_normalise_over_replicas):
+            with nn.intercept_methods(_normalize_over_replicas):
                 result = summed(params, batch, jax.random.fold_in(key, jax.lax.axis_index(_REPLICAS)))
             weights, auxiliary = collectives.stacked((result.weight, result.auxiliary), _REPLICAS)
             sums = result.gradients, result.total, result.weight
@@ -170,8 +170,8 @@ def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[D
     return jax.devices()[: jax.device_count() // seam.current().groups] if devices is None else devices
 
 
-def _normalise_over_replicas(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-    """Flax's batch normalisation takes its statistics over an axis of devices if told which: tell it."""
+def _normalize_over_replicas(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+    """Flax's batch normalization takes its statistics over an axis of devices if told which: tell it."""
     module = context.module
     if isinstance(module, nn.BatchNorm) and context.method_name == "__call__" and module.axis_name is None:
         object.__setattr__(module, "axis_name", _REPLICAS)

@@ -36,7 +36,7 @@ def shard(
     """One global program: the batch over the mesh's first axis, the state by rules, the rest on every device.
 
     mesh: by default all devices on one axis, "data". rules: `(regular expression, PartitionSpec)` pairs, the
-    first that is found in a leaf's path ("params/Dense_0/kernel", and the optimiser's moments of the same name)
+    first that is found in a leaf's path ("params/Dense_0/kernel", and the optimizer's moments of the same name)
     places it. tensor: a mesh axis that shares out the parameters of `jdl.nn`'s families where it divides them
     (`jdl.nn.TENSOR_PARALLEL`). fsdp: a mesh axis that shares out every array of at least 1,024 numbers along its
     longest axis that is free and divisible, gathered layer by layer as it is needed (Rajbhandari et al., "ZeRO", 2020).

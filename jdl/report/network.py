@@ -171,7 +171,7 @@ def _training_flops(model: nn.Module, variables: dict[str, PyTree], inputs: tupl
 
 
 def models_of(learner: Learner) -> list[tuple[nn.Module, tuple]]:
-    """The Linen modules that a learner initialises, each with the inputs it is given; nothing is computed."""
+    """The Linen modules that a learner initializes, each with the inputs it is given; nothing is computed."""
     found = []
 
     def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
@@ -253,7 +253,7 @@ def _of_experiment(name: str, module: types.ModuleType) -> Target:
             raise ValueError(f"--input {input}: the inputs of an experiment are those of its data; leave it out")
         models = models_of(module.learner(config))
         if not models:
-            raise LookupError(f"the learner of {name} initialises no Linen module")
+            raise LookupError(f"the learner of {name} initializes no Linen module")
         return [summarize(model, *inputs) for model, inputs in models]
 
     return Target(module.Config, summaries, module.__doc__)

@@ -51,17 +51,17 @@ def learning_curves(metrics: Mapping[str, Series]) -> Figure | None:
     return figure
 
 
-def _curve(axis: Axes, series: Series, label: str, colour: str) -> None:
+def _curve(axis: Axes, series: Series, label: str, color: str) -> None:
     values = series.values if series.values.ndim == 2 else series.values[:, None]
     running = ~np.isnan(values).all(1)
     steps, values = series.steps[running], values[running]
     mean = np.nanmean(values, axis=1)
     marker = "o" if len(steps) < 3 else None
-    axis.plot(steps, mean, color=colour, linewidth=1.8, label=label, marker=marker, markersize=4)
+    axis.plot(steps, mean, color=color, linewidth=1.8, label=label, marker=marker, markersize=4)
     whole = ~np.isnan(values).any(1)  # where a run has ended there is no band: it would change its meaning
     if values.shape[1] > 1 and whole.any():
         band = mean_interval(values[whole], axis=1)
-        axis.fill_between(steps[whole], band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+        axis.fill_between(steps[whole], band.low, band.high, color=color, alpha=0.2, linewidth=0)
 
 
 def _spans_decades(series: Any) -> bool:
@@ -127,7 +127,7 @@ def profile(scores: Float[np.ndarray, "runs episodes"]) -> Figure:
     return figure
 
 
-def optimisation_history(study: Study) -> Figure:
+def optimization_history(study: Study) -> Figure:
     """What each trial was worth, in their order, and the best so far."""
     figure, (axis,) = _figure(1, 1, width=5.2, height=3.4)
     finished = [trial for trial in study.trials if trial.state == "finished"]
@@ -185,12 +185,12 @@ def parallel_coordinates(study: Study) -> Figure:
     finished = sum(trial.state == "finished" for trial in trials)
     for row, trial in enumerate(trials):
         rank = (row - (len(trials) - finished)) / max(1, finished - 1)  # 0 the worst finished, 1 the best
-        colour, width, style = FAINT, 0.8, ":"
+        color, width, style = FAINT, 0.8, ":"
         if trial.state == "finished":
-            colour, width, style = _BETTER(0.15 + 0.85 * rank), 1.0 + 0.6 * rank, "-"
+            color, width, style = _BETTER(0.15 + 0.85 * rank), 1.0 + 0.6 * rank, "-"
         if trial is trials[-1] and finished:
-            colour, width = COLOURS["validation"], 2.6
-        axis.add_patch(PathPatch(_smooth([c.heights[row] for c in columns]), fc="none", ec=colour, lw=width, ls=style))
+            color, width = COLOURS["validation"], 2.6
+        axis.add_patch(PathPatch(_smooth([c.heights[row] for c in columns]), fc="none", ec=color, lw=width, ls=style))
     for place, (name, column) in enumerate(zip([*study.space, study.description["metric"]], columns, strict=True)):
         axis.plot([place, place], [0, 1], color=INK, linewidth=1.0)
         for height, label in column.ticks:
@@ -239,7 +239,7 @@ def _smooth(heights: Sequence[float]) -> MatplotlibPath:
 
 
 def confusion_matrix(counts: Float[np.ndarray, "classes classes"], class_names: Sequence[str]) -> Figure:
-    """Rows are true classes, as shares of the row; only the mistakes are coloured strongly enough to jump out."""
+    """Rows are true classes, as shares of the row; only the mistakes are colored strongly enough to jump out."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = max(3.6, 0.42 * len(counts) + 1.6)
     figure = Figure(figsize=(size, size), layout="constrained")
@@ -300,7 +300,7 @@ def wrong_examples(
 
 
 def _shown(image: Shaped[np.ndarray, "height width channels"]) -> np.ndarray:
-    """One channel as grey, three as colour, each in [0, 1]."""
+    """One channel as grey, three as color, each in [0, 1]."""
     low, high = image.min(), image.max()
     scaled = (image - low) / (high - low if high > low else 1)
     return scaled[..., 0] if image.shape[-1] != 3 else scaled

@@ -59,7 +59,7 @@ def write_study(study: Study) -> Path:
     """Write the report of a hyper-parameter search into its directory; returns the path of report.html."""
     judged = [trial for trial in study.trials if trial.state in ("finished", "pruned")]
     figures: dict[str, Figure | None] = {
-        "optimisation_history": plot.optimisation_history(study),
+        "optimization_history": plot.optimization_history(study),
         "importances": plot.importances(study.importances) if study.importances else None,
         "parallel_coordinates": plot.parallel_coordinates(study) if len(judged) > 1 else None,
     }
@@ -90,9 +90,9 @@ def _study_page(study: Study, figures: dict[str, str]) -> str:
     if study.command:
         body.append(f"<section><h2>Repeat the best trial</h2><pre>{html.escape(study.command)}</pre></section>")
     pair = []
-    if "optimisation_history" in figures:
+    if "optimization_history" in figures:
         note = "A dot a trial, hollow where it was pruned, a cross where it failed; the line is the best so far."
-        pair.append(_section("Optimisation history", figures["optimisation_history"], note))
+        pair.append(_section("Optimization history", figures["optimization_history"], note))
     if "importances" in figures:
         note = (
             f"Share of the objective's variance over {states.count('finished')} finished trials that each field "

@@ -26,7 +26,7 @@ from jdl.nn.layers.mode import mode_argument
 class LoRA(nn.Module):
     """A model whose dense kernels `W [in, out]` become `W + alpha / rank A B`, with A `[in, rank]`, B `[rank, out]`.
 
-    "params" are A and B alone; the model's own parameters are the collection "base", which no optimiser sees. B starts
+    "params" are A and B alone; the model's own parameters are the collection "base", which no optimizer sees. B starts
     at zero, so that the model starts as it was. Stacked kernels `[layers, in, out]`, as scanned layers have them, have
     stacked A and B. The sum is formed at every call: the price of a matrix product of rank `rank` a kernel.
     With a new head that is trained whole: `Classifier(LoRA(body, 8), num_classes)`.
@@ -66,7 +66,7 @@ class LoRA(nn.Module):
             self.model.check_inputs(inputs)  # type: ignore[operator]
 
     def _draw(self, init: Callable[[], tuple[Any, Mapping[str, PyTree]]]) -> tuple[Any, dict[str, PyTree]]:
-        """What the model's initialisation gives, its parameters as "base", with A and B for its dense kernels."""
+        """What the model's initialization gives, its parameters as "base", with A and B for its dense kernels."""
         if self.rank < 1:
             raise ValueError(f"LoRA(rank={self.rank}): a rank is at least 1; 4 to 16 are usual")
         kernels: dict[str, None] = {}  # in order, each once

@@ -20,9 +20,9 @@ Factor = float | Float[Array, ""] | Sequence[float]
 
 
 def freeze(optimizer: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformation:
-    """The optimiser for all parameters but those that match: these never change, and take no optimiser state.
+    """The optimizer for all parameters but those that match: these never change, and take no optimizer state.
 
-    Weight decay does not reach them either. Their gradients still count for `clip_norm=`, and batch normalisation of a
+    Weight decay does not reach them either. Their gradients still count for `clip_norm=`, and batch normalization of a
     frozen body still follows the batches: `jdl.nn.Classifier(frozen=True)` stops both.
     Raises ValueError for a pattern that matches no parameter.
     """
@@ -38,10 +38,10 @@ def freeze(optimizer: optax.GradientTransformation, *patterns: str) -> optax.Gra
 def unfreeze_gradually(
     optimizer: optax.GradientTransformation, first_updates: Mapping[str, int | Int[Array, ""]]
 ) -> optax.GradientTransformation:
-    """The optimiser with matching parameters at rest before their first update, counted from 0; others move at once.
+    """The optimizer with matching parameters at rest before their first update, counted from 0; others move at once.
 
-    The optimiser itself sees all gradients from the start: when a parameter is let go its moments are those of the
-    gradients so far, and learning-rate schedules stand where they do for the others. (An optimiser that began anew
+    The optimizer itself sees all gradients from the start: when a parameter is let go its moments are those of the
+    gradients so far, and learning-rate schedules stand where they do for the others. (An optimizer that began anew
     would make its first steps from a single gradient.)
     Raises ValueError for a pattern that matches no parameter, and for a parameter that several patterns match.
     Source: Howard and Ruder, "Universal language model fine-tuning for text classification", 2018, section 3.3.

@@ -13,7 +13,7 @@ import jdl
 from jdl.core import seam
 from jdl.core.metrics import Mean
 from rl.policy import PolicyAgent, flat, moments, next_values, policy, updated
-from rl.returns import generalised_advantages
+from rl.returns import generalized_advantages
 from rl.types import Algorithm, Experience
 
 
@@ -29,8 +29,8 @@ def a2c(
     trace: float = 1.0,
     entropy_weight: float = 0.0,
     value_weight: float = 0.5,
-    normalise_advantages: bool = False,
-    normalise_observations: bool = False,
+    normalize_advantages: bool = False,
+    normalize_observations: bool = False,
 ) -> Algorithm:
     """A2C; arguments as for `rl.ppo`. optimizer: by default RMSProp(7e-4, decay 0.99) with a global norm of 0.5."""
     if optimizer is None:
@@ -43,23 +43,23 @@ def a2c(
         network,
         optimizer,
         shared=shared,
-        normalise_observations=normalise_observations,
+        normalize_observations=normalize_observations,
     )
 
     def update(agent: PolicyAgent, experience: Experience, key: Array) -> tuple[PolicyAgent, dict[str, Mean]]:
         value = experience.extras.value
         following = next_values(lambda x: pi.apply(agent.params, pi.seen(agent, x), None)[1], experience)
-        advantages = generalised_advantages(
+        advantages = generalized_advantages(
             experience.reward, value, following, experience.terminated, experience.truncated, discount, trace
         )
         valid = experience.valid.astype(jnp.float32)
-        centre, scale = moments(advantages, valid) if normalise_advantages else (0.0, 1.0)
+        center, scale = moments(advantages, valid) if normalize_advantages else (0.0, 1.0)
         batch = flat(
             {
                 "observation": pi.seen(agent, experience.timestep.observation),
                 "action_mask": experience.timestep.action_mask,
                 "action": experience.action,
-                "advantage": (advantages - centre) / scale,
+                "advantage": (advantages - center) / scale,
                 "target": advantages + value,
                 "valid": valid,
             }

@@ -1,6 +1,6 @@
 """Deep Q-learning (Mnih et al. 2015) with its well-known improvements as options, each independent of the others.
 
-Double (van Hasselt et al. 2016), dueling (Wang et al. 2016), n-step returns and prioritised replay (Schaul et al.
+Double (van Hasselt et al. 2016), dueling (Wang et al. 2016), n-step returns and prioritized replay (Schaul et al.
 2016), as Hessel et al. 2018 combine them.
 """
 
@@ -37,7 +37,7 @@ class DQNAgent:
     replay: ReplayState
     steps: Any  # of all environments together
     updates: Any  # of the parameters
-    observations: Any  # moments of the observations; None where they are not normalised
+    observations: Any  # moments of the observations; None where they are not normalized
 
 
 def dqn(
@@ -58,14 +58,14 @@ def dqn(
     double: bool = True,
     dueling: bool = False,
     steps: int = 1,
-    prioritised: bool = False,
+    prioritized: bool = False,
     priority_exponent: float = 0.6,
     importance: float | Schedule = 0.4,
     masked: bool = False,
     stack: int = 1,
     memory: Memory = "device",
     huber: float | None = None,
-    normalise_observations: bool = False,
+    normalize_observations: bool = False,
 ) -> Algorithm:
     """DQN for Discrete actions.
 
@@ -94,7 +94,7 @@ def dqn(
         capacity=capacity,
         num_envs=num_envs,
         steps=steps,
-        prioritised=prioritised,
+        prioritized=prioritized,
         exponent=priority_exponent,
         masked=masked,
         stack=stack,
@@ -106,11 +106,11 @@ def dqn(
         nothing = jnp.zeros((), jnp.int32)
         target = jax.tree.map(jnp.copy, params)
         one = jax.tree.map(lambda leaf: leaf[0], zeros(observation_space, 1))
-        moments = normalize.initial(one) if normalise_observations else None
+        moments = normalize.initial(one) if normalize_observations else None
         return DQNAgent(params, target, optimizer.init(params), buffer.init(), nothing, nothing, moments)
 
     def seen(agent: DQNAgent, observation: Any) -> Any:
-        return observation if agent.observations is None else normalize.normalised(agent.observations, observation)
+        return observation if agent.observations is None else normalize.normalized(agent.observations, observation)
 
     def values(params: PyTree, observation: Any, mask: Any) -> Float[Array, "batch actions"]:
         found = model.apply({"params": params}, observation)
@@ -152,11 +152,11 @@ def dqn(
             own = seam.current().share(jnp.arange(batch_size))
             part = jax.tree.map(lambda leaf: leaf[own], {"transitions": batch, "wanted": wanted(params, target, batch)})
             grads, mean, measured = jdl.gradients(loss, params, part, key)
-            if prioritised:
+            if prioritized:
                 # Where the batch was split, its errors did not come back in one piece.
                 whole = not seam.current().reductions
                 errors = measured["error"] if whole else error(params, batch, wanted(params, target, batch))
-                now = buffer.reprioritise(now, batch.place, errors)
+                now = buffer.reprioritize(now, batch.place, errors)
             changes, optimizer_state = optimizer.update(grads, optimizer_state, params)
             params = optax.apply_updates(params, changes)
             count = count + 1
@@ -169,8 +169,8 @@ def dqn(
         ready = (agent.steps >= warm_up) & buffer.ready(kept)
         learnt, metrics = jax.lax.cond(ready, learn, lambda: (learnt, nothing))
         params, target, optimizer_state, count, (tree, highest) = learnt
-        memorised = ReplayState(kept.ring, tree, highest)
-        agent = DQNAgent(params, target, optimizer_state, memorised, agent.steps, count, moments)
+        memorized = ReplayState(kept.ring, tree, highest)
+        agent = DQNAgent(params, target, optimizer_state, memorized, agent.steps, count, moments)
         return agent, {**metrics, "epsilon": Last(jnp.asarray(at(epsilon, agent.steps), jnp.float32))}
 
     def wanted(params: PyTree, target: PyTree, batch: Transitions) -> Float[Array, " batch"]:
@@ -189,7 +189,7 @@ def dqn(
         errors = error(params, batch, jax.lax.stop_gradient(part["wanted"]))
         counted = (batch.weight > 0).astype(jnp.float32)
         measured: dict[str, Any] = {"value": Mean(((errors + part["wanted"]) * counted).sum(), counted.sum())}
-        if prioritised:
+        if prioritized:
             measured["error"] = errors
         squared = optax.l2_loss(errors) if huber is None else optax.huber_loss(errors, delta=huber)
         return (squared * batch.weight).sum(), counted.sum(), measured

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017), with the details of Huang et al. 2022."""
+"""Proximal policy optimization (Schulman et al. 2017), with the details of Huang et al. 2022."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from jdl.core import seam
 from jdl.core.metrics import Mean, merge_axis
 from jdl.data.shuffle import shuffled_index
 from rl.policy import PolicyAgent, flat, moments, next_values, policy, updated
-from rl.returns import generalised_advantages
+from rl.returns import generalized_advantages
 from rl.types import Algorithm, Experience
 
 
@@ -34,8 +34,8 @@ def ppo(
     clip_value: float | None = None,
     entropy_weight: float = 0.01,
     value_weight: float = 0.5,
-    normalise_advantages: bool = True,
-    normalise_observations: bool = False,
+    normalize_advantages: bool = True,
+    normalize_observations: bool = False,
 ) -> Algorithm:
     """PPO for Discrete, MultiDiscrete, MultiBinary and Box actions.
 
@@ -54,13 +54,13 @@ def ppo(
         network,
         optimizer,
         shared=shared,
-        normalise_observations=normalise_observations,
+        normalize_observations=normalize_observations,
     )
 
     def update(agent: PolicyAgent, experience: Experience, key: Array) -> tuple[PolicyAgent, dict[str, Mean]]:
         value = experience.extras.value
         following = next_values(lambda x: pi.apply(agent.params, pi.seen(agent, x), None)[1], experience)
-        advantages = generalised_advantages(
+        advantages = generalized_advantages(
             experience.reward, value, following, experience.terminated, experience.truncated, discount, trace
         )
         batch = flat(
@@ -86,12 +86,12 @@ def ppo(
         def minibatch(state: tuple[PyTree, Any], place: tuple[Array, Array]) -> tuple[tuple[PyTree, Any], Any]:
             params, optimizer_state = state
             indices, number = place
-            centre, scale = 0.0, 1.0
-            if normalise_advantages:
-                centre, scale = moments(batch["advantage"][indices], batch["valid"][indices])
+            center, scale = 0.0, 1.0
+            if normalize_advantages:
+                center, scale = moments(batch["advantage"][indices], batch["valid"][indices])
             own = seam.current().share(indices)  # replicas (`jdl.pmap`) take a part each of the same minibatch
             part = jax.tree.map(lambda leaf: leaf[own], batch)
-            part["advantage"] = (part["advantage"] - centre) / scale
+            part["advantage"] = (part["advantage"] - center) / scale
             grads, _, measured = jdl.gradients(loss, params, part, jax.random.fold_in(key, number))
             updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
             return (optax.apply_updates(params, updates), optimizer_state), measured

@@ -27,13 +27,13 @@ def reinforce(
     rollout: int = 1024,
     discount: float = 0.99,
     entropy_weight: float = 0.0,
-    normalise_returns: bool = True,
-    normalise_observations: bool = False,
+    normalize_returns: bool = True,
+    normalize_observations: bool = False,
 ) -> Algorithm:
     """REINFORCE, with a learnt value of the state as baseline or with none (Sutton and Barto, sections 13.3, 13.4).
 
     Returns are whole: a step counts where its episode ends within the rollout, so that a rollout must be longer than
-    an episode. normalise_returns: of a rollout, after the baseline. Other arguments as for `rl.ppo`.
+    an episode. normalize_returns: of a rollout, after the baseline. Other arguments as for `rl.ppo`.
     """
     if optimizer is None:
         optimizer = optax.adam(1e-3)
@@ -45,7 +45,7 @@ def reinforce(
         network,
         optimizer,
         shared=False,
-        normalise_observations=normalise_observations,
+        normalize_observations=normalize_observations,
     )
 
     def update(agent: PolicyAgent, experience: Experience, key: Array) -> tuple[PolicyAgent, dict[str, Mean]]:
@@ -55,13 +55,13 @@ def reinforce(
         )
         counted = (experience.valid & _ends_later(boundary)).astype(jnp.float32)
         gain = returned - experience.extras.value if baseline else returned
-        centre, scale = moments(gain, counted) if normalise_returns else (0.0, 1.0)
+        center, scale = moments(gain, counted) if normalize_returns else (0.0, 1.0)
         batch = flat(
             {
                 "observation": pi.seen(agent, experience.timestep.observation),
                 "action_mask": experience.timestep.action_mask,
                 "action": experience.action,
-                "gain": (gain - centre) / scale,
+                "gain": (gain - center) / scale,
                 "return": returned,
                 "valid": counted,
             }

@@ -78,7 +78,7 @@ def acrobot(max_steps: int = 500) -> Environment:
         return jnp.stack([jnp.cos(first), jnp.sin(first), jnp.cos(second), jnp.sin(second), speed, other_speed])
 
     def derivative(state: Array, torque: Array) -> Array:
-        # Links of length and mass 1, centres of mass at 0.5, moments of inertia 1; the book's equations.
+        # Links of length and mass 1, centers of mass at 0.5, moments of inertia 1; the book's equations.
         first, second, speed, other_speed = state
         d1 = 0.25 + 1 + 0.25 + jnp.cos(second) + 2
         d2 = 0.25 + 0.5 * jnp.cos(second) + 1
@@ -132,8 +132,8 @@ def pendulum(max_steps: int = 200) -> Environment:
     def step(state: Float[Array, "2"], action: Any, key: Array) -> tuple[Array, Outcome]:
         angle, speed = state
         torque = jnp.clip(action, -strongest, strongest)[0]
-        normalised = (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
-        cost = normalised**2 + 0.1 * speed**2 + 0.001 * torque**2
+        normalized = (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
+        cost = normalized**2 + 0.1 * speed**2 + 0.001 * torque**2
         speed = jnp.clip(speed + (1.5 * gravity * jnp.sin(angle) + 3 * torque) * dt, -fastest, fastest)
         state = jnp.stack([angle + speed * dt, speed])
         return state, Outcome(observe(state), -cost, _NO, _NO)

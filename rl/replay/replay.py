@@ -48,7 +48,7 @@ class Transitions(NamedTuple):
     next_observation: Any
     next_action_mask: Any
     weight: Float[Array, " batch"]  # importance; zero for what should not count
-    place: Int[Array, " batch"]  # for `reprioritise`
+    place: Int[Array, " batch"]  # for `reprioritize`
 
 
 class Replay(NamedTuple):
@@ -58,7 +58,7 @@ class Replay(NamedTuple):
     add: Callable[[ReplayState, Experience], ReplayState]
     ready: Callable[[ReplayState], Array]  # whether there is something to sample
     sample: Callable[..., Transitions]  # (state, key, batch size, discount, importance=1)
-    reprioritise: Callable[..., ReplayState]  # (state, place, error)
+    reprioritize: Callable[..., ReplayState]  # (state, place, error)
 
 
 def replay(
@@ -68,7 +68,7 @@ def replay(
     capacity: int,
     num_envs: int,
     steps: int = 1,
-    prioritised: bool = False,
+    prioritized: bool = False,
     exponent: float = 0.6,
     masked: bool = False,
     stack: int = 1,
@@ -107,7 +107,7 @@ def replay(
     _check_memory({name: one[name] for name in on_host}, rows * num_envs, of_host=True)
 
     def init() -> ReplayState:
-        tree = sum_tree.empty(rows * num_envs) if prioritised else None
+        tree = sum_tree.empty(rows * num_envs) if prioritized else None
         kept = ring.empty({name: leaf for name, leaf in one.items() if name not in on_host}, num_envs, rows)
         zeros = functools.partial(ring.host_zeros, num_envs, rows)
         kept.rows.update({name: jax.tree.map(zeros, one[name]) for name in on_host})
@@ -247,14 +247,14 @@ def replay(
         age = jnp.minimum(jnp.arange(stack)[::-1], within[:, None])
         return ring.get(kept["observation"], lane[:, None], number[:, None] - age, rows)
 
-    def reprioritise(state: ReplayState, place: Array, error: Array) -> ReplayState:
+    def reprioritize(state: ReplayState, place: Array, error: Array) -> ReplayState:
         if state.tree is None:
             return state
         worth = (jnp.abs(error) + 1e-6) ** exponent
         tree = sum_tree.assign(state.tree, place, worth)
         return state.replace(tree=tree, highest=jnp.maximum(state.highest, worth.max()))  # type: ignore[attr-defined]
 
-    return Replay(init, add, ready, sample, reprioritise)
+    return Replay(init, add, ready, sample, reprioritize)
 
 
 def _by_lane(leaf: Array) -> Array:

@@ -35,7 +35,7 @@ def predictor(algorithm: Algorithm, action_space: gymnasium.Space) -> Callable[[
 class OfLeaves(NamedTuple):
     """A compiled function of an agent and of more, to which only those leaves of the agent are given that it reads.
 
-    An optimiser's and a replay's leaves would be taken apart and handed over at every step, for nothing.
+    An optimizer's and a replay's leaves would be taken apart and handed over at every step, for nothing.
     """
 
     read: list[int]

@@ -36,7 +36,7 @@ def evaluate(
 ) -> Scores:
     """Play episodes of a registered environment, each in an environment of its own.
 
-    Taking the first episodes to end instead would favour short ones. runs: the agent's leaves have a leading axis of
+    Taking the first episodes to end instead would favor short ones. runs: the agent's leaves have a leading axis of
     runs (`jdl.seeds`), and each run plays as many episodes. greedy: the likeliest action, else sampled ones. options:
     keywords for `gymnasium.make`. Raises ValueError for an agent that was trained on other spaces, and for an episode
     longer than `max_steps`.

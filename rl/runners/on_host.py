@@ -42,12 +42,12 @@ def on_host(
 ) -> tuple[Learner, "Acting"]:
     """A learner and its source, for `jdl.fit(jdl.jit(learner), source, ...)`.
 
-    envs: of any vectorisation and autoreset mode; for `jdl.seeds(learner, n, each=True)` a list of one for each run,
+    envs: of any vectorization and autoreset mode; for `jdl.seeds(learner, n, each=True)` a list of one for each run,
     and as many seeds (of the environments' resets; what the agent draws follows from the run's key). ahead: play the
     next rollout while the device learns from the last, with the agent of one update before. Rollout, update and
     metrics are those of `rl.on_device`. Each of several processes (`jdl launch`) has environments of its own, as many
     as the others, and learns from those of all (the algorithm's `num_envs` counts them all); results are those of one
-    process with all of them, where each environment has a generator of its own (Gymnasium's natively vectorised ones
+    process with all of them, where each environment has a generator of its own (Gymnasium's natively vectorized ones
     share one). `evaluate` is `rl.evaluate`'s business. Raises ValueError for an environment in an unknown autoreset
     mode, one whose observations are not in its space, rewards that are not finite, and a mask that forbids everything.
     """

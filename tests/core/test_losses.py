@@ -145,16 +145,16 @@ def learner(optimizer, **options):
 def test_an_l2_penalty_is_weight_decay_of_plain_descent(transform):
     decay = optax.add_decayed_weights(0.1, jdl.by_path("kernel$"))
     plain = jdl.jit(learner(optax.chain(decay, optax.sgd(0.5))), donate=False)
-    penalised = learner(optax.sgd(0.5), penalty=lambda params: 0.1 * losses.l2(params, "kernel$"))
-    penalised = jdl.jit(transform(penalised), donate=False)
+    penalized = learner(optax.sgd(0.5), penalty=lambda params: 0.1 * losses.l2(params, "kernel$"))
+    penalized = jdl.jit(transform(penalized), donate=False)
     expected, first = plain.step(plain.init(jax.random.key(0)), DATA)
-    start = penalised.init(jax.random.key(0))
-    state, metrics = penalised.step(start, DATA)
+    start = penalized.init(jax.random.key(0))
+    state, metrics = penalized.step(start, DATA)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.params, expected.params)
     charged = 0.05 * (np.asarray(start.params["kernel"]) ** 2).sum()
     np.testing.assert_allclose(metrics["penalty"].compute(), charged, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"].compute(), first["loss"].compute() + charged, rtol=1e-5)
-    evaluated = penalised.evaluate(start, DATA)
+    evaluated = penalized.evaluate(start, DATA)
     assert "penalty" not in evaluated
     np.testing.assert_allclose(evaluated["loss"].compute(), first["loss"].compute(), rtol=1e-5)
 

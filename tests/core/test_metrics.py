@@ -63,7 +63,7 @@ compiled = functools.cache(jax.jit)  # one compile a metric and shape, not one a
 
 
 def merged_in_any_order(parts, rng):
-    """Neighbours merged at random places until one is left: any association."""
+    """Neighbors merged at random places until one is left: any association."""
     parts = list(parts)
     while len(parts) > 1:
         i = rng.integers(len(parts) - 1)

@@ -1,4 +1,4 @@
-"""Every optimiser of the toolbox through one battery; schedules beside their formulas; what is evaluated."""
+"""Every optimizer of the toolbox through one battery; schedules beside their formulas; what is evaluated."""
 
 import flax.linen as nn
 import jax
@@ -39,12 +39,12 @@ def squares(params):
 
 
 def own_decay(name):
-    """An optimiser with decay has to be named for SAM, whose default base has none."""
+    """An optimizer with decay has to be named for SAM, whose default base has none."""
     return {"base": "adamw"} if name == "sam" else {}
 
 
 def descend(rule, loss, params, steps):
-    """Where an optimiser arrives, by a compiled scan (which holds the state to its shapes and types)."""
+    """Where an optimizer arrives, by a compiled scan (which holds the state to its shapes and types)."""
 
     def step(carry, _):
         params, state = carry
@@ -301,7 +301,7 @@ def test_every_schedule_peaks_where_its_warm_up_ends(draw, name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: optimizer("adma", 0.1), "no optimiser 'adma'; choose one of sgd, .*schedule_free, sam"),
+        (lambda: optimizer("adma", 0.1), "no optimizer 'adma'; choose one of sgd, .*schedule_free, sam"),
         (lambda: optimizer("adam", 0.1, weight_decay=0.1), "weight_decay=0.1.*choose one of adamw, .*penalty="),
         (lambda: optimizer("sam", 0.1, weight_decay=0.1), r"optimizer\('momentum', weight_decay=0.1"),
         (lambda: optimizer("adam", 0.1, momentum=0.9), "'adam'.* no option momentum; it takes b1, b2"),

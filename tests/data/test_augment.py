@@ -118,10 +118,10 @@ def test_rotation_is_scipys_in_float64():
 
 
 def test_angles_are_even_in_their_range():
-    # A pixel right of the centre tells the angle: its brightness moves up or down.
+    # A pixel right of the center tells the angle: its brightness moves up or down.
     ramp = np.broadcast_to(np.arange(11.0, dtype=np.float32)[None, :, None, None], (2000, 11, 3, 1))
     out = np.asarray(jax.jit(rotate(30.0))(jax.random.key(0), ramp))
-    sines = out[:, 5, 2, 0] - 5  # one pixel from the centre, the row it came from
+    sines = out[:, 5, 2, 0] - 5  # one pixel from the center, the row it came from
     angles = np.rad2deg(np.arcsin(np.clip(sines, -1, 1)))
     counts, _ = np.histogram(angles, 6, (-30, 30))
     assert counts.sum() == 2000

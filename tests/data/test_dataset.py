@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from jdl.data import Dataset, Normalizer, breast_cancer, check, diabetes, iris, split, wine
 
 
-def labelled(num_examples=100, num_classes=4):
+def labeled(num_examples=100, num_classes=4):
     index = np.arange(num_examples)
     return {"input": index[:, None].astype(np.float32), "target": (index % num_classes).astype(np.int32)}
 
@@ -28,7 +28,7 @@ def members(part):
 
 
 def test_split_is_scikit_learns():
-    data = labelled()
+    data = labeled()
     train, validation, test = split(data, seed=3)
     expected_train, expected_test = train_test_split(
         np.arange(100), test_size=0.2, stratify=data["target"], random_state=3
@@ -46,7 +46,7 @@ def test_split_is_scikit_learns():
     seed=st.integers(0, 100),
 )
 def test_split_covers_each_example_once(num_examples, validation, test, stratify, seed):
-    data = labelled(num_examples, 2)
+    data = labeled(num_examples, 2)
     fractions = (1 - validation - test, validation, test)
     # A part smaller than the number of classes is refused (tested below).
     sizes = [np.ceil(round(fraction * num_examples, 6)) for fraction in fractions[1:]]
@@ -68,7 +68,7 @@ def test_split_keeps_the_proportions_of_classes():
 
 
 def test_split_by_sizes_seed_and_nested_arrays():
-    data = labelled() | {"mask": np.arange(100) % 2 == 0, "extra": {"row": jnp.arange(100)}}
+    data = labeled() | {"mask": np.arange(100) % 2 == 0, "extra": {"row": jnp.arange(100)}}
     train, validation, test = split(data, sizes=(40, 20, 8), seed=1)
     assert [len(members(part)) for part in (train, validation, test)] == [40, 20, 8]
     np.testing.assert_array_equal(train["extra"]["row"], members(train))
@@ -80,7 +80,7 @@ def test_split_by_sizes_seed_and_nested_arrays():
 
 def test_a_product_rounded_above_a_whole_number_counts_as_whole():
     assert 0.07 * 100 > 7
-    assert len(split(labelled(), (0.93, 0.0, 0.07))[2]["target"]) == 7
+    assert len(split(labeled(), (0.93, 0.0, 0.07))[2]["target"]) == 7
 
 
 def test_regression_targets_are_not_stratified():
@@ -105,7 +105,7 @@ def test_regression_targets_are_not_stratified():
 )
 def test_split_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
-        split(labelled(12), **arguments)
+        split(labeled(12), **arguments)
 
 
 def test_split_refuses_a_class_of_one():
@@ -160,7 +160,7 @@ def test_check_accepts():
 
 
 def test_a_dataset_is_checked_when_made():
-    good, bad = labelled(), labelled() | {"target": np.full(100, 4)}
+    good, bad = labeled(), labeled() | {"target": np.full(100, 4)}
     with pytest.raises(ValueError, match=r"mine.test\['target'\] has 100 label"):
         Dataset(good, None, bad, num_classes=4, name="mine")
     with pytest.raises(ValueError, match="2 class_names but num_classes is 4"):
@@ -227,7 +227,7 @@ def test_normalizer_refuses():
     ("source", "shape", "num_classes"),
     [(iris, (150, 4), 3), (wine, (178, 13), 3), (breast_cancer, (569, 30), 2), (diabetes, (442, 10), None)],
 )
-def test_tables_are_standardised_by_the_training_part(source, shape, num_classes):
+def test_tables_are_standardized_by_the_training_part(source, shape, num_classes):
     dataset = source(fractions=(0.6, 0.2, 0.2))
     parts = (dataset.train, dataset.validation, dataset.test)
     assert sum(len(part["input"]) for part in parts) == shape[0]
@@ -238,7 +238,7 @@ def test_tables_are_standardised_by_the_training_part(source, shape, num_classes
         assert part["target"].dtype == (np.float32 if num_classes is None else np.int32)
     np.testing.assert_allclose(dataset.train["input"].mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(dataset.train["input"].std(0), 1, rtol=1e-5)
-    # Nothing of the test part went into the normaliser.
+    # Nothing of the test part went into the normalizer.
     assert np.abs(dataset.test["input"].mean(0)).max() > 1e-3
     raw = source(fractions=(0.6, 0.2, 0.2), standardize=False)
     assert raw.normalizer is None
@@ -261,7 +261,7 @@ def test_iris_and_diabetes_hold_scikit_learns_rows():
     dataset = diabetes(split_seed=1, standardize=False)
     np.testing.assert_array_equal(dataset.train["input"], bunch.data[train].astype(np.float32))
     np.testing.assert_array_equal(dataset.train["target"], bunch.target[train].astype(np.float32))
-    standardised = diabetes(standardize_target=True)
-    np.testing.assert_allclose(standardised.train["target"].std(), 1, rtol=1e-5)
-    back = standardised.target_normalizer.invert(standardised.test["target"])
+    standardized = diabetes(standardize_target=True)
+    np.testing.assert_allclose(standardized.train["target"].std(), 1, rtol=1e-5)
+    back = standardized.target_normalizer.invert(standardized.test["target"])
     np.testing.assert_allclose(back, diabetes().test["target"], rtol=1e-5)

@@ -46,7 +46,7 @@ def test_digits_are_scikit_learns():
     assert dataset.train["input"].max() == 1
 
 
-def test_digits_with_validation_and_normalised():
+def test_digits_with_validation_and_normalized():
     dataset = digits(fractions=(0.6, 0.2, 0.2), normalize=True)
     assert len(dataset.validation["target"]) == 360
     assert set(dataset.validation["target"].tolist()) == set(range(10))

@@ -63,7 +63,7 @@ def test_cutmix_pastes_one_box(dtype):
 
 
 def test_cutmix_boxes_are_the_papers():
-    """Sides are the image's times the root of the share; all places of the centre alike."""
+    """Sides are the image's times the root of the share; all places of the center alike."""
     batch = images_of(3000, 8, 8)
     key = jax.random.key(3)
     out = jax.tree.map(np.asarray, jax.jit(cutmix(1.0))(key, batch))

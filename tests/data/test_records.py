@@ -50,7 +50,7 @@ def test_an_image_folder_is_its_files_by_class_and_path(tmp_path):
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 64), (64, 20)])
-def test_the_shorter_side_is_scaled_and_the_centre_cut_out(tmp_path, height, width):
+def test_the_shorter_side_is_scaled_and_the_center_cut_out(tmp_path, height, width):
     array = picture(height, width)
     save(tmp_path / "a" / "a.png", array)
     cut = records.image_folder(tmp_path, (10, 10))[0]["input"]

@@ -345,7 +345,7 @@ def test_the_report_holds_figures_trials_and_the_command(folder, capsys):
     assert found.command is not None
     assert found.command in page
     assert "loss is not finite" in page
-    for name in ("optimisation_history", "importances", "parallel_coordinates"):
+    for name in ("optimization_history", "importances", "parallel_coordinates"):
         assert (found.path / "figures" / f"{name}.png").stat().st_size > 3000
     assert found.importances is not None
     np.testing.assert_allclose(sum(found.importances.values()), 1)

@@ -78,12 +78,12 @@ SMALL = {
     "capsules": ["--epochs", "1", "--steps-per-call", "50", "--channels", "4"],
     "overfitting": ["--images", "200", "--steps", "60"],
     "embeddings": ["--epochs", "1", "--images", "400", "--autoencoder-epochs", "1"],
-    "transfer": ["--labelled", "1", "--steps", "4", "--steps-per-call", "2", "--fetch"],
+    "transfer": ["--labeled", "1", "--steps", "4", "--steps-per-call", "2", "--fetch"],
 }
 FIGURES = {
     "overfitting": "Overfitting and its cures",
     "embeddings": "Projections of features",
-    "transfer": "Accuracy by labelled pictures",
+    "transfer": "Accuracy by labeled pictures",
 }
 
 

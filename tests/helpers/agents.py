@@ -34,7 +34,7 @@ MAKE = {
         } | options,
     ),
     "dqn with everything": lambda env, **options: MAKE["dqn"](
-        env, **{"double": True, "dueling": True, "steps": 3, "prioritised": True, "updates": 2} | options
+        env, **{"double": True, "dueling": True, "steps": 3, "prioritized": True, "updates": 2} | options
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Variables without compiling an initialisation, which takes longer than most networks' tests."""
+"""Variables without compiling an initialization, which takes longer than most networks' tests."""
 
 import jax
 import numpy as np
@@ -18,5 +18,5 @@ def filled(model, *arguments, seed=0, **options):
 
 
 def quickly(function, **options):
-    """Compiled without optimisations: it runs once."""
+    """Compiled without optimizations: it runs once."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)

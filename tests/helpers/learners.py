@@ -51,7 +51,7 @@ class DropoutMLP(nn.Module):
         return nn.Dense(3, param_dtype=x.dtype)(x)
 
 
-class NormalisedCNN(nn.Module):
+class NormalizedCNN(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         x = jdl.nn.Conv(4, (3, 3), param_dtype=x.dtype)(x)
@@ -84,7 +84,7 @@ def mlp_dropout() -> Case:
 def cnn_batch_norm() -> Case:
     data = images()
     learner = jdl.supervised(
-        NormalisedCNN(),
+        NormalizedCNN(),
         jdl.losses.cross_entropy,
         optax.sgd(0.1, momentum=0.9),
         example=data,
@@ -100,7 +100,7 @@ def cnn_batch_norm() -> Case:
 
 
 class Adversaries(NamedTuple):
-    """The state of two networks with an optimiser each."""
+    """The state of two networks with an optimizer each."""
 
     key: Any
     step: Any

@@ -216,8 +216,8 @@ def test_remat_and_eager(groups):
         options = LIKE_FLAX | {"feature_group_count": groups}
         expected = jax.jit(gradients(lax.conv_general_dilated, feature_group_count=groups))(inputs, kernel)
         close(gradients(conv_general_dilated, feature_group_count=groups)(inputs, kernel), expected)
-        rematerialised = jax.checkpoint(lambda x, k: conv_general_dilated(x, k, **options))
-        remade = jax.grad(lambda x, k: jnp.sum(jnp.sin(rematerialised(x, k))), argnums=(0, 1))
+        rematerialized = jax.checkpoint(lambda x, k: conv_general_dilated(x, k, **options))
+        remade = jax.grad(lambda x, k: jnp.sum(jnp.sin(rematerialized(x, k))), argnums=(0, 1))
         close(jax.jit(remade)(inputs, kernel), expected)
 
 

@@ -69,7 +69,7 @@ def test_every_network(name):
     assert np.isfinite(evaluated).all()
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
-    # Evaluated, an example does not depend on its neighbour, nor on a key; trained, it does on the key.
+    # Evaluated, an example does not depend on its neighbor, nor on a key; trained, it does on the key.
     (among_others, other_trained), _ = run(params, jax.tree.map(lambda leaf: leaf[[0, 0]], x), jax.random.key(2))
     np.testing.assert_allclose(among_others[0], evaluated[0], atol=1e-5)
     encoder = getattr(getattr(model, "encoder", None), "encoder", model)

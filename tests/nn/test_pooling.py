@@ -104,7 +104,7 @@ def test_bad_windows_raise_what_flax_raises():
 
 
 def test_the_gradient_is_right_where_xla_computes_the_input_twice():
-    """Batch normalisation before it: compiled together, its output is rounded otherwise for either use."""
+    """Batch normalization before it: compiled together, its output is rounded otherwise for either use."""
     random = np.random.default_rng(0)
     x, weights = (random.normal(size=shape).astype(np.float32) for shape in ((4, 40, 40, 16), (4, 20, 20, 16)))
     scale, bias = random.uniform(0.5, 2, 16).astype(np.float32), random.normal(size=16).astype(np.float32)

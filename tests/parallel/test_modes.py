@@ -121,7 +121,7 @@ def test_rules_come_before_what_fsdp_shares_out():
     assert state.optimizer[0].mu["Dense_1"]["kernel"].sharding.spec == PartitionSpec("data", "model")
 
 
-def test_a_rule_leaves_an_optimisers_other_arrays_alone():
+def test_a_rule_leaves_an_optimizers_other_arrays_alone():
     learner = jdl.supervised(
         jdl.nn.MLP((128, 8)), jdl.losses.cross_entropy, optax.adafactor(1e-2, min_dim_size_to_factor=8),
         example={"input": np.ones((8, 128), np.float32), "target": LABELS[:8]},

@@ -1,6 +1,6 @@
 """The other side of the parity tests, for a Python with PyTorch and Transformers (and no JAX): `CASE FILE`.
 
-Builds a randomly initialised module and writes an npz with its weights ("w/NAME"), inputs ("x/NAME"), outputs ("y"),
+Builds a randomly initialized module and writes an npz with its weights ("w/NAME"), inputs ("x/NAME"), outputs ("y"),
 and, computed in double precision, the gradients of sum(outputs * cotangent) for its parameters ("g/NAME"), with the
 cotangent ("c").
 """
@@ -67,7 +67,7 @@ def resnet(train: bool = False):
     # The defaults are ResNet-50, version 1.5: the 3 x 3 convolution of a bottleneck strides.
     model = ResNetForImageClassification(ResNetConfig(num_labels=11))
     images = torch.randn(4, 3, 80, 80)
-    for module in model.modules():  # normalisations at work, not at their start
+    for module in model.modules():  # normalizations at work, not at their start
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.0)
             torch.nn.init.normal_(module.bias, 0, 0.1)

@@ -126,5 +126,5 @@ def test_a_browser_draws_it(run, tmp_path):
         [BROWSER, *options, "--dump-dom", path.as_uri()], check=True, capture_output=True, text=True, timeout=120
     ).stdout
     assert len(re.findall(r"<img ", document)) == 4
-    colours = {tuple(np.round(c * 255).astype(int)) for c in pixels[::3, ::3].reshape(-1, 3)}
-    assert (0x3B, 0x6F, 0xB6) in colours, "the training curve"
+    colors = {tuple(np.round(c * 255).astype(int)) for c in pixels[::3, ::3].reshape(-1, 3)}
+    assert (0x3B, 0x6F, 0xB6) in colors, "the training curve"

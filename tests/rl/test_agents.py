@@ -83,7 +83,7 @@ def test_gradients_are_the_same_however_they_are_split(name, transform, x64):
 
 @pytest.mark.parametrize("name", some_slow("ppo", "a2c", "reinforce", "dqn with everything"))
 def test_resume_is_to_the_bit(name, tmp_path):
-    learner = jdl.jit(jdl.scan(small(name, normalise_observations=True), 2))
+    learner = jdl.jit(jdl.scan(small(name, normalize_observations=True), 2))
     options = {"steps": 8, "log_every": 2, "checkpoint_every": 4}
     whole = jdl.fit(learner, None, **options)
 

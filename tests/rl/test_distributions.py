@@ -142,7 +142,7 @@ def test_running_moments_are_those_of_all_that_was_seen():
     values = RANDOM.normal(3, 2, size=(5, 7, 3)).astype(np.float32)
     weights = RANDOM.random((5, 7)) < 0.7
     moments = rl.normalize.initial(jnp.zeros(3))
-    np.testing.assert_array_equal(rl.normalize.normalised(moments, values[0]), values[0])
+    np.testing.assert_array_equal(rl.normalize.normalized(moments, values[0]), values[0])
     for start in (0, 2, 4):
         part = slice(start, start + 2)
         moments = rl.normalize.updated(moments, jnp.asarray(values[part]), jnp.asarray(weights[part]))
@@ -150,7 +150,7 @@ def test_running_moments_are_those_of_all_that_was_seen():
     assert moments.weight == len(seen)
     np.testing.assert_allclose(moments.mean, seen.mean(0), rtol=1e-4)
     np.testing.assert_allclose(moments.variance, seen.var(0), rtol=1e-3)
-    np.testing.assert_allclose(rl.normalize.normalised(moments, seen).std(0), 1, atol=1e-2)
+    np.testing.assert_allclose(rl.normalize.normalized(moments, seen).std(0), 1, atol=1e-2)
 
 
 def test_rewards_are_scaled_by_the_deviation_of_their_discounted_returns():

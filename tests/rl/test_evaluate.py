@@ -12,7 +12,7 @@ from rl.types import Algorithm
 
 
 class Counting(gymnasium.Env):
-    """Episodes of 1 or 9 steps, drawn at the reset; each step pays 1, which favours those who take the first to end."""
+    """Episodes of 1 or 9 steps, drawn at the reset; each step pays 1, which favors those who take the first to end."""
 
     observation_space = spaces.Box(0, 10, (1,), np.float32)
     action_space = spaces.Box(-1, 1, (2,), np.float32)

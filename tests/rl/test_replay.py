@@ -104,12 +104,12 @@ def filled(memory, world, times):
 
 
 @pytest.mark.parametrize("reset_steps", [False, True])
-@pytest.mark.parametrize("prioritised", [False, True])
+@pytest.mark.parametrize("prioritized", [False, True])
 @pytest.mark.parametrize(("steps", "stack"), [(1, 1), (3, 1), (1, 3), (2, 4)])
-def test_every_sample_is_a_transition_of_a_plain_loop(steps, stack, prioritised, reset_steps):
+def test_every_sample_is_a_transition_of_a_plain_loop(steps, stack, prioritized, reset_steps):
     observed = BOX if stack == 1 else spaces.Box(-np.inf, np.inf, (stack, 2), np.float32)
     memory = replay(
-        observed, spaces.Discrete(3), capacity=120, num_envs=2, steps=steps, prioritised=prioritised, stack=stack
+        observed, spaces.Discrete(3), capacity=120, num_envs=2, steps=steps, prioritized=prioritized, stack=stack
     )
     world = World(2, reset_steps, stack)
     state = filled(memory, world, [7] * 20)
@@ -149,11 +149,11 @@ def test_samples_are_uniform():
 
 
 def test_samples_follow_priorities_and_weights_undo_them():
-    memory = replay(BOX, spaces.Discrete(3), capacity=60, num_envs=2, prioritised=True, exponent=0.5)
+    memory = replay(BOX, spaces.Discrete(3), capacity=60, num_envs=2, prioritized=True, exponent=0.5)
     state = filled(memory, World(2, False), [10, 10])
     possible = np.unique(sampled(memory, state, 1, 4000).place)
     errors = np.linspace(0.1, 2, len(possible))
-    state = jax.jit(memory.reprioritise)(state, jnp.asarray(possible), jnp.asarray(errors))
+    state = jax.jit(memory.reprioritize)(state, jnp.asarray(possible), jnp.asarray(errors))
     batch = sampled(memory, state, 2, 50_000, 1.0)
     share = np.bincount(batch.place, minlength=60)[possible] / 50_000
     np.testing.assert_allclose(share, errors**0.5 / (errors**0.5).sum(), rtol=0.06)
@@ -163,10 +163,10 @@ def test_samples_follow_priorities_and_weights_undo_them():
 
 
 def test_new_rows_have_the_highest_priority():
-    memory = replay(BOX, spaces.Discrete(3), capacity=60, num_envs=2, prioritised=True, exponent=1.0)
+    memory = replay(BOX, spaces.Discrete(3), capacity=60, num_envs=2, prioritized=True, exponent=1.0)
     world = World(2, False)
     state = filled(memory, world, [10])
-    state = jax.jit(memory.reprioritise)(state, jnp.array([0]), jnp.array([100.0]))
+    state = jax.jit(memory.reprioritize)(state, jnp.array([0]), jnp.array([100.0]))
     state = jax.jit(memory.add)(state, world.rollout(5))
     leaves = sum_tree.priorities(state.tree, jnp.arange(60))
     assert ((leaves > 99) & (leaves < 101)).sum() > 6
@@ -223,7 +223,7 @@ def trained_with(memory, transform, folder=None):
     env = probes.picture()
     algorithm = rl.dqn(
         env.observation_space, env.action_space, rl.networks.MLP(rl.spaces.encode(env.observation_space), (8,)),
-        num_envs=2, capacity=64, warm_up=16, batch_size=8, memory=memory, prioritised=True,
+        num_envs=2, capacity=64, warm_up=16, batch_size=8, memory=memory, prioritized=True,
     )  # fmt: skip
     learner = jdl.jit(transform(rl.on_device(algorithm, env, 2)))
     options = {"steps": 16, "log_every": 8, "checkpoint_every": 8}

@@ -18,7 +18,7 @@ def data(seed, rate):
     return {
         "reward": random.normal(size=shape),
         "value": random.normal(size=shape),
-        "next_value": random.normal(size=shape),  # any values: at a boundary it is no neighbour's
+        "next_value": random.normal(size=shape),  # any values: at a boundary it is no neighbor's
         "terminated": terminated,
         "truncated": (random.random(shape) < rate) & ~terminated,
         "log_ratio": random.normal(size=shape),
@@ -39,9 +39,9 @@ pick = lambda d, *names: [jnp.asarray(d[name]) for name in names]  # noqa: E731
 
 @settings(max_examples=40, deadline=None)
 @given(seeds, rates, fractions, fractions)
-def test_generalised_advantages(seed, rate, discount, trace):
+def test_generalized_advantages(seed, rate, discount, trace):
     d = data(seed, rate)
-    found = returns.generalised_advantages(
+    found = returns.generalized_advantages(
         *pick(d, "reward", "value", "next_value", "terminated", "truncated"), discount, trace
     )
     for b in range(BATCH):
@@ -81,7 +81,7 @@ def test_n_step_returns(seed, rate, discount, n):
 def test_lambda_returns_are_advantages_and_values(seed, rate, discount, trace):
     d = consistent(data(seed, rate))
     arrays = pick(d, "reward", "next_value", "terminated", "truncated")
-    advantages = returns.generalised_advantages(
+    advantages = returns.generalized_advantages(
         *pick(d, "reward", "value", "next_value", "terminated", "truncated"), discount, trace
     )
     np.testing.assert_allclose(returns.lambda_returns(*arrays, discount, trace), advantages + d["value"], atol=1e-4)

@@ -53,7 +53,7 @@ def test_advantages(rlax, seed, rate, discount, trace):
     wanted = jax.vmap(rlax("multistep").truncated_generalized_advantage_estimation, (1, 1, None, 1), 1)(
         d["reward"], continuing(d, discount)[0], trace, values
     )
-    found = returns.generalised_advantages(*pick(d, *names), discount, trace)
+    found = returns.generalized_advantages(*pick(d, *names), discount, trace)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 

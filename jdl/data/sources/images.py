@@ -37,7 +37,7 @@ IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0
 def digits(split_seed: int = 0, fractions: Sequence[float] = (0.8, 0.0, 0.2), normalize: bool = False) -> Dataset:
     """1797 handwritten digits, float32 `[examples, 8, 8, 1]` in [0, 1] (Alpaydin and Kaynak 1998, UCI).
 
-    `normalize` standardises by the training part's one mean and deviation.
+    `normalize` standardizes by the training part's one mean and deviation.
     """
     from sklearn.datasets import load_digits
 
@@ -61,8 +61,8 @@ def fashion_mnist(
 ) -> Dataset:
     """70 000 pictures of clothing in 10 classes, `[examples, 28, 28, 1]` (Xiao, Rasul and Vollgraf 2017).
 
-    Pixels are float32 scaled to [0, 1] and then, with `normalize`, standardised by the training part's mean
-    and deviation; `uint8` keeps the bytes as they are, not normalised, a quarter of the memory.
+    Pixels are float32 scaled to [0, 1] and then, with `normalize`, standardized by the training part's mean
+    and deviation; `uint8` keeps the bytes as they are, not normalized, a quarter of the memory.
     `validation` is the fraction of the 60 000 training examples set apart, class by class, by `split_seed`.
 
     The four IDX files, gzipped or not, are read from `folder`, else from `$JDL_FASHION_MNIST`, else from

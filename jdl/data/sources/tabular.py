@@ -1,6 +1,6 @@
 """Small tables that come with scikit-learn: three to classify, one to regress.
 
-Inputs are float32 `[examples, features]`, standardised by the training part alone.
+Inputs are float32 `[examples, features]`, standardized by the training part alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ FRACTIONS = (0.8, 0.0, 0.2)
 
 
 def iris(split_seed: int = 0, fractions: Sequence[float] = FRACTIONS, standardize: bool = True) -> Dataset:
-    """150 irises of 3 species, 4 measurements in centimetres each (Fisher 1936)."""
+    """150 irises of 3 species, 4 measurements in centimeters each (Fisher 1936)."""
     from sklearn.datasets import load_iris
 
     return _classification("iris", load_iris, split_seed, fractions, standardize)
@@ -28,7 +28,7 @@ def wine(split_seed: int = 0, fractions: Sequence[float] = FRACTIONS, standardiz
 
 
 def breast_cancer(split_seed: int = 0, fractions: Sequence[float] = FRACTIONS, standardize: bool = True) -> Dataset:
-    """569 tumours, 30 measurements of cell nuclei each; 0 malignant, 1 benign (Street et al. 1993, UCI)."""
+    """569 tumors, 30 measurements of cell nuclei each; 0 malignant, 1 benign (Street et al. 1993, UCI)."""
     from sklearn.datasets import load_breast_cancer
 
     return _classification("breast_cancer", load_breast_cancer, split_seed, fractions, standardize)
@@ -42,7 +42,7 @@ def diabetes(
 ) -> Dataset:
     """442 patients, 10 measurements each; the target is progression after a year (Efron et al. 2004).
 
-    Targets are float32 `[examples]`, 25 to 346. With `standardize_target` they are standardised by the
+    Targets are float32 `[examples]`, 25 to 346. With `standardize_target` they are standardized by the
     training part, and `target_normalizer.invert` takes predictions back.
     """
     from sklearn.datasets import load_diabetes

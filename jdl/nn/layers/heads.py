@@ -41,8 +41,8 @@ class Classifier(nn.Module):
     """A dense layer on an encoder's features: the head that transfer learning puts on a pretrained body.
 
     frozen: the encoder always runs as in evaluation, so without dropout and on its running statistics, and no gradient
-    reaches it. An optimiser with weight decay would still shrink its weights: `jdl.transfer.freeze(..., "^encoder/")`.
-    fixed_statistics: the encoder runs as in evaluation, and yet its parameters learn: batch normalisation keeps the
+    reaches it. An optimizer with weight decay would still shrink its weights: `jdl.transfer.freeze(..., "^encoder/")`.
+    fixed_statistics: the encoder runs as in evaluation, and yet its parameters learn: batch normalization keeps the
     statistics that it came with, where those of small batches of few examples would do harm.
     """
 

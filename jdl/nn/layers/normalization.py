@@ -1,4 +1,4 @@
-"""Normalisation by name, for networks that leave the choice open."""
+"""Normalization by name, for networks that leave the choice open."""
 
 from typing import Any, Literal
 

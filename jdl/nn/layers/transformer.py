@@ -1,4 +1,4 @@
-"""The transformer's block, and a stack of them: unrolled or scanned over layers, with or without rematerialisation."""
+"""The transformer's block, and a stack of them: unrolled or scanned over layers, with or without rematerialization."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +42,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention, attention to a context where there is one, and a feed-forward network, each added to its input.
 
-    norm_first: normalise what enters each of the three (Xiong et al. 2020), as against the sum that leaves it.
+    norm_first: normalize what enters each of the three (Xiong et al. 2020), as against the sum that leaves it.
     """
 
     num_heads: int

@@ -19,7 +19,7 @@ from jdl.nn.layers.transformer import Stack, TransformerBlock
 class EncoderDecoder(nn.Module):
     """Logits of every next token of a target, given a source.
 
-    The defaults are the base model's, with normalisation first. One embedding serves source, target and logits.
+    The defaults are the base model's, with normalization first. One embedding serves source, target and logits.
     Source: Vaswani et al., "Attention is all you need", 2017, table 3; section 3.4 on shared embeddings.
     """
 

@@ -28,7 +28,7 @@ def conv(features: int, window: int, stride: int = 1, **options) -> nn.Module:
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions, or a bottleneck of three, around which the input is added.
 
-    In a bottleneck the 3 x 3 convolution strides, which is version 1.5. The last normalisation starts at zero, so
+    In a bottleneck the 3 x 3 convolution strides, which is version 1.5. The last normalization starts at zero, so
     that a block starts as the identity (Goyal et al. 2017, section 5.1).
     """
 

@@ -22,7 +22,7 @@ class UNet(nn.Module):
     Source: Ronneberger, Fischer and Brox, "U-Net: convolutional networks for biomedical image segmentation", 2015.
     """
 
-    outputs: int  # channels of the result: classes, or colours
+    outputs: int  # channels of the result: classes, or colors
     features: Sequence[int] = (64, 128, 256, 512, 1024)  # at each size, the lowest last
     norm: NormName = "batch"
     dropout: float = 0.0  # at the lowest size

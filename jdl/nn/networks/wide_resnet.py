@@ -11,7 +11,7 @@ from jdl.nn.networks.resnet import Images, conv
 class WideResNet(nn.Module):
     """Three stages of (depth - 4) / 6 blocks, `widen` times as wide as ResNet's; WRN-28-10 by default.
 
-    Normalisation and activation come before each convolution (He et al. 2016, "Identity mappings").
+    Normalization and activation come before each convolution (He et al. 2016, "Identity mappings").
     Source: Zagoruyko and Komodakis, "Wide residual networks", 2016, table 1.
     """
 

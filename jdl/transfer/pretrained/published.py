@@ -90,7 +90,7 @@ def efficientnet_lite0(folder: Folder = None, *, fetch: bool = False, **options:
 
 
 def imagenet_images(images: Any) -> Float[Array, "batch height width 3"]:
-    """Colour images, uint8 or in [0, 1], as networks trained on ImageNet expect them."""
+    """Color images, uint8 or in [0, 1], as networks trained on ImageNet expect them."""
     if getattr(images, "ndim", None) != 4 or images.shape[-1] != 3:
         raise ValueError(
             f"images have shape {getattr(images, 'shape', type(images).__name__)}: ImageNet's networks take "
