@@ -8,7 +8,7 @@ from rl.reward_scale import scaled_rewards
 from rl.runners.evaluate import Scores, evaluate
 from rl.runners.on_device import episodes, on_device
 from rl.runners.on_host import on_host
-from rl.runners.training import Training, learner, settings, train, updates
+from rl.runners.training import Training, experiment, learner, options, settings, train, updates
 from rl.runners.vector import make_vec
 from rl.types import Algorithm, Experience, TimeStep
 from rl.video import video
@@ -28,6 +28,7 @@ __all__ = [
     "evaluate",
     "exact_returns",
     "expected_sarsa",
+    "experiment",
     "greedy_policies",
     "learner",
     "load",
@@ -36,6 +37,7 @@ __all__ = [
     "normalize",
     "on_device",
     "on_host",
+    "options",
     "ppo",
     "q_learning",
     "reinforce",

@@ -61,7 +61,9 @@ def policy(
     def init(key: Array) -> PolicyAgent:
         params = model.init(key, example)["params"]
         one = jax.tree.map(lambda leaf: leaf[0], example)
-        return PolicyAgent(params, optimizer.init(params), normalize.initial(one) if normalize_observations else None)
+        tracked = spaces.real_valued(observation_space)
+        moments = normalize.initial(one, tracked) if normalize_observations else None
+        return PolicyAgent(params, optimizer.init(params), moments)
 
     def apply(params: Any, observation: Any, action_mask: Any) -> tuple[Any, Array]:
         numbers, log_std, value = cast(tuple, model.apply({"params": params}, observation))

@@ -19,11 +19,11 @@ def generalized_advantages(
     terminated: Bool[Array, "time *batch"],
     truncated: Bool[Array, "time *batch"],
     discount: float | Array,
-    trace: float | Array,
+    lambda_: float | Array,
 ) -> Float[Array, "time *batch"]:
     """Generalized advantage estimates (Schulman et al. 2016, equation 16); `advantages + value` are λ-returns."""
     errors = reward + discount * jnp.where(terminated, 0, next_value) - value
-    return _accumulated(errors, jnp.where(terminated | truncated, 0, discount * trace))
+    return _accumulated(errors, jnp.where(terminated | truncated, 0, discount * lambda_))
 
 
 def lambda_returns(
@@ -32,11 +32,11 @@ def lambda_returns(
     terminated: Bool[Array, "time *batch"],
     truncated: Bool[Array, "time *batch"],
     discount: float | Array,
-    trace: float | Array,
+    lambda_: float | Array,
 ) -> Float[Array, "time *batch"]:
-    """λ-returns (Sutton and Barto, equation 12.18); with trace 1, discounted sums of rewards and the last bootstrap."""
+    """λ-returns (Sutton and Barto, equation 12.18); with λ = 1, discounted sums of rewards and the last bootstrap."""
     ends = (terminated | truncated).at[-1].set(True)  # what comes after the data is known by its value alone
-    share = jnp.where(ends, 0, trace)
+    share = jnp.where(ends, 0, lambda_)
     immediate = reward + discount * jnp.where(terminated, 0, (1 - share) * next_value)
     return _accumulated(immediate, discount * share)
 
@@ -79,7 +79,7 @@ def vtrace(
     terminated: Bool[Array, "time *batch"],
     truncated: Bool[Array, "time *batch"],
     discount: float | Array,
-    trace: float | Array = 1.0,
+    lambda_: float | Array = 1.0,
     clip_ratio: float | Array = 1.0,
     clip_trace: float | Array = 1.0,
 ) -> VTrace:
@@ -88,7 +88,7 @@ def vtrace(
     log_ratio: log-probability of the action under the policy learnt minus that under the one that acted.
     """
     ratio = jnp.exp(log_ratio)
-    rho, c = jnp.minimum(clip_ratio, ratio), trace * jnp.minimum(clip_trace, ratio)
+    rho, c = jnp.minimum(clip_ratio, ratio), lambda_ * jnp.minimum(clip_trace, ratio)
     bootstrap = jnp.where(terminated, 0, next_value)
     boundary = terminated | truncated
     errors = rho * (reward + discount * bootstrap - value)

@@ -32,6 +32,18 @@ def zeros(space: gymnasium.Space, *batch: int) -> Any:
     return np.zeros((*batch, *(space.shape or ())), jax.dtypes.canonicalize_dtype(space.dtype or np.float32))
 
 
+def real_valued(space: gymnasium.Space) -> Any:
+    """Which parts of an observation are real numbers, as a tree of booleans like the observation's.
+
+    Normalizing is for these alone: choices are numbered before their one-hot, pictures of bytes are divided by 255.
+    """
+    if isinstance(space, spaces.Dict):
+        return {name: real_valued(part) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(real_valued(part) for part in space.spaces)
+    return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+
+
 def encode(space: gymnasium.Space) -> Callable[[Any], Float[Array, "batch features"]]:
     """A function from a batch of observations to vectors: numbers as they are, choices one-hot, parts side by side."""
     if isinstance(space, spaces.Dict | spaces.Tuple):

@@ -35,7 +35,7 @@ def tabular(
     learning_rate: float | Schedule,
     epsilon: float | Schedule,
     discount: float,
-    rollout: int,
+    num_steps: int,
 ) -> Algorithm:
     """A table learnt by one-step backups; arguments as for `rl.q_learning`."""
     for name, space in (("observation", observation_space), ("action", action_space)):
@@ -106,4 +106,4 @@ def tabular(
         share = jnp.asarray(at(epsilon, agent.steps), jnp.float32)
         return agent, {"error": Mean(errors.sum(), counted.sum()), "epsilon": Last(share)}
 
-    return Algorithm(init, lambda num_envs: (), act, update, rollout)
+    return Algorithm(init, lambda num_envs: (), act, update, num_steps)

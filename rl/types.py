@@ -41,7 +41,7 @@ class Algorithm(NamedTuple):
     initial_carry: Callable[[int], Carry]  # (num_envs) -> carry
     act: Callable[..., tuple[Action, Carry, Any]]  # (agent, carry, timestep, key, greedy) -> action, carry, extras
     update: Callable[..., tuple[Agent, Any]]  # (agent, experience, key) -> agent, metrics
-    rollout: int  # time steps that an update wants
+    num_steps: int  # of each environment, that an update wants
     # (agent, carry [env], timestep [time, env], action [time, env]) -> extras [time, env]: what learning wants to know
     # of the agent that acted, of a whole rollout at once: cheaper than step by step in `act`.
     recall: Callable[..., Any] | None = None

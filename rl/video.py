@@ -1,6 +1,9 @@
 """A trained agent to look at: one greedy episode as a GIF."""
 
+import contextlib
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,8 @@ def video(
     if "rgb_array" not in single.metadata.get("render_modes", ()) or single.observation_space != spaces_of(env)[0]:
         return None
     try:
-        frames = _episode(algorithm, agent, env, seed, max_steps)
+        with _no_display():
+            frames = _episode(algorithm, agent, env, seed, max_steps)
     except gymnasium.error.DependencyNotInstalled:
         return None
     from PIL import Image  # comes with matplotlib
@@ -44,6 +48,18 @@ def video(
     pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=40, loop=0, optimize=True)
     write_bytes(Path(path), buffer.getvalue())
     return Path(path)
+
+
+@contextlib.contextmanager
+def _no_display() -> Iterator[None]:
+    """Let pygame draw without a display server; looking for one, SDL would complain on stderr."""
+    given = os.environ.get("SDL_VIDEODRIVER")
+    os.environ["SDL_VIDEODRIVER"] = given or "dummy"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["SDL_VIDEODRIVER"]
 
 
 def _episode(algorithm: Algorithm, agent: Agent, env: str, seed: int, max_steps: int) -> list[np.ndarray]:

@@ -93,7 +93,7 @@ def stepping(side: str, num_envs: int) -> tuple[Callable[[Any], Any], Any, int]:
     if side.startswith("pixels"):
         env = _pixels()
         network = rl.networks.NatureCNN(64)
-        algorithm = rl.ppo(env.observation_space, env.action_space, network, rollout=16, shared=True)
+        algorithm = rl.ppo(env.observation_space, env.action_space, network, num_steps=16, shared=True)
         learner = rl.on_device(algorithm, env, num_envs)
         if side == "pixels-scan":
             learner = jdl.scan(learner, 4)
@@ -111,7 +111,7 @@ def stepping(side: str, num_envs: int) -> tuple[Callable[[Any], Any], Any, int]:
     return (
         lambda state: step(state, None)[0],
         learner.init(jax.random.key(0)),
-        calls * algorithm.rollout * num_envs * runs,
+        calls * algorithm.num_steps * num_envs * runs,
     )
 
 

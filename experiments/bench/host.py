@@ -88,11 +88,11 @@ def make(
             rl.networks.torso(spaces[0], (256, 256), nn.relu),
             num_envs=1,
             optimizer=optax.chain(optax.clip_by_global_norm(10.0), optax.adam(theirs["learning_rate"])),
-            rollout=theirs["train_freq"],
-            updates=theirs["gradient_steps"],
+            num_steps=theirs["train_freq"],
+            updates_per_rollout=theirs["gradient_steps"],
             batch_size=theirs["batch_size"],
             capacity=theirs["buffer_size"],
-            warm_up=theirs["learning_starts"],
+            learning_starts=theirs["learning_starts"],
             target_every=theirs["gradient_steps"],  # at each of their 10 steps, 256 of which go by between trainings
             epsilon=optax.linear_schedule(1.0, theirs["exploration_final_eps"], int(0.16 * 50_000)),
             huber=1.0,
@@ -104,15 +104,15 @@ def make(
         algorithm = rl.ppo(
             *spaces,
             optimizer=optax.chain(optax.clip_by_global_norm(0.5), optax.adam(learning_rate, eps=1e-5)),
-            rollout=theirs["n_steps"],
+            num_steps=theirs["n_steps"],
             epochs=theirs["n_epochs"],
             minibatches=theirs["n_steps"] * num_envs // theirs["batch_size"],
             discount=theirs.get("gamma", 0.99),
-            trace=theirs.get("gae_lambda", 0.95),
+            gae_lambda=theirs.get("gae_lambda", 0.95),
             entropy_weight=0.0,
         )
     learner, source = rl.on_host(algorithm, envs, seed=seed, ahead=ahead)
-    return algorithm, jdl.jit(learner), source, algorithm.rollout * num_envs
+    return algorithm, jdl.jit(learner), source, algorithm.num_steps * num_envs
 
 
 def measured(what: str, vectorization: str, ahead: bool) -> None:

@@ -22,7 +22,7 @@ def replay_rows(rounds: int) -> list[Row]:
     spaces = env.observation_space, env.action_space
     sizes: dict[str, Any] = {"num_envs": 8, "capacity": 100_000}
     memory = replay(*spaces, **sizes)
-    algorithm = rl.dqn(*spaces, rollout=4, updates=8, batch_size=64, warm_up=1, **sizes)
+    algorithm = rl.dqn(*spaces, num_steps=4, updates_per_rollout=8, batch_size=64, learning_starts=1, **sizes)
     agent = jax.jit(algorithm.init)(jax.random.key(0))
     random = np.random.default_rng(0)
 

@@ -11,7 +11,6 @@ from typing import Any
 import optax
 from gymnasium import Space
 
-import jdl
 import rl
 
 
@@ -19,47 +18,44 @@ import rl
 class Config(rl.Training):
     """Hyper-parameters; what is None is tuned for the environment, or else common."""
 
-    rollout: int | None = None
+    num_steps: int | None = None
     learning_rate: float | None = None  # of Adam, decays to zero over the run
     discount: float | None = None
-    trace: float | None = None
+    gae_lambda: float | None = None
     entropy_weight: float | None = None
     normalize_advantages: bool | None = None
     normalize_observations: bool | None = None
 
 
+RENAMED = {  # since version 0.1
+    "rollout": "num_steps",
+    "trace": "gae_lambda",
+    "normalise_advantages": "normalize_advantages",
+    "normalise_observations": "normalize_observations",
+}
 COMMON = {
     "total_steps": 500_000,
     "num_envs": 8,
-    "rollout": 16,
+    "num_steps": 16,
     "learning_rate": 2e-3,
     "discount": 0.99,
-    "trace": 0.95,
+    "gae_lambda": 0.95,
     "entropy_weight": 0.0,
     "normalize_advantages": True,
     "normalize_observations": False,
 }
 TUNED: dict[str, dict[str, Any]] = {"CartPole-v1": {"discount": 0.98}}
-OPTIONS = "rollout", "discount", "trace", "entropy_weight", "normalize_advantages", "normalize_observations"
+
+settings = functools.partial(rl.settings, common=COMMON, tuned=TUNED)
 
 
 def algorithm(config: Config, observation_space: Space, action_space: Space) -> rl.Algorithm:
     """A2C with Adam, its learning rate decaying to zero."""
-    chosen = rl.settings(config, COMMON, TUNED)
-    count = rl.updates(chosen["total_steps"], chosen["num_envs"], chosen["rollout"])
+    chosen = settings(config)
+    count = rl.updates(chosen["total_steps"], chosen["num_envs"], chosen["num_steps"])
     schedule = optax.linear_schedule(chosen["learning_rate"], 0.0, count)
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(schedule, eps=1e-5))
-    options = {name: chosen[name] for name in OPTIONS}
-    return rl.a2c(observation_space, action_space, optimizer=optimizer, **options)
+    return rl.a2c(observation_space, action_space, optimizer=optimizer, **rl.options(rl.a2c, chosen))
 
 
-def learner(config: Config) -> jdl.Learner:
-    """One run."""
-    return rl.learner(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED))
-
-
-def main(config: Config, run: jdl.Run) -> dict[str, Any]:
-    """Train on the device or on the host; evaluate the last agents in Gymnasium's own environment."""
-    if config.separate(run):
-        return jdl.separately(run)
-    return rl.train(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED), run).scores
+learner, main = rl.experiment(algorithm, settings)

@@ -14,7 +14,6 @@ import flax.linen as nn
 import optax
 from gymnasium import Space
 
-import jdl
 import rl
 
 
@@ -22,11 +21,11 @@ import rl
 class Config(rl.Training):
     """Hyper-parameters; what is None is tuned for the environment, or else common."""
 
-    rollout: int | None = None  # steps of each environment between learning
-    updates: int | None = None  # and as many batches then
+    num_steps: int | None = None  # steps of each environment between learning
+    updates_per_rollout: int | None = None  # and as many batches then
     batch_size: int | None = None
     capacity: int | None = None
-    warm_up: int | None = None
+    learning_starts: int | None = None
     target_every: int | None = None  # updates
     learning_rate: float | None = None  # decays to zero over the run
     exploration: float | None = None  # the share of the run over which random actions become few
@@ -35,19 +34,27 @@ class Config(rl.Training):
     width: int | None = None  # of two hidden layers
     double: bool | None = None
     dueling: bool | None = None
-    n_steps: int | None = None
+    n_step: int | None = None
     prioritized: bool | None = None
     normalize_observations: bool | None = None
 
 
+RENAMED = {  # since version 0.1
+    "rollout": "num_steps",
+    "updates": "updates_per_rollout",
+    "warm_up": "learning_starts",
+    "n_steps": "n_step",
+    "prioritised": "prioritized",
+    "normalise_observations": "normalize_observations",
+}
 COMMON = {
     "total_steps": 500_000,
     "num_envs": 8,
-    "rollout": 4,
-    "updates": 8,
+    "num_steps": 4,
+    "updates_per_rollout": 8,
     "batch_size": 64,
     "capacity": 100_000,
-    "warm_up": 1000,
+    "learning_starts": 1000,
     "target_every": 200,
     "learning_rate": 5e-4,
     "exploration": 0.2,
@@ -56,34 +63,32 @@ COMMON = {
     "width": 128,
     "double": True,
     "dueling": False,
-    "n_steps": 3,
+    "n_step": 3,
     "prioritized": False,
     "normalize_observations": True,
 }
 TUNED: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
-        "rollout": 8,
-        "updates": 4,
+        "num_steps": 8,
+        "updates_per_rollout": 4,
         "batch_size": 128,
         "capacity": 500_000,
         "target_every": 50,
         "learning_rate": 1e-3,
         "discount": 0.98,
     },
-    "LunarLander-v3": {"n_steps": 1},
+    "LunarLander-v3": {"n_step": 1},
     "MountainCar-v0": {"total_steps": 300_000, "target_every": 500, "learning_rate": 1e-3},
 }
-OPTIONS = (
-    "num_envs", "rollout", "updates", "batch_size", "capacity", "warm_up", "target_every", "discount", "double",
-    "dueling", "prioritized", "normalize_observations",
-)  # fmt: skip
+
+settings = functools.partial(rl.settings, common=COMMON, tuned=TUNED)
 
 
 def algorithm(config: Config, observation_space: Space, action_space: Space) -> rl.Algorithm:
     """DQN with Adam, its learning rate decaying to zero, exploring less and less."""
-    chosen = rl.settings(config, COMMON, TUNED)
+    chosen = settings(config)
     total = chosen["total_steps"]
-    count = rl.updates(total, chosen["num_envs"], chosen["rollout"]) * chosen["updates"]
+    count = rl.updates(total, chosen["num_envs"], chosen["num_steps"]) * chosen["updates_per_rollout"]
     schedule = optax.linear_schedule(chosen["learning_rate"], 0.0, count)
     return rl.dqn(
         observation_space,
@@ -92,18 +97,8 @@ def algorithm(config: Config, observation_space: Space, action_space: Space) -> 
         optimizer=optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule)),
         epsilon=optax.linear_schedule(1.0, chosen["final_epsilon"], int(total * chosen["exploration"])),
         importance=optax.linear_schedule(0.4, 1.0, total),
-        steps=chosen["n_steps"],
-        **{name: chosen[name] for name in OPTIONS},
+        **rl.options(rl.dqn, chosen),
     )
 
 
-def learner(config: Config) -> jdl.Learner:
-    """One run."""
-    return rl.learner(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED))
-
-
-def main(config: Config, run: jdl.Run) -> dict[str, Any]:
-    """Train on the device or on the host; evaluate the last agents in Gymnasium's own environment."""
-    if config.separate(run):
-        return jdl.separately(run)
-    return rl.train(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED), run).scores
+learner, main = rl.experiment(algorithm, settings)

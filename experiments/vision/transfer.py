@@ -37,6 +37,9 @@ class Config:
     fetch: bool = False  # download the weights, checked, if they are nowhere
 
 
+RENAMED = {"labelled": "labeled"}  # since version 0.1
+
+
 def model(method: str = "fine-tuned") -> nn.Module:
     """EfficientNet-Lite0's body and a head for six classes; ImageNet's statistics stay with ImageNet's weights."""
     return jdl.nn.Classifier(

@@ -1,6 +1,7 @@
 """What a command takes beside the experiment's own fields, and how its words are read."""
 
 import dataclasses
+import sys
 from typing import Annotated, Any
 
 import tyro
@@ -22,8 +23,23 @@ def read(verb: str, name: str, module: Any, options: type, arguments: list[str],
             *more.items(),
         ],
     )
+    arguments = _by_new_names(arguments, getattr(module, "RENAMED", {}))
     description = (module.__doc__ or "").strip()
     return tyro.cli(command, prog=f"jdl {verb} {name}", args=arguments, description=description)
+
+
+def _by_new_names(arguments: list[str], renamed: dict[str, str]) -> list[str]:
+    """The words of a command line with each field that an experiment has renamed under its new name."""
+    words = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        new = renamed.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        if new:
+            option = f"--{new.replace('_', '-')}"
+            print(f"jdl: {name} is called {option} now; the old name goes with the next version", file=sys.stderr)
+            word = option + equals + value
+        words.append(word)
+    return words
 
 
 def read_by_field(

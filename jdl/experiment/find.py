@@ -64,7 +64,7 @@ def experiments(domain: str = "") -> list[Found]:
         except (SyntaxError, UnicodeDecodeError) as error:
             found.append(Found(file, f"cannot be read as Python: {error}"))
             continue
-        if {getattr(node, "name", None) for node in tree.body} >= _REQUIRED:
+        if _defined(tree) >= _REQUIRED:
             found.append(Found(file, (ast.get_docstring(tree) or "").strip().split("\n")[0]))
     return found
 
@@ -123,6 +123,13 @@ def load_file(file: Path, name: str | None = None, package: str = "", path: Sequ
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """The names that a module gives to classes, functions and, at its top level, to values."""
+    named = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    assigned = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    return named | {node.id for target in assigned for node in ast.walk(target) if isinstance(node, ast.Name)}
 
 
 def _files(name: str) -> list[Path]:

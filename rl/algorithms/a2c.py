@@ -13,10 +13,17 @@ import jdl
 from jdl.core import seam
 from jdl.core.metrics import Mean
 from rl.policy import PolicyAgent, flat, moments, next_values, policy, updated
+from rl.renamed import renamed
 from rl.returns import generalized_advantages
 from rl.types import Algorithm, Experience
 
 
+@renamed(
+    rollout="num_steps",
+    trace="gae_lambda",
+    normalise_advantages="normalize_advantages",
+    normalise_observations="normalize_observations",
+)
 def a2c(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -24,9 +31,9 @@ def a2c(
     *,
     optimizer: optax.GradientTransformation | None = None,
     shared: bool = False,
-    rollout: int = 5,
+    num_steps: int = 5,
     discount: float = 0.99,
-    trace: float = 1.0,
+    gae_lambda: float = 1.0,
     entropy_weight: float = 0.0,
     value_weight: float = 0.5,
     normalize_advantages: bool = False,
@@ -35,8 +42,8 @@ def a2c(
     """A2C; arguments as for `rl.ppo`. optimizer: by default RMSProp(7e-4, decay 0.99) with a global norm of 0.5."""
     if optimizer is None:
         optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.rmsprop(7e-4, decay=0.99, eps=1e-5))
-    if rollout < 1:
-        raise ValueError(f"a2c(rollout={rollout}): at least 1")
+    if num_steps < 1:
+        raise ValueError(f"a2c(num_steps={num_steps}): at least 1")
     pi = policy(
         observation_space,
         action_space,
@@ -50,7 +57,7 @@ def a2c(
         value = experience.extras.value
         following = next_values(lambda x: pi.apply(agent.params, pi.seen(agent, x), None)[1], experience)
         advantages = generalized_advantages(
-            experience.reward, value, following, experience.terminated, experience.truncated, discount, trace
+            experience.reward, value, following, experience.terminated, experience.truncated, discount, gae_lambda
         )
         valid = experience.valid.astype(jnp.float32)
         center, scale = moments(advantages, valid) if normalize_advantages else (0.0, 1.0)
@@ -82,4 +89,4 @@ def a2c(
         total = means["policy_loss"].total + value_weight * means["value_loss"].total
         return total - entropy_weight * means["entropy"].total, weight, means
 
-    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout, pi.recall)
+    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, num_steps, pi.recall)

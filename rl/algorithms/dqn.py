@@ -4,7 +4,7 @@ Double (van Hasselt et al. 2016), dueling (Wang et al. 2016), n-step returns and
 2016), as Hessel et al. 2018 combine them.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -22,8 +22,9 @@ from rl import normalize
 from rl.distributions import FORBIDDEN
 from rl.exploration import Schedule, at
 from rl.networks import Values, torso
+from rl.renamed import renamed
 from rl.replay.replay import Memory, ReplayState, Transitions, replay
-from rl.spaces import zeros
+from rl.spaces import real_valued, zeros
 from rl.types import Algorithm, Carry, Experience, TimeStep
 
 
@@ -40,6 +41,31 @@ class DQNAgent:
     observations: Any  # moments of the observations; None where they are not normalized
 
 
+class Priorities(NamedTuple):
+    """Of the replay: its tree, and the highest so far."""
+
+    tree: Any
+    highest: Any
+
+
+class Learning(NamedTuple):
+    """What the updates of a rollout pass on."""
+
+    params: PyTree
+    target_params: PyTree
+    opt_state: Any
+    updates: Array  # so far
+    priorities: Priorities
+
+
+@renamed(
+    rollout="num_steps",
+    updates="updates_per_rollout",
+    warm_up="learning_starts",
+    steps="n_step",
+    prioritised="prioritized",
+    normalise_observations="normalize_observations",
+)
 def dqn(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -47,17 +73,17 @@ def dqn(
     *,
     num_envs: int,
     optimizer: optax.GradientTransformation | None = None,
-    rollout: int = 4,
-    updates: int = 1,
+    num_steps: int = 4,
+    updates_per_rollout: int = 1,
     batch_size: int = 128,
     capacity: int = 100_000,
-    warm_up: int = 1000,
+    learning_starts: int = 1000,
     target_every: int = 500,
     epsilon: float | Schedule = 0.1,
     discount: float | Array = 0.99,
     double: bool = True,
     dueling: bool = False,
-    steps: int = 1,
+    n_step: int = 1,
     prioritized: bool = False,
     priority_exponent: float = 0.6,
     importance: float | Schedule = 0.4,
@@ -67,21 +93,44 @@ def dqn(
     huber: float | None = None,
     normalize_observations: bool = False,
 ) -> Algorithm:
-    """DQN for Discrete actions.
+    """Deep Q-learning for Discrete actions.
 
-    network: a torso (`rl.networks`), by default 256-256 with ReLU or the network of Mnih et al. 2015 for pictures.
-    num_envs: as many as the runner has. optimizer: by default Adam(5e-4) with a global norm of 10. rollout: steps of
-    each environment between learning, which is `updates` batches once `warm_up` environment steps are kept.
-    target_every: updates between copies to the target network. epsilon, importance (1 corrects fully): numbers or
-    functions of the steps of all environments together. steps: n of n-step returns. masked: the environment gives
-    action masks. stack, memory: see `rl.replay.replay`. huber: errors above it count linearly; by default all count
-    squared, since a limit far below the values lets rare terminations go unheeded (CartPole's grow without bounds).
-    Discount may be traced (`jdl.population`). Raises ValueError for other actions, and for a replay that does not
-    fit in memory.
+    Args:
+        observation_space: any space that `rl.networks.torso` or the given network takes.
+        action_space: Discrete.
+        network: a torso (`rl.networks`), by default 256-256 with ReLU, or the network of Mnih et al. 2015 for pictures.
+        num_envs: how many environments the runner has.
+        optimizer: by default Adam(5e-4), gradients clipped to a global norm of 10.
+        num_steps: steps of each environment between two phases of learning.
+        updates_per_rollout: batches in each phase.
+        batch_size: transitions per update.
+        capacity: transitions kept; the oldest are overwritten.
+        learning_starts: environment steps to keep before the first update.
+        target_every: updates between copies of the parameters to the target network.
+        epsilon: probability of a random action, a number or a function of the steps of all environments together.
+        discount: may be traced (`jdl.population`).
+        double: choose the next action by the online network (van Hasselt et al. 2016).
+        dueling: split values into state value and advantages (Wang et al. 2016).
+        n_step: rewards summed before bootstrapping.
+        prioritized: sample by TD error (Schaul et al. 2016).
+        priority_exponent: of the errors.
+        importance: correction of prioritized sampling, 0 (none) to 1 (full); a number or a function like `epsilon`.
+        huber: errors above it count linearly. By default all count squared: a limit far below the values clips the
+            rare terminal errors, and CartPole's values then grow without bounds.
+        masked: the environment gives action masks.
+        stack, memory: see `rl.replay.replay`.
+        normalize_observations: by running moments; real-valued parts alone.
+
+    Raises:
+        ValueError: for other actions, and for a replay that does not fit in memory.
     """
     if not isinstance(action_space, spaces.Discrete):
         raise ValueError(f"the action space {action_space} is not Discrete; DQN values single choices (try rl.ppo)")
-    for name, value in (("rollout", rollout), ("updates", updates), ("batch_size", batch_size)):
+    for name, value in (
+        ("num_steps", num_steps),
+        ("updates_per_rollout", updates_per_rollout),
+        ("batch_size", batch_size),
+    ):
         if value < 1:
             raise ValueError(f"dqn({name}={value}): at least 1")
     if optimizer is None:
@@ -93,7 +142,7 @@ def dqn(
         action_space,
         capacity=capacity,
         num_envs=num_envs,
-        steps=steps,
+        n_step=n_step,
         prioritized=prioritized,
         exponent=priority_exponent,
         masked=masked,
@@ -106,25 +155,25 @@ def dqn(
         nothing = jnp.zeros((), jnp.int32)
         target = jax.tree.map(jnp.copy, params)
         one = jax.tree.map(lambda leaf: leaf[0], zeros(observation_space, 1))
-        moments = normalize.initial(one) if normalize_observations else None
+        moments = normalize.initial(one, real_valued(observation_space)) if normalize_observations else None
         return DQNAgent(params, target, optimizer.init(params), buffer.init(), nothing, nothing, moments)
 
     def seen(agent: DQNAgent, observation: Any) -> Any:
         return observation if agent.observations is None else normalize.normalized(agent.observations, observation)
 
     def values(params: PyTree, observation: Any, mask: Any) -> Float[Array, "batch actions"]:
-        found = model.apply({"params": params}, observation)
-        return found if mask is None else jnp.where(mask, found, FORBIDDEN)  # type: ignore[return-value]
+        q_values = model.apply({"params": params}, observation)
+        return q_values if mask is None else jnp.where(mask, q_values, FORBIDDEN)  # type: ignore[return-value]
 
     def act(
         agent: DQNAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool
     ) -> tuple[Array, Carry, tuple[()]]:
-        found = values(agent.params, seen(agent, timestep.observation), timestep.action_mask)
-        best = found.argmax(-1)
+        q_values = values(agent.params, seen(agent, timestep.observation), timestep.action_mask)
+        best = q_values.argmax(-1)
         if greedy:
             return best, carry, ()
         which, what = jax.random.split(key)
-        allowed = jnp.zeros(found.shape) if timestep.action_mask is None else jnp.log(timestep.action_mask + 1e-30)
+        allowed = jnp.zeros(q_values.shape) if timestep.action_mask is None else jnp.log(timestep.action_mask + 1e-30)
         explore = jax.random.uniform(which, best.shape) < at(epsilon, agent.steps)
         return jnp.where(explore, jax.random.categorical(what, allowed), best), carry, ()
 
@@ -135,63 +184,70 @@ def dqn(
             moments = normalize.updated(moments, experience.timestep.observation, experience.valid)
         steps = agent.steps + jnp.asarray(experience.valid).sum().astype(jnp.int32)
         agent = agent.replace(replay=kept, steps=steps, observations=moments)  # type: ignore[attr-defined]
-        learnt = agent.params, agent.target, agent.optimizer, agent.updates, (kept.tree, kept.highest)
+        before = Learning(
+            agent.params, agent.target, agent.optimizer, agent.updates, Priorities(kept.tree, kept.highest)
+        )
 
         # The rows are read within and not carried: what passes through a branch or a loop may be copied.
-        def learn() -> tuple[Any, Any]:
-            results = jax.lax.scan(one_update, learnt, jax.random.split(key, updates))
-            return results[0], merge_axis(results[1], 0)
+        def learn() -> tuple[Learning, Any]:
+            learning, metrics = jax.lax.scan(one_update, before, jax.random.split(key, updates_per_rollout))
+            return learning, merge_axis(metrics, 0)
 
-        def one_update(learnt: tuple[Any, ...], key: Array) -> tuple[tuple[Any, ...], dict[str, Mean]]:
-            params, target, optimizer_state, count, (tree, highest) = learnt
-            now = ReplayState(kept.ring, tree, highest)
-            batch = buffer.sample(now, key, batch_size, discount, at(importance, agent.steps))
+        def one_update(learning: Learning, key: Array) -> tuple[Learning, dict[str, Mean]]:
+            params, target_params, opt_state, count, priorities = learning
+            buffer_state = ReplayState(kept.ring, priorities.tree, priorities.highest)
+            batch = buffer.sample(buffer_state, key, batch_size, discount, at(importance, agent.steps))
             batch = batch._replace(
                 observation=seen(agent, batch.observation), next_observation=seen(agent, batch.next_observation)
             )
-            own = seam.current().share(jnp.arange(batch_size))
-            part = jax.tree.map(lambda leaf: leaf[own], {"transitions": batch, "wanted": wanted(params, target, batch)})
+            targets = td_targets(params, target_params, batch)
+            share = seam.current().share(jnp.arange(batch_size))  # this replica's part of the batch
+            part = jax.tree.map(lambda leaf: leaf[share], {"transitions": batch, "td_targets": targets})
             grads, mean, measured = jdl.gradients(loss, params, part, key)
             if prioritized:
                 # Where the batch was split, its errors did not come back in one piece.
                 whole = not seam.current().reductions
-                errors = measured["error"] if whole else error(params, batch, wanted(params, target, batch))
-                now = buffer.reprioritize(now, batch.place, errors)
-            changes, optimizer_state = optimizer.update(grads, optimizer_state, params)
-            params = optax.apply_updates(params, changes)
+                errors = (
+                    measured["error"] if whole else td_errors(params, batch, td_targets(params, target_params, batch))
+                )
+                buffer_state = buffer.reprioritize(buffer_state, batch.place, errors)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
             count = count + 1
-            target = jax.tree.map(lambda new, old: jnp.where(count % target_every == 0, new, old), params, target)
-            found = {"loss": mean, "value": measured["value"]}
-            return (params, target, optimizer_state, count, (now.tree, now.highest)), found
+            due = count % target_every == 0
+            target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, target_params)
+            priorities = Priorities(buffer_state.tree, buffer_state.highest)
+            learning = Learning(params, target_params, opt_state, count, priorities)
+            return learning, {"loss": mean, "value": measured["value"]}
 
         shapes = jax.eval_shape(learn)[1]
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        ready = (agent.steps >= warm_up) & buffer.ready(kept)
-        learnt, metrics = jax.lax.cond(ready, learn, lambda: (learnt, nothing))
-        params, target, optimizer_state, count, (tree, highest) = learnt
-        memorized = ReplayState(kept.ring, tree, highest)
-        agent = DQNAgent(params, target, optimizer_state, memorized, agent.steps, count, moments)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        ready = (agent.steps >= learning_starts) & buffer.ready(kept)
+        learning, metrics = jax.lax.cond(ready, learn, lambda: (before, zeros))
+        params, target_params, opt_state, count, priorities = learning
+        memorized = ReplayState(kept.ring, priorities.tree, priorities.highest)
+        agent = DQNAgent(params, target_params, opt_state, memorized, agent.steps, count, moments)
         return agent, {**metrics, "epsilon": Last(jnp.asarray(at(epsilon, agent.steps), jnp.float32))}
 
-    def wanted(params: PyTree, target: PyTree, batch: Transitions) -> Float[Array, " batch"]:
-        """What the values should be: rewards, and the target network's value of the best action after them."""
-        after = values(target, batch.next_observation, batch.next_action_mask)
-        chooser = values(params, batch.next_observation, batch.next_action_mask) if double else after
-        following = jnp.take_along_axis(after, chooser.argmax(-1)[:, None], 1)[:, 0]
-        return batch.reward + batch.discount * following
+    def td_targets(params: PyTree, target_params: PyTree, batch: Transitions) -> Float[Array, " batch"]:
+        """The rewards, and the target network's value of the best action after them."""
+        next_values = values(target_params, batch.next_observation, batch.next_action_mask)
+        chooser = values(params, batch.next_observation, batch.next_action_mask) if double else next_values
+        bootstrap = jnp.take_along_axis(next_values, chooser.argmax(-1)[:, None], 1)[:, 0]
+        return batch.reward + batch.discount * bootstrap
 
-    def error(params: PyTree, batch: Transitions, wanted: Array) -> Float[Array, " batch"]:
-        found = values(params, batch.observation, None)
-        return jnp.take_along_axis(found, batch.action[:, None], 1)[:, 0] - wanted
+    def td_errors(params: PyTree, batch: Transitions, targets: Array) -> Float[Array, " batch"]:
+        q_values = values(params, batch.observation, None)
+        return jnp.take_along_axis(q_values, batch.action[:, None], 1)[:, 0] - targets
 
     def loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Any]]:
         batch = part["transitions"]
-        errors = error(params, batch, jax.lax.stop_gradient(part["wanted"]))
+        errors = td_errors(params, batch, jax.lax.stop_gradient(part["td_targets"]))
         counted = (batch.weight > 0).astype(jnp.float32)
-        measured: dict[str, Any] = {"value": Mean(((errors + part["wanted"]) * counted).sum(), counted.sum())}
+        measured: dict[str, Any] = {"value": Mean(((errors + part["td_targets"]) * counted).sum(), counted.sum())}
         if prioritized:
             measured["error"] = errors
         squared = optax.l2_loss(errors) if huber is None else optax.huber_loss(errors, delta=huber)
         return (squared * batch.weight).sum(), counted.sum(), measured
 
-    return Algorithm(init, lambda num_envs: (), act, update, rollout)
+    return Algorithm(init, lambda num_envs: (), act, update, num_steps)

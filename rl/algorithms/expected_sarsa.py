@@ -3,10 +3,12 @@
 import gymnasium
 
 from rl.exploration import Schedule
+from rl.renamed import renamed
 from rl.tabular import tabular
 from rl.types import Algorithm
 
 
+@renamed(rollout="num_steps")
 def expected_sarsa(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -14,7 +16,7 @@ def expected_sarsa(
     learning_rate: float | Schedule = 0.1,
     epsilon: float | Schedule = 0.1,
     discount: float = 0.99,
-    rollout: int = 1,
+    num_steps: int = 1,
 ) -> Algorithm:
     """Back up the mean over what the policy might do next; arguments as for `rl.q_learning`."""
     return tabular(
@@ -24,5 +26,5 @@ def expected_sarsa(
         learning_rate=learning_rate,
         epsilon=epsilon,
         discount=discount,
-        rollout=rollout,
+        num_steps=num_steps,
     )

@@ -14,10 +14,17 @@ from jdl.core import seam
 from jdl.core.metrics import Mean, merge_axis
 from jdl.data.shuffle import shuffled_index
 from rl.policy import PolicyAgent, flat, moments, next_values, policy, updated
+from rl.renamed import renamed
 from rl.returns import generalized_advantages
 from rl.types import Algorithm, Experience
 
 
+@renamed(
+    rollout="num_steps",
+    trace="gae_lambda",
+    normalise_advantages="normalize_advantages",
+    normalise_observations="normalize_observations",
+)
 def ppo(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -25,11 +32,11 @@ def ppo(
     *,
     optimizer: optax.GradientTransformation | None = None,
     shared: bool = False,
-    rollout: int = 128,
+    num_steps: int = 128,
     epochs: int = 4,
     minibatches: int = 4,
     discount: float = 0.99,
-    trace: float = 0.95,
+    gae_lambda: float = 0.95,
     clip: float = 0.2,
     clip_value: float | None = None,
     entropy_weight: float = 0.01,
@@ -41,11 +48,11 @@ def ppo(
 
     network: a torso (`rl.networks`), by default 64-64 with tanh or the network of Mnih et al. 2015 for pictures;
     actor and critic have one each unless `shared`. optimizer: by default Adam(2.5e-4) with a global norm of 0.5.
-    Discount, trace, clips and weights may be traced (`jdl.population`). Raises ValueError for unsupported spaces.
+    Discount, gae_lambda, clips and weights may be traced (`jdl.population`). Raises ValueError for unsupported spaces.
     """
     if optimizer is None:
         optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-4, eps=1e-5))
-    for name, value in (("rollout", rollout), ("epochs", epochs), ("minibatches", minibatches)):
+    for name, value in (("num_steps", num_steps), ("epochs", epochs), ("minibatches", minibatches)):
         if value < 1:
             raise ValueError(f"ppo({name}={value}): at least 1")
     pi = policy(
@@ -61,7 +68,7 @@ def ppo(
         value = experience.extras.value
         following = next_values(lambda x: pi.apply(agent.params, pi.seen(agent, x), None)[1], experience)
         advantages = generalized_advantages(
-            experience.reward, value, following, experience.terminated, experience.truncated, discount, trace
+            experience.reward, value, following, experience.terminated, experience.truncated, discount, gae_lambda
         )
         batch = flat(
             {
@@ -123,4 +130,4 @@ def ppo(
         total = means["policy_loss"].total + value_weight * means["value_loss"].total
         return total - entropy_weight * means["entropy"].total, weight, means
 
-    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout, pi.recall)
+    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, num_steps, pi.recall)

@@ -13,10 +13,16 @@ import jdl
 from jdl.core import seam
 from jdl.core.metrics import Mean
 from rl.policy import PolicyAgent, flat, moments, policy, updated
+from rl.renamed import renamed
 from rl.returns import lambda_returns
 from rl.types import Algorithm, Experience
 
 
+@renamed(
+    rollout="num_steps",
+    normalise_returns="normalize_returns",
+    normalise_observations="normalize_observations",
+)
 def reinforce(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -24,7 +30,7 @@ def reinforce(
     *,
     optimizer: optax.GradientTransformation | None = None,
     baseline: bool = True,
-    rollout: int = 1024,
+    num_steps: int = 1024,
     discount: float = 0.99,
     entropy_weight: float = 0.0,
     normalize_returns: bool = True,
@@ -37,8 +43,10 @@ def reinforce(
     """
     if optimizer is None:
         optimizer = optax.adam(1e-3)
-    if rollout < 1:
-        raise ValueError(f"reinforce(rollout={rollout}): at least 1; longer than an episode, which must end within it")
+    if num_steps < 1:
+        raise ValueError(
+            f"reinforce(num_steps={num_steps}): at least 1; longer than an episode, which must end within it"
+        )
     pi = policy(
         observation_space,
         action_space,
@@ -85,7 +93,7 @@ def reinforce(
         total = means["policy_loss"].total - entropy_weight * means["entropy"].total
         return total + (means["value_loss"].total if baseline else 0.0), weight, means
 
-    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, rollout, pi.recall)
+    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, num_steps, pi.recall)
 
 
 def _ends_later(boundary: Bool[Array, "time env"]) -> Bool[Array, "time env"]:

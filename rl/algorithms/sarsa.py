@@ -4,10 +4,12 @@ import gymnasium
 import jax.numpy as jnp
 
 from rl.exploration import Schedule
+from rl.renamed import renamed
 from rl.tabular import tabular
 from rl.types import Algorithm
 
 
+@renamed(rollout="num_steps")
 def sarsa(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -15,7 +17,7 @@ def sarsa(
     learning_rate: float | Schedule = 0.1,
     epsilon: float | Schedule = 0.1,
     discount: float = 0.99,
-    rollout: int = 16,
+    num_steps: int = 16,
 ) -> Algorithm:
     """Back up the action that was done next; arguments as for `rl.q_learning`.
 
@@ -28,5 +30,5 @@ def sarsa(
         learning_rate=learning_rate,
         epsilon=epsilon,
         discount=discount,
-        rollout=rollout,
+        num_steps=num_steps,
     )

@@ -67,7 +67,7 @@ def replay(
     *,
     capacity: int,
     num_envs: int,
-    steps: int = 1,
+    n_step: int = 1,
     prioritized: bool = False,
     exponent: float = 0.6,
     masked: bool = False,
@@ -76,19 +76,19 @@ def replay(
 ) -> Replay:
     """A replay of the newest `capacity` rows of `num_envs` environments, sampled uniformly or by priority.
 
-    steps: n of n-step returns, which end with the episode. exponent: of errors, as priorities. masked: keep action
+    n_step: of n-step returns, which end with the episode. exponent: of errors, as priorities. masked: keep action
     masks. stack: observations are as many frames along their first axis (Gymnasium's FrameStackObservation), of which
     only the newest is kept. memory: where observations lie, "host" for what is too large for an accelerator's; each
     sample is then read there. Raises ValueError where the rows do not fit in memory, before anything is allocated.
     """
-    for name, value in (("capacity", capacity), ("num_envs", num_envs), ("steps", steps), ("stack", stack)):
+    for name, value in (("capacity", capacity), ("num_envs", num_envs), ("n_step", n_step), ("stack", stack)):
         if value < 1:
             raise ValueError(f"replay({name}={value}): at least 1")
     rows = capacity // num_envs
-    if rows < 2 * (steps + stack):
+    if rows < 2 * (n_step + stack):
         raise ValueError(
             f"replay(capacity={capacity}): {rows} rows for each of {num_envs} environments; give at least "
-            f"{2 * (steps + stack) * num_envs} for returns of {steps} step(s)"
+            f"{2 * (n_step + stack) * num_envs} for returns of {n_step} step(s)"
         )
     one = {
         "observation": _one_frame(spaces.zeros(observation_space), stack),
@@ -155,29 +155,29 @@ def replay(
         """The tree after rows, `most` at most, were added: the highest priority for what can be drawn now, none for
         what no longer can.
 
-        A row can be drawn when the rows that its return needs are there, until the oldest of its frames is gone.
+        A row can be drawn when the rows that its return needs are there, until the oldest of its frames is expired.
         """
         if state.tree is None:
             return None
         after = kept.written
         lane = jnp.arange(num_envs)[:, None]
-        ripe = before[:, None] - steps + jnp.arange(most)
-        counts = (ripe >= 0) & (ripe < after[:, None] - steps)
-        worth = jnp.where(ring.get(kept.rows["valid"], lane, ripe, rows), state.highest, 0)
+        candidates = before[:, None] - n_step + jnp.arange(most)
+        drawable = (candidates >= 0) & (candidates < after[:, None] - n_step)
+        priority = jnp.where(ring.get(kept.rows["valid"], lane, candidates, rows), state.highest, 0)
         tree = sum_tree.assign(
             state.tree,
-            jnp.where(counts, lane * rows + ripe % rows, -1).ravel(),
-            jnp.broadcast_to(worth, counts.shape).ravel(),
+            jnp.where(drawable, lane * rows + candidates % rows, -1).ravel(),
+            jnp.broadcast_to(priority, drawable.shape).ravel(),
         )
-        gone = after[:, None] - steps + jnp.arange(steps + stack - 1)
-        places = jnp.where(gone >= 0, lane * rows + gone % rows, -1)
+        expired = after[:, None] - n_step + jnp.arange(n_step + stack - 1)
+        places = jnp.where(expired >= 0, lane * rows + expired % rows, -1)
         return sum_tree.assign(tree, places.ravel(), jnp.zeros(places.size))
 
     def bounds(state: ReplayState) -> tuple[Array, Array]:
         """The rows [lane] that can be drawn: from the first number to before the last."""
         written = state.ring.written
         oldest = jnp.maximum(written - rows, 0)
-        return jnp.where(oldest > 0, oldest + stack - 1, 0), jnp.maximum(written - steps, 0)
+        return jnp.where(oldest > 0, oldest + stack - 1, 0), jnp.maximum(written - n_step, 0)
 
     def ready(state: ReplayState) -> Array:
         first, last = bounds(state)
@@ -217,10 +217,10 @@ def replay(
             weight = (jnp.maximum(probability, 1e-12) / probability.min()) ** -importance
         kept = state.ring.rows
         weight = weight * ring.get(kept["valid"], lane, number, rows)
-        ahead = number[:, None] + jnp.arange(steps)
+        ahead = number[:, None] + jnp.arange(n_step)
         there = ring.get({name: kept[name] for name in ("reward", "ends", "terminated")}, lane[:, None], ahead, rows)
         over = jnp.cumsum(there["ends"], 1) - there["ends"] > 0  # the episode ended before this step
-        powers = discount ** jnp.arange(steps)
+        powers = discount ** jnp.arange(n_step)
         reward = (there["reward"] * powers * ~over).sum(1)
         count = (~over).sum(1)
         goes_on = ~(there["terminated"] & ~over).any(1)
@@ -250,9 +250,9 @@ def replay(
     def reprioritize(state: ReplayState, place: Array, error: Array) -> ReplayState:
         if state.tree is None:
             return state
-        worth = (jnp.abs(error) + 1e-6) ** exponent
-        tree = sum_tree.assign(state.tree, place, worth)
-        return state.replace(tree=tree, highest=jnp.maximum(state.highest, worth.max()))  # type: ignore[attr-defined]
+        priority = (jnp.abs(error) + 1e-6) ** exponent
+        tree = sum_tree.assign(state.tree, place, priority)
+        return state.replace(tree=tree, highest=jnp.maximum(state.highest, priority.max()))  # type: ignore[attr-defined]
 
     return Replay(init, add, ready, sample, reprioritize)
 

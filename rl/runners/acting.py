@@ -72,7 +72,7 @@ def program(
     What is random is drawn before the rollout (`runners.draws`), and what `Algorithm.recall` says is computed after
     it: what remains of a step is a chain of few operations, which a CPU does not hand from core to core.
     """
-    runs, rollout = len(timestep.first), algorithm.rollout
+    runs, num_steps = len(timestep.first), algorithm.num_steps
     as_taken = legal(action_space)
 
     def step(key: Array, agent: Any, carry: Carry, timestep: TimeStep) -> tuple[Any, Any, Carry, Any]:
@@ -90,7 +90,7 @@ def program(
 
     def draw(state: State, later: Array) -> Any:
         key = fold(step_key(state.replace(step=state.step + later)), "act")
-        return jax.vmap(draw_step)(jax.random.split(key, rollout))
+        return jax.vmap(draw_step)(jax.random.split(key, num_steps))
 
     def act(run: tuple[Any, Carry, TimeStep, Any], t: Array) -> tuple[Any, Any, Carry, Any]:
         agent, carry, timestep, drawn = run
@@ -102,14 +102,14 @@ def program(
         return lambda agent, rest, *shared: placed((agent if several else _of_one(agent), *rest), *shared)
 
     agents = _shapes(agent, lambda shape: (runs, *shape)) if several else agent
-    drawn = _shapes(jax.eval_shape(jax.vmap(draw_step), _shapes(key, lambda _: (rollout,))), lambda s: (runs, *s))
+    drawn = _shapes(jax.eval_shape(jax.vmap(draw_step), _shapes(key, lambda _: (num_steps,))), lambda s: (runs, *s))
     acting, acted = _of_leaves(of_runs(act), agents, (carry, timestep, drawn), 0)
     recalling = None
     if algorithm.recall is not None:
         recall = algorithm.recall
         taken, drawn_action, *_ = acted
         action = taken if drawn_action is None else drawn_action
-        timesteps, actions = _shapes((timestep, action), lambda shape: (runs, rollout, *shape[1:]))
+        timesteps, actions = _shapes((timestep, action), lambda shape: (runs, num_steps, *shape[1:]))
         recalling, _ = _of_leaves(of_runs(lambda run: recall(*run)), agents, (carry, timesteps, actions))
     draw_all = jax.vmap(draw, (0, None)) if several else lambda state, later: _of_one(draw(state, later))
     return Program(jax.jit(draw_all), acting, recalling, acted, jax.tree.leaves(agents))

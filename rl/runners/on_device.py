@@ -23,7 +23,7 @@ _LANES = r"^(environments|timestep|carry|returned|length)(/|$)|/replay/ring/"
 
 @flax.struct.dataclass
 class OnDeviceState:
-    """Agent and environments; `step` counts updates, of `rollout` x `num_envs` environment steps each."""
+    """Agent and environments; `step` counts updates, of `num_steps` x `num_envs` environment steps each."""
 
     key: Any
     step: Any
@@ -66,8 +66,8 @@ def on_device(
     def step(state: OnDeviceState, batch: Batch = None) -> tuple[OnDeviceState, dict[str, Any]]:
         key = step_key(state)
         # All of the rollout's keys at once: one by one they would cost as much as the environments.
-        act_keys = jax.random.split(fold(key, "act"), algorithm.rollout)
-        env_keys = jax.random.split(fold(key, "environment"), (algorithm.rollout, num_envs))
+        act_keys = jax.random.split(fold(key, "act"), algorithm.num_steps)
+        env_keys = jax.random.split(fold(key, "environment"), (algorithm.num_steps, num_envs))
 
         def play(now: tuple[Any, ...], keys: tuple[Array, Array]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
             environments, timestep, carry, returned, length = now

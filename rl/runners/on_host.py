@@ -115,7 +115,7 @@ class Acting:
         self._program = program(algorithm, vectors[0].action_space, self._carry, timestep, several)
         # Two, in turn: the update may still read the one while the other is written.
         self._storages = itertools.cycle([
-            Storage(vectors[0], len(vectors), algorithm.rollout, self._program.acted) for _ in range(2)
+            Storage(vectors[0], len(vectors), algorithm.num_steps, self._program.acted) for _ in range(2)
         ])  # fmt: skip
         self._totals = np.zeros((2, len(vectors), self.num_envs))  # return and length of the episodes under way
         self._actions: list[np.ndarray] = []  # that were taken, [time, run, env, ...] of each rollout
@@ -170,7 +170,7 @@ class Acting:
         jax.block_until_ready(leaves)  # so that the update before the last has read what is written over now
         storage, seen, first_carry = next(self._storages), list(seen), carry
         taken = []
-        for t in range(self.algorithm.rollout):
+        for t in range(self.algorithm.num_steps):
             for run, one in enumerate(seen):
                 storage.see(run, t, one)
             now, action, carry, extras = self._program.act(leaves, (carry, storage.timestep(t), drawn), t)
@@ -181,7 +181,7 @@ class Acting:
                 storage.step(run, t, step)
                 seen[run] = step.seen
         for run, one in enumerate(seen):
-            storage.see(run, self.algorithm.rollout, one)
+            storage.see(run, self.algorithm.num_steps, one)
         extras = None
         if self._program.recall is not None:
             extras = self._program.recall(leaves, (first_carry, storage.timesteps(), storage.action))

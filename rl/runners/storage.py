@@ -13,14 +13,14 @@ from rl.types import Carry, Experience, TimeStep
 class Storage:
     """Arrays [run, time, env, ...]."""
 
-    def __init__(self, vector: Vector, runs: int, rollout: int, acted: Any) -> None:
+    def __init__(self, vector: Vector, runs: int, num_steps: int, acted: Any) -> None:
         """acted: shapes of what acting returns, [run, env, ...] (`rl.runners.acting.Program`)."""
         taken, action, _, extras = acted
-        shape = runs, rollout, vector.num_envs
-        longer = runs, rollout + 1, vector.num_envs
+        shape = runs, num_steps, vector.num_envs
+        longer = runs, num_steps + 1, vector.num_envs
 
         def like(leaf: Any) -> np.ndarray:  # [run, env, ...] -> with an axis of time
-            return np.zeros((runs, rollout, *leaf.shape[1:]), leaf.dtype)
+            return np.zeros((runs, num_steps, *leaf.shape[1:]), leaf.dtype)
 
         self.observation = spaces.zeros(vector.observation_space, *longer)
         self.first = np.zeros(longer, bool)

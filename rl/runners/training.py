@@ -1,6 +1,9 @@
-"""What experiments share: train every seed, on the device or on the host, and score the agents in Gymnasium."""
+"""The shell of an experiment: train every seed, on the device or on the host, and score the agents in Gymnasium."""
 
 import dataclasses
+import functools
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +22,7 @@ from rl.spaces import is_image
 from rl.types import Algorithm
 from rl.video import video
 
-type Runner = Literal["device", "host"]
+type Runner = Literal["auto", "device", "host"]
 type Make = Callable[[gymnasium.Space, gymnasium.Space], Algorithm]  # of observation space and action space
 
 
@@ -28,8 +31,9 @@ class Training:
     """What every experiment's config has; what is None is tuned for the environment, or else common."""
 
     env: str = "CartPole-v1"
-    runner: Runner = "device"
-    """device: on the environment's compiled twin; host: on Gymnasium's own, seeds in processes of their own"""
+    runner: Runner = "auto"
+    """device: on the environment's compiled twin; host: in Gymnasium, each seed in a process of its own; auto: on the
+    device where there is a twin"""
     vectorization: Literal["sync", "async", "vector_entry_point"] | None = None
     """on the host, by default as Gymnasium chooses"""
     ahead: bool = False
@@ -47,30 +51,74 @@ class Training:
     """of the final evaluation, a seed"""
 
     @property
+    def on_host(self) -> bool:
+        """Whether Gymnasium's own environment is trained in."""
+        return self.runner == "host" or (self.runner == "auto" and self.env not in envs.TWINS)
+
+    @property
     def one_core(self) -> bool:
         """Whether a process that trains this is faster on a core of its own: not where there are convolutions."""
-        return self.runner == "host" and not is_image(spaces_of(self.env, self.vectorization)[0])
+        return self.on_host and not is_image(spaces_of(self.env, self.vectorization)[0])
 
     def separate(self, run: jdl.Run) -> bool:
         """Whether the run's seeds are to be trained in processes of their own (`jdl.separately`)."""
-        return self.runner == "host" and len(run.seeds) > 1
+        return self.on_host and len(run.seeds) > 1
 
 
 def settings(config: Training, common: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The fields of a config that were given (not None), else those tuned for `config.env`, else common ones."""
+    """The fields of a config that were given (not None), else those tuned for `config.env`, else common ones.
+
+    "runner" is then "device" or "host".
+    """
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     name = config.env.rpartition(":")[2]  # without the module that registers it
-    return {**common, **tuned.get(name, {}), **given}
+    return {**common, **tuned.get(name, {}), **given, "runner": "host" if config.on_host else "device"}
 
 
-def updates(total_steps: int, num_envs: int, rollout: int) -> int:
+def options(algorithm: Callable[..., Algorithm], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that are arguments of an algorithm, as `rl.ppo(..., **rl.options(rl.ppo, chosen))`."""
+    return {name: chosen[name] for name in inspect.signature(algorithm).parameters if name in chosen}
+
+
+def experiment(
+    algorithm: Callable[[Any, gymnasium.Space, gymnasium.Space], Algorithm],
+    settings: Callable[[Any], dict[str, Any]],
+    *,
+    also: Callable[[Algorithm, Any, str], Mapping[str, Any]] | None = None,
+) -> tuple[Callable[[Any], jdl.Learner], Callable[[Any, jdl.Run], dict[str, Any]]]:
+    """The `learner(config)` and `main(config, run)` of an experiment.
+
+    Args:
+        algorithm: `(config, observation space, action space) -> Algorithm`.
+        settings: `(config) -> dict`, the fields of `Training` among them (`rl.settings`).
+        also: `(algorithm, agents, env) -> dict`, more final metrics, one value per seed.
+    """
+
+    def learner_of(config: Any) -> jdl.Learner:
+        """One run."""
+        return learner(functools.partial(algorithm, config), settings(config))
+
+    def main(config: Any, run: jdl.Run) -> dict[str, Any]:
+        """Train on the device or on the host; evaluate the last agents in Gymnasium's own environment."""
+        if config.runner == "auto" and config.on_host:
+            print(f"{config.env} has no compiled twin: training on the host", file=sys.stderr)
+        if config.separate(run):
+            return jdl.separately(run)
+        trained = train(functools.partial(algorithm, config), settings(config), run)
+        return trained.scores | dict(also(trained.algorithm, trained.agents, config.env) if also else {})
+
+    return learner_of, main
+
+
+def updates(total_steps: int, num_envs: int, num_steps: int) -> int:
     """How many updates a number of environment steps makes; raises ValueError where it makes none."""
-    if num_envs < 1 or rollout < 1:
-        raise ValueError(f"num_envs={num_envs}, rollout={rollout}: at least 1 of each")
-    count = total_steps // (num_envs * rollout)
+    if num_envs < 1 or num_steps < 1:
+        raise ValueError(f"num_envs={num_envs}, num_steps={num_steps}: at least 1 of each")
+    count = total_steps // (num_envs * num_steps)
     if count < 1:
         raise ValueError(
-            f"total_steps={total_steps} is less than one rollout ({num_envs} environments x {rollout} steps); give more"
+            f"total_steps={total_steps} is less than one rollout ({num_envs} environments x {num_steps} steps); "
+            "give more"
         )
     return count
 
@@ -136,7 +184,7 @@ def _on_device(make: Make, chosen: Mapping[str, Any], run: jdl.Run, evaluated: M
         raise ValueError("ahead=True: on the device acting is a part of the step; it is for runner='host'")
     twin = envs.make(chosen["env"])
     algorithm = make(twin.observation_space, twin.action_space)
-    count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.rollout)
+    count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.num_steps)
     per_call = max(1, count // 100)
     one = jdl.distribute(on_device(algorithm, twin, chosen["num_envs"]), chosen["devices"], chosen["mesh"])
     training = jdl.jit(jdl.seeds(jdl.scan(one, per_call), run.seeds, spread=_spread(chosen, run)))
@@ -152,7 +200,7 @@ def _on_host(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
         )
     vectors = [make_vec(chosen["env"], each, chosen.get("vectorization")) for _ in run.seeds]
     algorithm = make(vectors[0].single_observation_space, vectors[0].single_action_space)
-    count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.rollout)
+    count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.num_steps)
     one, source = on_host(algorithm, vectors, seed=run.seeds, ahead=chosen["ahead"])
     one = jdl.distribute(one, chosen["devices"], chosen["mesh"])
     try:

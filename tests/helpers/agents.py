@@ -16,7 +16,7 @@ def torso():
 MAKE = {
     "ppo": lambda env, **options: rl.ppo(
         env.observation_space, env.action_space, torso(),
-        **{"optimizer": optax.adam(0.01), "rollout": 8, "discount": DISCOUNT, "entropy_weight": 0.0} | options,
+        **{"optimizer": optax.adam(0.01), "num_steps": 8, "discount": DISCOUNT, "entropy_weight": 0.0} | options,
     ),
     "a2c": lambda env, **options: rl.a2c(
         env.observation_space, env.action_space, torso(),
@@ -24,17 +24,17 @@ MAKE = {
     ),
     "reinforce": lambda env, **options: rl.reinforce(
         env.observation_space, env.action_space, torso(),
-        **{"optimizer": optax.adam(0.01), "rollout": 16, "discount": DISCOUNT} | options,
+        **{"optimizer": optax.adam(0.01), "num_steps": 16, "discount": DISCOUNT} | options,
     ),
     "dqn": lambda env, **options: rl.dqn(
         env.observation_space, env.action_space, torso(),
         **{
             "optimizer": optax.adam(0.01), "discount": DISCOUNT, "num_envs": NUM_ENVS, "batch_size": 32,
-            "capacity": 1024, "warm_up": 64, "target_every": 10,
+            "capacity": 1024, "learning_starts": 64, "target_every": 10,
         } | options,
     ),
     "dqn with everything": lambda env, **options: MAKE["dqn"](
-        env, **{"double": True, "dueling": True, "steps": 3, "prioritized": True, "updates": 2} | options
+        env, **{"double": True, "dueling": True, "n_step": 3, "prioritized": True, "updates_per_rollout": 2} | options
     ),
 }  # fmt: skip
 

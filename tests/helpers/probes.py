@@ -77,6 +77,56 @@ def chosen():
     return Environment("chosen", reset, step, LINE, spaces.Discrete(2))
 
 
+def counted_from():
+    """One step; the right action has the number of what is seen, each counted from a start of its own."""
+    seen, done = spaces.Discrete(2, start=5), spaces.Discrete(2, start=10)
+
+    def reset(key):
+        state = jax.random.randint(key, (), 5, 7)
+        return state, Outcome(state, 0.0, NO, NO)
+
+    def step(state, action, key):
+        return state, Outcome(state, jnp.where(action - 10 == state - 5, 1.0, 0.0), YES, NO)
+
+    return Environment("counted from", reset, step, seen, done)
+
+
+def many_kinds(steps=16):
+    """A picture, a speed, a choice and bits; right is bright XOR fast, at each of the steps."""
+    space = spaces.Dict(
+        {
+            "picture": spaces.Box(0, 255, (36, 36, 3), np.uint8),
+            "speed": spaces.Box(-np.inf, np.inf, (1,), np.float32),
+            "choice": spaces.Discrete(3),
+            "bits": spaces.MultiBinary(2),
+        }
+    )
+
+    def observe(key):
+        keys = jax.random.split(key, 4)
+        bright, fast = (jax.random.bernoulli(one) for one in keys[:2])
+        observation = {
+            "picture": jnp.full((36, 36, 3), jnp.where(bright, 250, 5), jnp.uint8),
+            "speed": jnp.where(fast, 100.0, 0.0)[None],
+            "choice": jax.random.randint(keys[2], (), 0, 3),
+            "bits": jax.random.bernoulli(keys[3], shape=(2,)).astype(jnp.int8),
+        }
+        return bright ^ fast, observation
+
+    def reset(key):
+        right, observation = observe(key)
+        return (right, jnp.int32(0)), Outcome(observation, 0.0, NO, NO)
+
+    def step(state, action, key):
+        right, time = state
+        following, observation = observe(key)
+        over = time + 1 >= steps
+        reward = jnp.where(action == right, 1.0, 0.0)
+        return (following, time + 1), Outcome(observation, reward, over, NO)
+
+    return Environment("many kinds", reset, step, space, spaces.Discrete(2))
+
+
 def matched():
     """One step, the right action is that which is seen."""
 

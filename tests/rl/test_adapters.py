@@ -55,7 +55,7 @@ def test_gymnasiums_functional_cartpole_steps_as_it_does_there():
 @pytest.mark.slow
 def test_an_agent_learns_in_gymnasiums_functional_cartpole():
     env = adapters.from_functional(CartPoleFunctional(), "phys2d/CartPole-v1", 500)
-    algorithm = rl.ppo(env.observation_space, env.action_space, optimizer=optax.adam(1e-3), rollout=32)
+    algorithm = rl.ppo(env.observation_space, env.action_space, optimizer=optax.adam(1e-3), num_steps=32)
     learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, 8), 100))
     state, metrics = learner.step(learner.init(jax.random.key(0)), None)
     assert np.nanmean(metrics["return"].compute()[-20:]) > 80

@@ -71,7 +71,7 @@ def _accumulated(learner):
     ],
 )
 def test_gradients_are_the_same_however_they_are_split(name, transform, x64):
-    options = {"warm_up": 1} if name.startswith("dqn") else {}  # learn at the first step
+    options = {"learning_starts": 1} if name.startswith("dqn") else {}  # learn at the first step
     plain, split = small(name, **options), transform(small(name, **options))
     key = jax.random.key(2)
     results = [jdl.jit(learner).step(jdl.jit(learner).init(key), None)[0].agent.params for learner in (plain, split)]

@@ -12,7 +12,7 @@ from jdl.training import runs
 pytestmark = pytest.mark.slow
 COMMON = ["--runner", "host", "--vectorization", "sync", "--num-episodes", "2"]
 OPTIONS = {
-    "ppo": ["--total-steps", "4096", "--rollout", "64", "--normalize-observations", "True"],
+    "ppo": ["--total-steps", "4096", "--num-steps", "64", "--normalize-observations", "True"],
     "dqn": ["--total-steps", "2048", "--warm-up", "200"],
 }
 

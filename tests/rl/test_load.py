@@ -17,7 +17,7 @@ PPO = str(Path(__file__).parent.parent.parent / "experiments" / "rl" / "ppo.py")
 
 def test_a_loaded_agent_acts_as_it_did(tmp_path):
     module = find.find(PPO)
-    config = module.Config(total_steps=2048, num_episodes=2, rollout=32)
+    config = module.Config(total_steps=2048, num_episodes=2, num_steps=32)
     run = jdl.run(module, config, seeds=2, path=tmp_path / "run")
     assert run.result["metrics"].keys() == {"return", "length", "return (twin)"}
     env = gymnasium.make("CartPole-v1")
@@ -43,7 +43,7 @@ def test_a_loaded_agent_acts_as_it_did(tmp_path):
 @pytest.mark.slow
 def test_seeds_in_processes_of_their_own_are_those_alone(tmp_path):
     module = find.find(PPO)
-    config = module.Config(runner="host", total_steps=4096, num_episodes=2, rollout=32)
+    config = module.Config(runner="host", total_steps=4096, num_episodes=2, num_steps=32)
     run = jdl.run(module, config, seeds=[0, 3], path=tmp_path / "several")
     alone = jdl.run(module, config, seeds=[3], path=tmp_path / "alone")
     assert run.final["return"][1] == alone.final["return"][0]

@@ -155,7 +155,7 @@ def test_masks_belong_to_their_observations(mode, in_observation):
 
 def test_an_agent_learns_within_its_masks():
     envs = SyncVectorEnv([Masked] * 4)
-    algorithm = rl.ppo(envs.single_observation_space, envs.single_action_space, rollout=16)
+    algorithm = rl.ppo(envs.single_observation_space, envs.single_action_space, num_steps=16)
     learner, source = rl.on_host(algorithm, envs)
     fitted = jdl.fit(jdl.jit(learner), source, steps=3, log_every=1)
     assert [row["train/return"] for row in fitted.rows] == [0, 0, 0]
@@ -169,7 +169,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(name):
             warnings.simplefilter("ignore")
             envs = gymnasium.make_vec(kind, 8, "sync")
         spaces = envs.single_observation_space, envs.single_action_space
-        algorithm = rl.q_learning(*spaces, rollout=8) if name == "q_learning" else MAKE[name](_Spaces(*spaces))
+        algorithm = rl.q_learning(*spaces, num_steps=8) if name == "q_learning" else MAKE[name](_Spaces(*spaces))
         learner, source = rl.on_host(algorithm, envs, seed=seed)
         state = jdl.fit(jdl.jit(learner), source, steps=4, key=key).state
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.agent)])
@@ -243,7 +243,7 @@ def test_resume_is_to_the_bit(name, env, mode, ahead, tmp_path):
         kind = {} if mode is None else {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": mode}}
         envs = gymnasium.make_vec(env, 8, max_episode_steps=9, **kind)
         spaces = envs.single_observation_space, envs.single_action_space
-        options = {"rollout": 8}
+        options = {"num_steps": 8}
         algorithm = (
             rl.q_learning(*spaces, **options) if name == "q_learning" else MAKE[name](_Spaces(*spaces), **options)
         )
@@ -344,7 +344,7 @@ def test_an_environment_that_there_is_not():
         rl.make_vec("Nope-v1", 2)
     with pytest.raises(ValueError, match="num_envs=0: at least 1"):
         rl.make_vec("CartPole-v1", 0)
-    with pytest.raises(ValueError, match="num_envs=0, rollout=4: at least 1 of each"):
+    with pytest.raises(ValueError, match="num_envs=0, num_steps=4: at least 1 of each"):
         rl.updates(100, 0, 4)
 
 

@@ -1,5 +1,7 @@
 """Every algorithm finds the known answers of the probes, on the device and on the host."""
 
+import flax.linen as nn
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,7 +148,7 @@ def test_several_choices_at_once(runner, name, kind):
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_a_picture(name):
     env = probes.picture()
-    options = {"num_envs": NUM_ENVS, "capacity": 512, "warm_up": 64} if name == "dqn" else {"rollout": 8}
+    options = {"num_envs": NUM_ENVS, "capacity": 512, "learning_starts": 64} if name == "dqn" else {"num_steps": 8}
     network = rl.networks.NatureCNN(32)
     algorithm = getattr(rl, name)(env.observation_space, env.action_space, network, **options)
     learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, NUM_ENVS), 40 if name == "ppo" else 120))
@@ -170,3 +172,36 @@ def test_the_value_that_follows_is_of_the_observation_before_a_reset(rate):
     )  # fmt: skip
     found = next_values(values, experience)
     np.testing.assert_allclose(found[~terminated], values(after)[~terminated], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_normalizing_leaves_choices_alone(name):
+    env = probes.counted_from()
+    options = {"optimizer": optax.adam(3e-3), "normalize_observations": True}
+    if name == "dqn":
+        options |= {"num_envs": NUM_ENVS, "batch_size": 32, "capacity": 1024, "learning_starts": 64}
+    algorithm = getattr(rl, name)(env.observation_space, env.action_space, **options, num_steps=8)
+    learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, NUM_ENVS), 100))
+    state, _ = learner.step(learner.init(jax.random.key(0)), None)
+    np.testing.assert_allclose(score(algorithm, env, state.agent, 64), 1.0)
+
+
+def test_normalizing_leaves_pictures_and_choices_alone():
+    env = probes.many_kinds()
+    network = rl.networks.torso(env.observation_space, (64, 64), nn.relu)
+    algorithm = rl.dqn(
+        env.observation_space, env.action_space, network, num_envs=NUM_ENVS, num_steps=8, updates_per_rollout=4,
+        discount=DISCOUNT, capacity=4096, learning_starts=256, epsilon=0.3, target_every=50,
+        normalize_observations=True,
+    )  # fmt: skip
+    learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, NUM_ENVS), 300))
+    state, _ = learner.step(learner.init(jax.random.key(0)), None)
+    assert score(algorithm, env, state.agent, 64) >= 15.9
+
+
+def test_old_names_of_arguments_are_taken_with_a_warning():
+    spaces = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(2)
+    with pytest.warns(FutureWarning, match=r"ppo\(rollout=\) is called num_steps= now"):
+        assert rl.ppo(*spaces, rollout=7).num_steps == 7
+    with pytest.raises(TypeError, match=r"both rollout= and num_steps="):
+        rl.ppo(*spaces, rollout=7, num_steps=7)

@@ -109,7 +109,7 @@ def filled(memory, world, times):
 def test_every_sample_is_a_transition_of_a_plain_loop(steps, stack, prioritized, reset_steps):
     observed = BOX if stack == 1 else spaces.Box(-np.inf, np.inf, (stack, 2), np.float32)
     memory = replay(
-        observed, spaces.Discrete(3), capacity=120, num_envs=2, steps=steps, prioritized=prioritized, stack=stack
+        observed, spaces.Discrete(3), capacity=120, num_envs=2, n_step=steps, prioritized=prioritized, stack=stack
     )
     world = World(2, reset_steps, stack)
     state = filled(memory, world, [7] * 20)
@@ -223,7 +223,7 @@ def trained_with(memory, transform, folder=None):
     env = probes.picture()
     algorithm = rl.dqn(
         env.observation_space, env.action_space, rl.networks.MLP(rl.spaces.encode(env.observation_space), (8,)),
-        num_envs=2, capacity=64, warm_up=16, batch_size=8, memory=memory, prioritized=True,
+        num_envs=2, capacity=64, learning_starts=16, batch_size=8, memory=memory, prioritized=True,
     )  # fmt: skip
     learner = jdl.jit(transform(rl.on_device(algorithm, env, 2)))
     options = {"steps": 16, "log_every": 8, "checkpoint_every": 8}

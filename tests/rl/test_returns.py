@@ -39,10 +39,10 @@ pick = lambda d, *names: [jnp.asarray(d[name]) for name in names]  # noqa: E731
 
 @settings(max_examples=40, deadline=None)
 @given(seeds, rates, fractions, fractions)
-def test_generalized_advantages(seed, rate, discount, trace):
+def test_generalized_advantages(seed, rate, discount, lambda_):
     d = data(seed, rate)
     found = returns.generalized_advantages(
-        *pick(d, "reward", "value", "next_value", "terminated", "truncated"), discount, trace
+        *pick(d, "reward", "value", "next_value", "terminated", "truncated"), discount, lambda_
     )
     for b in range(BATCH):
         for t in range(TIME):
@@ -52,7 +52,7 @@ def test_generalized_advantages(seed, rate, discount, trace):
                 total += weight * (d["reward"][k, b] + discount * bootstrap - d["value"][k, b])
                 if d["terminated"][k, b] or d["truncated"][k, b]:
                     break
-                weight *= discount * trace
+                weight *= discount * lambda_
             assert found[t, b] == pytest.approx(total, abs=1e-4)
 
 
@@ -78,24 +78,24 @@ def test_n_step_returns(seed, rate, discount, n):
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seeds, rates, fractions, fractions)
-def test_lambda_returns_are_advantages_and_values(seed, rate, discount, trace):
+def test_lambda_returns_are_advantages_and_values(seed, rate, discount, lambda_):
     d = consistent(data(seed, rate))
     arrays = pick(d, "reward", "next_value", "terminated", "truncated")
     advantages = returns.generalized_advantages(
-        *pick(d, "reward", "value", "next_value", "terminated", "truncated"), discount, trace
+        *pick(d, "reward", "value", "next_value", "terminated", "truncated"), discount, lambda_
     )
-    np.testing.assert_allclose(returns.lambda_returns(*arrays, discount, trace), advantages + d["value"], atol=1e-4)
+    np.testing.assert_allclose(returns.lambda_returns(*arrays, discount, lambda_), advantages + d["value"], atol=1e-4)
     whole = returns.n_step_returns(*arrays, discount, TIME)
     np.testing.assert_allclose(returns.lambda_returns(*arrays, discount, 1.0), whole, atol=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
 @given(seeds, rates, fractions, fractions)
-def test_vtrace(seed, rate, discount, trace):
+def test_vtrace(seed, rate, discount, lambda_):
     d = consistent(data(seed, rate))
     names = "log_ratio", "reward", "value", "next_value", "terminated", "truncated"
-    found = returns.vtrace(*pick(d, *names), discount, trace, 1.2, 0.9)
-    rho, c = np.minimum(1.2, np.exp(d["log_ratio"])), trace * np.minimum(0.9, np.exp(d["log_ratio"]))
+    found = returns.vtrace(*pick(d, *names), discount, lambda_, 1.2, 0.9)
+    rho, c = np.minimum(1.2, np.exp(d["log_ratio"])), lambda_ * np.minimum(0.9, np.exp(d["log_ratio"]))
     boundary = d["terminated"] | d["truncated"]
     bootstrap = np.where(d["terminated"], 0.0, d["next_value"])
     errors = rho * (d["reward"] + discount * bootstrap - d["value"])

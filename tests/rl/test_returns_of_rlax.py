@@ -42,8 +42,8 @@ def continuing(d, discount):
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=seeds, rate=rates, discount=fractions, trace=fractions)
-def test_advantages(rlax, seed, rate, discount, trace):
+@given(seed=seeds, rate=rates, discount=fractions, lambda_=fractions)
+def test_advantages(rlax, seed, rate, discount, lambda_):
     d = data(seed, rate)
     d["truncated"][:] = False
     d = consistent(d)
@@ -51,21 +51,21 @@ def test_advantages(rlax, seed, rate, discount, trace):
     values = np.concatenate([d["value"], d["next_value"][-1:]])
     # Beyond what terminates their value is that of another episode; its discount is zero.
     wanted = jax.vmap(rlax("multistep").truncated_generalized_advantage_estimation, (1, 1, None, 1), 1)(
-        d["reward"], continuing(d, discount)[0], trace, values
+        d["reward"], continuing(d, discount)[0], lambda_, values
     )
-    found = returns.generalized_advantages(*pick(d, *names), discount, trace)
+    found = returns.generalized_advantages(*pick(d, *names), discount, lambda_)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=seeds, rate=rates, discount=fractions, trace=fractions)
-def test_lambda_returns(rlax, seed, rate, discount, trace):
+@given(seed=seeds, rate=rates, discount=fractions, lambda_=fractions)
+def test_lambda_returns(rlax, seed, rate, discount, lambda_):
     d = data(seed, rate)
     discounts, goes_on = continuing(d, discount)
-    arrays = d["reward"], discounts, d["next_value"], trace * goes_on
+    arrays = d["reward"], discounts, d["next_value"], lambda_ * goes_on
     wanted = theirs(rlax("multistep").lambda_returns, *arrays)
     names = "reward", "next_value", "terminated", "truncated"
-    np.testing.assert_allclose(returns.lambda_returns(*pick(d, *names), discount, trace), wanted, atol=1e-4)
+    np.testing.assert_allclose(returns.lambda_returns(*pick(d, *names), discount, lambda_), wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [1, 3, 15])
@@ -75,8 +75,8 @@ def test_n_step_returns(rlax, n, seed, rate, discount):
     d = data(seed, rate)
     discounts, goes_on = continuing(d, discount)
 
-    def one(reward, discount, value, trace):
-        return rlax("multistep").n_step_bootstrapped_returns(reward, discount, value, n, trace)
+    def one(reward, discount, value, lambda_):
+        return rlax("multistep").n_step_bootstrapped_returns(reward, discount, value, n, lambda_)
 
     wanted = theirs(one, d["reward"], discounts, d["next_value"], goes_on)
     names = "reward", "next_value", "terminated", "truncated"
@@ -84,12 +84,12 @@ def test_n_step_returns(rlax, n, seed, rate, discount):
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=seeds, rate=rates, discount=fractions, trace=fractions)
-def test_vtrace(rlax, seed, rate, discount, trace):
+@given(seed=seeds, rate=rates, discount=fractions, lambda_=fractions)
+def test_vtrace(rlax, seed, rate, discount, lambda_):
     d = consistent(data(seed, rate))
     discounts, goes_on = continuing(d, discount)
-    arrays = d["value"], d["next_value"], d["reward"], discounts, np.exp(d["log_ratio"]), trace * goes_on
+    arrays = d["value"], d["next_value"], d["reward"], discounts, np.exp(d["log_ratio"]), lambda_ * goes_on
     wanted = theirs(rlax("vtrace").vtrace, *arrays, clip_rho_threshold=1.2)
     names = "log_ratio", "reward", "value", "next_value", "terminated", "truncated"
-    found = returns.vtrace(*pick(d, *names), discount, trace, 1.2, 1.0)
+    found = returns.vtrace(*pick(d, *names), discount, lambda_, 1.2, 1.0)
     np.testing.assert_allclose(found.targets, d["value"] + np.asarray(wanted), atol=1e-4)

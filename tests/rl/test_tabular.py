@@ -38,7 +38,7 @@ def experience(random):
 def test_updates_are_those_of_a_plain_loop(method):
     algorithm = method(
         spaces.Discrete(STATES), spaces.Discrete(ACTIONS), learning_rate=RATE, epsilon=EPSILON, discount=DISCOUNT,
-        rollout=TIME,
+        num_steps=TIME,
     )  # fmt: skip
     random = np.random.default_rng(0)
     agent = algorithm.init(jax.random.key(0))
@@ -94,7 +94,7 @@ def test_the_table_comes_to_value_iterations(method, masked):
         env.observation_space, env.action_space, learning_rate=0.2, discount=DISCOUNT,
         epsilon=optax.linear_schedule(1.0, 0.0, 15_000),
     )  # fmt: skip
-    updates = 40_000 // (4 * algorithm.rollout)
+    updates = 40_000 // (4 * algorithm.num_steps)
     learner = jdl.jit(jdl.seeds(jdl.scan(rl.on_device(algorithm, env, 4), updates), 2))
     state, metrics = learner.step(learner.init(jax.random.key(0)), None)
     np.testing.assert_array_equal(rl.greedy_policies(algorithm, state.agent, rules)[:, :4], 1)
@@ -115,7 +115,7 @@ def test_the_same_on_the_host(method):
         epsilon=optax.linear_schedule(1.0, 0.0, 15_000),
     )  # fmt: skip
     learner, source = rl.on_host(algorithm, probes.VectorProbe(env, 4))
-    updates = 40_000 // (4 * algorithm.rollout)
+    updates = 40_000 // (4 * algorithm.num_steps)
     fitted = jdl.fit(jdl.jit(learner), source, steps=updates, log_every=updates // 20)
     agents = jax.tree.map(lambda leaf: leaf[None], fitted.state.agent)
     np.testing.assert_array_equal(rl.greedy_policies(algorithm, agents, corridor())[0, :4], 1)

@@ -1,17 +1,14 @@
-"""Q-learning on toy text environments, beside the optimum that value iteration finds.
+"""Q-learning, SARSA and expected SARSA on toy text environments, beside the optimum that value iteration finds.
 
-Run:       jdl run q_learning --env FrozenLake-v1 --seeds 10      (CliffWalking-v1, Taxi-v4, ...)
-Expected:  see experiments/README.md
+Run:       jdl run td --method q_learning --env FrozenLake-v1 --seeds 10      (CliffWalking-v1, Taxi-v4, ...)
 """
 
 import dataclasses
-import functools
-from typing import Any
+from typing import Any, Literal
 
 import optax
 from gymnasium import Space
 
-import jdl
 import rl
 
 
@@ -19,14 +16,16 @@ import rl
 class Config(rl.Training):
     """Hyper-parameters; what is None is tuned for the environment, or else common."""
 
+    method: Literal["q_learning", "sarsa", "expected_sarsa"] = "q_learning"
     env: str = "FrozenLake-v1"
     learning_rate: float | None = None
     visits: float | None = None  # after as many visits of a state and action its learning rate has about halved
     epsilon: float | None = None  # the share of random actions at the start; it falls to zero over the run
     discount: float | None = None
-    num_episodes: int = 1000  # of the final evaluation, a seed
+    num_episodes: int = 1000  # of the final evaluation, for each seed
 
 
+METHODS = {"q_learning": rl.q_learning, "sarsa": rl.sarsa, "expected_sarsa": rl.expected_sarsa}
 COMMON = {
     "total_steps": 400_000,
     "num_envs": 8,
@@ -40,12 +39,21 @@ TUNED: dict[str, dict[str, Any]] = {
     "CliffWalking-v1": {"discount": 0.999},
     "Taxi-v4": {"total_steps": 1_000_000},
 }
+# A method that backs up the action it takes next keeps away from the cliff for as long as it explores. Initial values
+# of zero, above all true ones, make it try everything once, without random actions.
+ON_POLICY_CLIFF = {"sarsa": {"epsilon": 0.0, "learning_rate": 0.05}, "expected_sarsa": {"epsilon": 0.0}}
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The config with what is tuned for its environment and method."""
+    cliff = {**TUNED["CliffWalking-v1"], **ON_POLICY_CLIFF.get(config.method, {})}
+    return rl.settings(config, COMMON, {**TUNED, "CliffWalking-v1": cliff})
 
 
 def algorithm(config: Config, observation_space: Space, action_space: Space) -> rl.Algorithm:
-    """Q-learning, exploring less and less."""
-    chosen = rl.settings(config, COMMON, TUNED)
-    return rl.q_learning(
+    """The method, exploring less and less."""
+    chosen = settings(config)
+    return METHODS[config.method](
         observation_space,
         action_space,
         learning_rate=lambda visits: chosen["learning_rate"] / (1 + visits / chosen["visits"]) ** 0.7,
@@ -54,14 +62,4 @@ def algorithm(config: Config, observation_space: Space, action_space: Space) -> 
     )
 
 
-def learner(config: Config) -> jdl.Learner:
-    """One run."""
-    return rl.learner(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED))
-
-
-def main(config: Config, run: jdl.Run) -> dict[str, Any]:
-    """Train; evaluate the last table in Gymnasium's own environment, and exactly."""
-    if config.separate(run):
-        return jdl.separately(run)
-    trained = rl.train(functools.partial(algorithm, config), rl.settings(config, COMMON, TUNED), run)
-    return {**trained.scores, **rl.exact_returns(trained.algorithm, trained.agents, config.env)}
+learner, main = rl.experiment(algorithm, settings, also=rl.exact_returns)
