@@ -5,8 +5,8 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 
 class PublicModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -16,7 +16,7 @@ class PublicModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.places = places
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: Any, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         return importlib.util.spec_from_loader(fullname, self) if fullname in self.places else None
 

@@ -1,4 +1,4 @@
-"""Reinforcement learning on the learners, transforms and runs of `jdl`."""
+"""Reinforcement learning, built on the learners, transforms and runs of `jdl`."""
 
 from rl import algorithms, distributions, envs, networks, normalize, returns, spaces
 from rl.algorithms import a2c, dqn, expected_sarsa, ppo, q_learning, reinforce, sarsa

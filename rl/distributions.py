@@ -1,6 +1,6 @@
-"""Distributions over actions, one a kind of action space; each a pytree of parameters with a batch in front.
+"""Distributions over actions, one per kind of action space; each is a pytree of parameters with leading batch axes.
 
-`log_prob` and `entropy` are of the whole action: sums over its parts.
+`log_prob` and `entropy` are those of the whole action, summed over its parts.
 """
 
 import math
@@ -14,11 +14,16 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Int
 
-FORBIDDEN = -1e9  # finite: an infinity times a probability of zero is no number
+FORBIDDEN = -1e9  # a finite logit: minus infinity times a probability of zero would be NaN
 
 
 class Categorical(NamedTuple):
-    """One of several; forbidden ones have no probability and no part in the entropy."""
+    """One choice among several actions; masked actions have probability zero and do not count in the entropy.
+
+    Attributes:
+        logits: unnormalized log-probabilities.
+        mask: [*batch, actions], bool; True for the allowed actions. None if all are allowed.
+    """
 
     logits: Float[Array, "*batch actions"]
     mask: Any = None
@@ -44,7 +49,11 @@ class Categorical(NamedTuple):
 
 
 class MultiCategorical(NamedTuple):
-    """Several independent choices."""
+    """Several independent choices.
+
+    Attributes:
+        parts: the distribution of each choice.
+    """
 
     parts: tuple[Categorical, ...]
 
@@ -63,7 +72,11 @@ class MultiCategorical(NamedTuple):
 
 
 class Bernoulli(NamedTuple):
-    """Several independent bits."""
+    """Several independent bits.
+
+    Attributes:
+        logits: log-odds of each bit being 1.
+    """
 
     logits: Float[Array, "*batch bits"]
 
@@ -82,7 +95,13 @@ class Bernoulli(NamedTuple):
 
 
 class Normal(NamedTuple):
-    """Independent normal numbers in an array of a given shape."""
+    """Independent normal variables, arranged in an action of a given shape.
+
+    Attributes:
+        mean: one per variable.
+        log_std: logarithms of the standard deviations.
+        shape: shape of one action, with `size` elements.
+    """
 
     mean: Float[Array, "*batch size"]
     log_std: Float[Array, "*batch size"]
@@ -108,15 +127,28 @@ class Normal(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a policy network has to put out for a space, and the distribution made of it."""
+    """The outputs that a policy network needs for an action space, and the distribution made from them.
+
+    Attributes:
+        outputs: number of outputs.
+        stds: number of standard deviations that are learned parameters, the same in all states.
+        make: `(outputs [batch, outputs], log_std [stds], action_mask) -> distribution`.
+    """
 
     outputs: int
-    stds: int  # of which there is a learnt one each, the same in all states
-    make: Callable[..., Any]  # (outputs [batch, outputs], log_std [stds], action_mask) -> distribution
+    stds: int
+    make: Callable[..., Any]
 
 
 def head(space: gymnasium.Space) -> Head:
-    """The head for an action space; raises ValueError for one that no distribution is known for."""
+    """The head for an action space.
+
+    Args:
+        space: Discrete, MultiDiscrete or MultiBinary with one axis, or Box of floating-point numbers.
+
+    Raises:
+        ValueError: for any other space.
+    """
     if isinstance(space, spaces.Discrete):
         return Head(int(space.n), 0, lambda x, _, mask: Categorical(x, mask))
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:

@@ -1,4 +1,4 @@
-"""What policy-gradient algorithms share: a policy and a value function on one network, and how they act."""
+"""The part that policy-gradient algorithms share: a policy and a value function, how they act, and their values."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -19,28 +19,48 @@ from rl.types import Carry, Experience, TimeStep
 
 @flax.struct.dataclass
 class PolicyAgent:
-    """Everything that changes while a policy is learnt."""
+    """Everything that changes while a policy is learned.
+
+    Attributes:
+        params: parameters of the `ActorCritic` network.
+        optimizer: state of the Optax optimizer.
+        observations: `rl.normalize.Moments` of the observations; None if they are not normalized.
+    """
 
     params: Any
     optimizer: Any
-    observations: Any  # moments of the observations; None where they are not normalized
+    observations: Any
 
 
 class Extras(NamedTuple):
-    """What learning wants to know of the agent that acted."""
+    """Quantities of the agent that acted, which learning needs.
+
+    Attributes:
+        log_prob: [time, env], float32; log-probability of each action taken.
+        value: [time, env], float32; value of each observation acted on.
+    """
 
     log_prob: Any
     value: Any
 
 
 class Policy(NamedTuple):
-    """A policy as pure functions."""
+    """A policy as pure functions.
 
-    init: Callable[[Array], PolicyAgent]  # (key) -> agent
-    apply: Callable[..., tuple[Any, Array]]  # (params, observation seen, action mask) -> distribution, values
-    seen: Callable[[PolicyAgent, Any], Any]  # observations as the network is given them
-    act: Callable[..., tuple[Any, Carry, Any]]  # (agent, carry, timestep, key, greedy) -> action, carry, ()
-    recall: Callable[..., Extras]  # (agent, carry, timestep, action) of a rollout
+    Attributes:
+        init: `(key) -> agent`.
+        apply: `(params, observation, action_mask) -> (distribution, values [batch])`, for observations [batch, ...] that
+            have been through `seen`.
+        seen: `(agent, observation) -> observation`, normalized if the agent normalizes; the network's input.
+        act: as `Algorithm.act`, with `()` as extras.
+        recall: as `Algorithm.recall`.
+    """
+
+    init: Callable[[Array], PolicyAgent]
+    apply: Callable[..., tuple[Any, Array]]
+    seen: Callable[[PolicyAgent, Any], Any]
+    act: Callable[..., tuple[Any, Carry, Any]]
+    recall: Callable[..., Extras]
 
 
 def policy(
@@ -52,7 +72,19 @@ def policy(
     shared: bool,
     normalize_observations: bool,
 ) -> Policy:
-    """A policy and a value head on a torso each, or on one if `shared`; raises ValueError for unsupported spaces."""
+    """A policy head and a value head, and the functions that act and learn with them.
+
+    Args:
+        observation_space: any space that `rl.networks.torso` or the given network takes.
+        action_space: any space that `rl.distributions.head` takes.
+        network: the torso, a module from [batch, ...] to [batch, features]; by default `rl.networks.torso`.
+        optimizer: only its `init` is called here.
+        shared: put both heads on one torso instead of one each.
+        normalize_observations: by running moments; real-valued parts alone.
+
+    Raises:
+        ValueError: for unsupported spaces.
+    """
     body = torso(observation_space) if network is None else network
     outputs = head(action_space)
     model = ActorCritic(body, None if shared else body.clone(), outputs.outputs, outputs.stds)
@@ -88,7 +120,16 @@ def policy(
 
 
 def updated(agent: PolicyAgent, params: Any, optimizer: Any, experience: Experience) -> PolicyAgent:
-    """The agent after learning; its normalizer last, so that acting and learning saw the same numbers."""
+    """The agent after an update.
+
+    Its normalizer is updated last, so that acting and learning on a rollout see the same normalized observations.
+
+    Args:
+        agent: the agent before.
+        params: new parameters.
+        optimizer: new optimizer state.
+        experience: the rollout whose observations are added to the normalizer.
+    """
     moments = agent.observations
     if moments is not None:
         moments = normalize.updated(moments, experience.timestep.observation, experience.valid)
@@ -96,10 +137,16 @@ def updated(agent: PolicyAgent, params: Any, optimizer: Any, experience: Experie
 
 
 def next_values(values: Callable[[Any], Array], experience: Experience) -> Array:
-    """The value of each observation reached, [time, env], before any reset.
+    """The value of the observation after each step, [time, env], before any reset.
 
-    Mostly it is known from acting one step later. It has to be computed after the last step, and where an episode
-    was cut off: only then, and all at once, since a compiled program cannot pick the few.
+    Within an episode it is the value computed for acting one step later, `experience.extras.value`. It must be computed
+    anew after the last step of the rollout and after truncations. If any earlier step was truncated, all values are
+    computed anew, since a compiled program cannot select a varying number of steps. Values after a termination mean
+    nothing: returns do not use them.
+
+    Args:
+        values: function from observations [batch, ...] to values [batch].
+        experience: a rollout with `Extras`.
     """
     observation, known = experience.next_observation, experience.extras.value
     last = values(jax.tree.map(lambda leaf: leaf[-1], observation))
@@ -117,7 +164,12 @@ def flat(tree: Any) -> Any:
 
 
 def moments(x: Array, weights: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of what has a weight; of a single number the deviation is 1."""
+    """Weighted mean and standard deviation; the deviation of a single number is 1.
+
+    Args:
+        x: numbers.
+        weights: of the same shape; 1 for numbers that count, 0 for others.
+    """
     count = jnp.maximum(weights.sum(), 1)
     mean = (weights * x).sum() / count
     deviation = jnp.sqrt((weights * (x - mean) ** 2).sum() / count)

@@ -1,4 +1,4 @@
-"""Rewards over the standard deviation of discounted returns, for any algorithm (Engstrom et al. 2020, section 2)."""
+"""Reward scaling for any algorithm: division by the standard deviation of discounted returns (Engstrom et al. 2020)."""
 
 from typing import Any
 
@@ -13,20 +13,37 @@ from rl.types import Algorithm, Carry, Experience, TimeStep
 
 @flax.struct.dataclass
 class ScaledAgent:
-    """An agent, and the scale of the rewards that it learns from."""
+    """An agent, and the scale of the rewards that it learns from.
+
+    Attributes:
+        agent: the agent of the wrapped algorithm.
+        returns: moments of the discounted returns so far; the mean is not used.
+        returned: [env], float32; the discounted return of the running episode up to now.
+    """
 
     agent: Any
-    returns: normalize.Moments  # of the discounted returns so far
-    returned: Any  # [env], of the episode under way
+    returns: normalize.Moments
+    returned: Any
 
 
 def scaled_rewards(
     algorithm: Algorithm, *, num_envs: int, discount: float | Array = 0.99, limit: float = 10.0
 ) -> Algorithm:
-    """The same algorithm, learning from rewards that are divided by their scale, and cut off at a limit.
+    """The same algorithm, learning from rewards that are divided by their scale and clipped.
 
-    The scale is kept with the agent, and grows with each rollout before it is used; nothing is subtracted. Reported
-    returns are those of the environment. num_envs: as many as the runner has; discount: the algorithm's own.
+    The scale is part of the agent. A rollout is added to it before the rewards of that rollout are divided by it. No
+    mean is subtracted. Reported returns are those of the environment, unscaled.
+
+    Args:
+        algorithm: the algorithm to wrap.
+        num_envs: how many environments the runner has.
+        discount: that of the algorithm.
+        limit: scaled rewards are clipped to [-limit, limit].
+
+    Raises:
+        ValueError: for `num_envs` below 1, and when experience of another number of environments arrives.
+
+    Source: Engstrom et al. 2020, section 2.
     """
     if num_envs < 1:
         raise ValueError(f"scaled_rewards(num_envs={num_envs}): at least 1")
@@ -61,7 +78,20 @@ def discounted(
     before: Float[Array, " env"],
     discount: float | Array,
 ) -> tuple[Float[Array, "time env"], Float[Array, " env"]]:
-    """What was received in the episode up to each step, the older the more discounted; and what is to go on with."""
+    """The discounted sum of the past rewards of the episode at each step: Rₜ = γ (1 − endₜ₋₁) Rₜ₋₁ + rₜ.
+
+    A step that is not valid leaves the sum as it is.
+
+    Args:
+        reward: rₜ, for t in [1, T].
+        ends: terminated or truncated.
+        valid: False for steps that do not count.
+        before: (1 − end₀) R₀, as the last call returned it; zero at the start.
+        discount: γ.
+
+    Returns:
+        Rₜ for each step, and (1 − end_T) R_T for the next call.
+    """
 
     def step(returned: Array, now: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         reward, ends, valid = now

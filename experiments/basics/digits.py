@@ -70,15 +70,6 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     augment = jdl.data.augment.on(jdl.data.augment.shift(config.shift))
     one = jdl.scan(jdl.feed(learner(config), config.batch_size, augment), config.steps_per_call)
     training = jdl.jit(jdl.seeds(one, run.seeds))
-    per_epoch = max(1, len(data.train["target"]) // config.batch_size)
-    fitted = jdl.fit(
-        training,
-        data.train,
-        steps=max(1, config.epochs * per_epoch // config.steps_per_call) * config.steps_per_call,
-        validation=data.validation,
-        log_every=config.steps_per_call,
-        evaluate_every=config.steps_per_call * 2,
-        run=run,
-    )
+    fitted = jdl.fit(training, data.train, epochs=config.epochs, validation=data.validation, run=run)
     run.save_arrays("predictions", logits=training.predict(fitted.state, data.test), **data.test)
     return jdl.evaluate(training, fitted.state, data.test)

@@ -85,10 +85,7 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     data = jdl.data.fashion_mnist(config.folder, fetch=config.fetch)
     one = jdl.scan(jdl.feed(learner(config), config.batch_size), config.steps_per_call)
     training = jdl.jit(jdl.seeds(one, run.seeds))
-    steps = config.epochs * len(data.train["target"]) // config.batch_size
-    fitted = jdl.fit(
-        training, data.train, steps=steps // config.steps_per_call * config.steps_per_call, run=run.part("classifier")
-    )
+    fitted = jdl.fit(training, data.train, epochs=config.epochs, run=run.part("classifier"))
     results = {"accuracy": jdl.evaluate(training, fitted.state, data.test)["accuracy"]}
     images, labels = data.test["input"][: config.images], data.test["target"][: config.images]
     network = Classifier(config.features)
@@ -148,7 +145,6 @@ def anomalies(config: Config, run: jdl.Run, data: jdl.data.Dataset) -> dict[str,
     )
     # A run a class, each with its own data, in one program.
     training = jdl.jit(jdl.seeds(jdl.scan(jdl.feed(one, config.batch_size), config.steps_per_call), 10, each=True))
-    steps = config.autoencoder_epochs * stacked.shape[1] // config.batch_size
     test = data.test["input"]
     areas: dict[str, list[float]] = {name: [] for name in ("autoencoder", "principal components", "isolation forest")}
     errors = np.zeros(())
@@ -156,7 +152,7 @@ def anomalies(config: Config, run: jdl.Run, data: jdl.data.Dataset) -> dict[str,
         fitted = jdl.fit(
             training,
             {"input": stacked, "target": stacked},
-            steps=steps // config.steps_per_call * config.steps_per_call,
+            epochs=config.autoencoder_epochs,
             key=seed,
             run=run.part(f"autoencoders-{seed}", seeds=range(10)),
         )

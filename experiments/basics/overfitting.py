@@ -77,8 +77,8 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
             few,
             steps=config.steps,
             validation=data.validation,
-            log_every=config.steps // 25 // config.steps_per_call * config.steps_per_call or config.steps_per_call,
-            evaluate_every=config.steps // 25 // config.steps_per_call * config.steps_per_call or config.steps_per_call,
+            log_every=4 * config.steps_per_call,
+            evaluate_every=4 * config.steps_per_call,
             run=run.part(kind.replace(" ", "-")),
         )
         tested, trained = (jdl.evaluate(training, fitted.state, part) for part in (data.test, few))

@@ -89,7 +89,7 @@ def measured(learner: jdl.Learner, batch_size: int) -> float:
         integers = np.issubdtype(leaf.dtype, np.integer)
         return (random.integers(0, 10, shape) if integers else random.random(shape)).astype(leaf.dtype)
 
-    batch = jax.tree.map(filled, learner.example)
+    batch = jax.tree.map(filled, learner.traits.example)
     state = compiled.init(jax.random.key(0))
     return best(lambda: compiled.step(state, batch))
 

@@ -114,8 +114,8 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     trains = jax.tree.map(lambda *leaves: np.stack(leaves), *trains)  # a leading axis of runs
     one = jdl.scan(jdl.feed(learner(config, size, variables), config.batch_size), config.steps_per_call)
     training = jdl.jit(jdl.seeds(one, run.seeds, each=True))
-    steps = config.epochs * (config.train_sentences // config.batch_size)
-    steps = steps // config.steps_per_call * config.steps_per_call
+    steps = config.epochs * (config.train_sentences // config.batch_size) // config.steps_per_call
+    steps *= config.steps_per_call
     fitted = jdl.fit(training, trains, steps=steps, checkpoint_every=steps, run=run)  # a checkpoint is a gigabyte
     alone = jdl.jit(learner(config, size))
     evaluated = [

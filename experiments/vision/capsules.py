@@ -115,10 +115,8 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     fitted = jdl.fit(
         training,
         as_batch(data.train),
-        steps=config.epochs * 550,
+        epochs=config.epochs,
         validation=as_batch(data.validation),
-        log_every=50,
-        evaluate_every=550,
         evaluation_batch_size=250,
         run=run,
     )

@@ -89,14 +89,11 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     spread = jdl.distribute(learner(config), config.devices, config.mesh)
     one = jdl.scan(jdl.feed(spread, config.batch_size, augment), config.steps_per_call)
     training = jdl.jit(jdl.seeds(one, run.seeds, spread=config.devices in ("auto", "single") and len(run.seeds) > 1))
-    per_epoch = max(config.steps_per_call, len(data.train["target"]) // config.batch_size)
     fitted = jdl.fit(
         training,
         data.train,
-        steps=config.epochs * per_epoch // config.steps_per_call * config.steps_per_call,
+        epochs=config.epochs,
         validation=data.validation,
-        log_every=config.steps_per_call,
-        evaluate_every=per_epoch // config.steps_per_call * config.steps_per_call,
         run=run,
     )
     test = {name: leaf[:2000] for name, leaf in data.test.items()}  # for the report's figures; the metrics use all

@@ -48,8 +48,8 @@ def plan(name: str, arguments: list[str]) -> int:
     sums = [f"{kind} {whole / 1e6:,.3f} MB, {each / 1e6:,.3f} a device" for kind, (whole, each) in found.bytes.items()]
     console.print("; ".join(sums), soft_wrap=True, markup=False)
     shown = found.as_json()
-    batch_size = getattr(config, "batch_size", None) if learner.example else 0
-    if learner.example is not None and batch_size is not None:
+    batch_size = getattr(config, "batch_size", None) if learner.traits.example else 0
+    if learner.traits.example is not None and batch_size is not None:
         one_step = work(learner, config.devices, config.mesh, batch_size)
         show_work(one_step, batch_size)
         shown["step"] = one_step.as_json()

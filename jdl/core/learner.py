@@ -17,24 +17,55 @@ Metrics = Any  # a dict of metrics (`jdl.metrics`)
 type Loss = Callable[[PyTree, Batch, Array], tuple]
 
 
+class Traits(NamedTuple):
+    """How a learner takes its data, for the transforms around it.
+
+    Attributes:
+        fed: batches are drawn inside: `step` is given the whole data set (or None), which is never split.
+        batch_size: examples per update, where batches are drawn inside from a data set.
+        example_axis: the axis of examples in the leaves of a batch; axes before it are of runs with batches of their
+            own.
+        lanes: a regular expression for the paths in the state that devices share out as they do examples.
+        example: the shapes of a batch, for plans; () where it needs none, None where they are not known.
+    """
+
+    fed: bool = False
+    batch_size: int | None = None
+    example_axis: int = 0
+    lanes: str = ""
+    example: Batch = None
+
+
 class Learner(NamedTuple):
     """Training as pure functions; transforms take a learner and return a learner.
 
-    A step's metrics have a leading axis of `runs` where that is set, then one of `steps` where that is above 1.
-    `evaluate` leaves out the examples whose `batch["mask"]` is zero: they are padding.
+    Metrics of a step have a leading axis of `runs` where that is set, then one of `steps` where that is above 1.
+
+    Attributes:
+        init: `(key) -> state`.
+        step: `(state, batch) -> (state, metrics)`, one update, or `steps` updates.
+        evaluate: `(state, batch) -> metrics`, no update. Examples whose `batch["mask"]` is zero are padding and do not
+            count.
+        predict: `(state, batch) -> outputs`; optional, for reports and servers.
+        steps: updates per call of `step`.
+        runs: how many independent runs are inside; None for one without a leading axis.
+        check: `(data) -> None`, raises ValueError for values that no compiled program would judge, such as token ids
+            outside the vocabulary; optional.
+        traits: how it takes its data.
     """
 
-    init: Callable[[Any], State]  # (key) -> state
-    step: Callable[[State, Batch], tuple[State, Metrics]]  # one update (or `steps` of them)
-    evaluate: Callable[[State, Batch], Metrics]  # no update
-    predict: Callable[[State, Batch], Any] = None  # type: ignore[assignment]  # optional: what reports and servers call
-    steps: int = 1  # updates a call
-    runs: int | None = None  # independent runs inside
-    check: Callable[[Batch], None] | None = None  # raises ValueError for data whose values a program would not judge
-    fed: bool = False  # batches are drawn inside: what `step` is given is the whole data set (or None), never split
-    example_axis: int = 0  # of the batches' leaves; axes before it are of runs that have batches of their own
-    lanes: str = ""  # paths in the state (a regular expression) of what devices share out as they do examples
-    example: Batch = None  # the shapes of a batch, for plans: () where it needs none, None where they are not known
+    init: Callable[[Any], State]
+    step: Callable[[State, Batch], tuple[State, Metrics]]
+    evaluate: Callable[[State, Batch], Metrics]
+    predict: Callable[[State, Batch], Any] = None  # type: ignore[assignment]
+    steps: int = 1
+    runs: int | None = None
+    check: Callable[[Batch], None] | None = None
+    traits: Traits = Traits()
+
+    def with_traits(self, **changes: Any) -> "Learner":
+        """The learner with some of its traits replaced."""
+        return self._replace(traits=self.traits._replace(**changes))
 
 
 def fold(key: Key[Array, ""], name: str) -> Key[Array, ""]:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jdl.core.learner import Batch, Learner, fold, gradients, step_key
+from jdl.core.learner import Batch, Learner, Traits, fold, gradients, step_key
 from jdl.core.metrics import Mean, Metric
 from jdl.core.precision import compute_type
 from jdl.nn.layers.mode import mode_argument
@@ -144,7 +144,7 @@ def supervised(
             judge(data["input"])
 
     shapes = jax.eval_shape(lambda batch: batch, dict(example))
-    return Learner(init, step, evaluate, predict, check=check, example=shapes)
+    return Learner(init, step, evaluate, predict, check=check, traits=Traits(example=shapes))
 
 
 def evaluated_params(state: TrainState) -> PyTree:

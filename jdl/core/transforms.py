@@ -105,7 +105,7 @@ def feed(learner: Learner, batch_size: int, augment: Callable[[Array, Batch], Ba
             batch = augment(fold(step_key(state), "augment"), batch)
         return learner.step(state, batch)
 
-    return learner._replace(step=step, fed=True)
+    return learner._replace(step=step).with_traits(fed=True, batch_size=batch_size)
 
 
 def scan(learner: Learner, n: int) -> Learner:
@@ -117,11 +117,11 @@ def scan(learner: Learner, n: int) -> Learner:
     _at_least_one("scan", n)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        if learner.fed:
+        if learner.traits.fed:
             one, batches, body = batch, None, lambda state, _: learner.step(state, batch)
         else:
-            split = functools.partial(_split, f"scan(learner, {n})", n, axis=learner.example_axis)
-            batches = jax.tree.map(lambda leaf: jnp.moveaxis(split(leaf), learner.example_axis, 0), batch)
+            split = functools.partial(_split, f"scan(learner, {n})", n, axis=learner.traits.example_axis)
+            batches = jax.tree.map(lambda leaf: jnp.moveaxis(split(leaf), learner.traits.example_axis, 0), batch)
             one = jax.tree.map(lambda leaf: leaf[0], batches)
             # A new function each time: lax.scan keeps traces by function, and those do not know of the seam.
             body = lambda state, batch: learner.step(state, batch)  # noqa: E731
@@ -220,8 +220,7 @@ def seeds(
         evaluate=over(learner.evaluate),
         predict=over(learner.predict) if learner.predict else None,
         runs=runs * (inner or 1),
-        example_axis=learner.example_axis + each,
-    )
+    ).with_traits(example_axis=learner.traits.example_axis + each)
 
 
 def population(

@@ -1,4 +1,4 @@
-"""Reusable Flax modules, one family a file; they know no training."""
+"""Reusable Flax modules, one family per file; they do not depend on any training code."""
 
 from jdl.nn.layers.attention import AdditiveAttention, MultiHeadAttention, padding_mask, segment_mask
 from jdl.nn.layers.capsules import CapsNet, Capsules, PrimaryCapsules, route, squash

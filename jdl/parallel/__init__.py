@@ -1,1 +1,1 @@
-"""Many devices: replicas, shards and partition rules, and the plan of a step on hardware that is not here."""
+"""Many devices: replicas, shards and partition rules, and plans of a step for hardware that is not here."""

@@ -1,4 +1,4 @@
-"""Published figures of accelerators: what a step could take there at best."""
+"""Published figures of accelerators, and the least time that a step could take there."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,21 +7,22 @@ from jdl.parallel.hlo import Collective
 
 
 class Hardware(NamedTuple):
-    """One device of a kind, and how such devices are connected; bytes are powers of ten."""
+    """One device of a kind, and how such devices are connected. Units of bytes are powers of ten."""
 
     name: str
-    flops: float  # a second, bfloat16, dense
+    flops: float  # per second, bfloat16, dense
     memory: float  # bytes
-    bandwidth: float  # of the memory, bytes a second
-    link: float  # to the other devices of a node, or of a pod: bytes a second that each device sends
-    node: int  # devices of a node, or of a pod
-    network: float  # beyond it
+    bandwidth: float  # of the memory, bytes per second
+    link: float  # bytes per second that each device sends to others of its node or pod
+    node: int  # devices per node or pod
+    network: float  # bytes per second that each device sends beyond its node or pod
 
 
-# NVIDIA's data sheets: H100 SXM 989 TFLOP/s dense, 80 GB at 3.35 TB/s, H200 141 GB at 4.8 TB/s, both 900 GB/s NVLink
-# (two ways together), eight a node with a 400 Gb/s adapter each. Google Cloud's pages: TPU v5p 459 TFLOP/s, 95 GB at
-# 2,765 GB/s, 1,200 GB/s (two ways together), pods of 8,960, 50 Gb/s a chip between pods; v6e 918 TFLOP/s, 32 GB at
-# 1,638 GB/s, 800 GB/s (two ways together), pods of 256, between them taken as v5p's. Read in November 2026.
+# NVIDIA's data sheets: H100 SXM 989 TFLOP/s dense, 80 GB at 3.35 TB/s; H200 141 GB at 4.8 TB/s; both 900 GB/s NVLink
+# (both directions together), eight per node, each with a 400 Gb/s adapter. Google Cloud's pages: TPU v5p 459 TFLOP/s,
+# 95 GB at 2,765 GB/s, 1,200 GB/s (both directions together), pods of 8,960, 50 Gb/s per chip between pods; v6e
+# 918 TFLOP/s, 32 GB at 1,638 GB/s, 800 GB/s (both directions together), pods of 256, and between pods assumed to be
+# as v5p. Read in November 2026.
 HARDWARE = {
     one.name: one
     for one in (
@@ -34,7 +35,10 @@ HARDWARE = {
 
 
 class Estimate(NamedTuple):
-    """The seconds that a step takes at best, were each part of the device busy all the time beside the others."""
+    """The least seconds that a step takes in each part of a device.
+
+    They hold if every part is busy all the time, in parallel with the others.
+    """
 
     compute: float
     memory: float
@@ -42,21 +46,28 @@ class Estimate(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of the slowest part."""
+        """The time of the slowest part."""
         return max(self)
 
     @property
     def bound(self) -> str:
-        """Which part that is."""
+        """The name of the slowest part."""
         return max(self._fields, key=lambda name: getattr(self, name))
 
 
 def estimate(
     hardware: Hardware, flops: int | float, traffic: int | float, collectives: Sequence[Collective]
 ) -> Estimate:
-    """A step's seconds, from what it is on one device (`jdl.parallel.hlo.Program`).
+    """Estimate the least seconds of a step from what it does on one device (`jdl.parallel.hlo.Program`).
 
-    What a group sends between nodes goes over the adapters of all its devices in a node: ring beside ring.
+    What a group of devices sends between nodes goes over the network adapters of all its devices in a node, as
+    parallel rings.
+
+    Args:
+        hardware: the devices.
+        flops: floating-point operations on one device.
+        traffic: bytes of memory traffic on one device.
+        collectives: the collectives of the step.
     """
     network = 0.0
     for one in collectives:

@@ -1,9 +1,10 @@
-"""What a program does on each device, read from XLA's text of it: products, memory traffic, collectives.
+"""What a program does on each device, read from its HLO text: products, memory traffic, collectives.
 
-The text is that of the program as it was split over the devices, before anything is done for this machine's own sake
-(whose compiler computes in float32 what is bfloat16). What the compilers of accelerators are known to do next is
-counted as done: an all-reduce of which each device reads only its part is a reduce-scatter, which sends half as much,
-and sums of all-reduces are all-reduces of sums. Loops count as often as they run, of a conditional its branches all.
+The text is that of the program after it was split over the devices, and before the passes for this machine (whose
+compiler computes bfloat16 in float32). What the compilers of accelerators are known to do next counts as done: an
+all-reduce of which each device reads only its part becomes a reduce-scatter, which sends half as much, and a sum of
+all-reduces becomes an all-reduce of the sum. A loop's body counts as often as it runs, and all branches of a
+conditional count.
 """
 
 import math
@@ -22,7 +23,7 @@ _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collectiv
 
 
 class Instruction(NamedTuple):
-    """A line of a computation."""
+    """One instruction of an HLO computation."""
 
     name: str
     type: str
@@ -32,25 +33,25 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """Collectives of one kind among groups of one make."""
+    """All collectives of one kind over the same groups of devices."""
 
     kind: str
-    group: tuple[int, ...]  # devices of one of the groups
-    times: int  # a step
-    bytes: float  # that each device sends a step, by a ring's algorithm
+    group: tuple[int, ...]  # the devices of one of the groups
+    times: int  # per step
+    bytes: float  # sent by each device per step, with a ring algorithm
 
 
 class Program(NamedTuple):
-    """What a step is on one device."""
+    """What a step does on one device."""
 
-    flops: int  # of matrix products and convolutions; a multiply-add is two
-    traffic: int  # bytes of what these are given and give; what lies between is taken to be fused into them
+    flops: int  # of matrix products and convolutions; a multiply-add counts as two
+    traffic: int  # bytes of their operands and results; operations between them are assumed to be fused
     collectives: list[Collective]
 
 
 def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Program]:
-    """A program compiled for this machine, and what it does on each device of any."""
-    passes = "spmd-partitioning", "call-inliner"  # the first of several devices, the other of one
+    """Compile a program for this machine; return it and what it does on each device of any machine."""
+    passes = "spmd-partitioning", "call-inliner"  # the first exists for several devices, the second for one
     with tempfile.TemporaryDirectory(prefix="jdl-") as folder:
         program = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_pass_re": "|".join(passes)})
         found = [file for name in passes for file in sorted(Path(folder).glob(f"*.after_{name}.*"))]
@@ -60,7 +61,7 @@ def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Program]
 
 
 def read(text: str) -> Program:
-    """From the text of a module."""
+    """Read a `Program` from the HLO text of a module."""
     computations, entry = _computations(text)
     times = _times(computations, entry)
     flops, traffic, found = 0, 0.0, Counter[tuple[str, tuple[int, ...]]]()
@@ -85,7 +86,7 @@ def read(text: str) -> Program:
 
 
 def size(type_: str) -> float:
-    """The bytes of a type, or of all in a tuple of them."""
+    """Return the bytes of an HLO type, or of all types in a tuple."""
     total = 0.0
     for kind, shape in re.findall(r"([a-z]\w*)\[([\d,]*)\]", type_):
         width = _BYTES.get(kind) or int((re.findall(r"\d+", kind) or ["32"])[0]) / 8
@@ -118,7 +119,7 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _split_type(text: str, end: str = " ") -> tuple[str, str]:
-    """The type at the beginning, which may be a tuple of types, and what comes after it."""
+    """Split a text into the type at its beginning, which may be a tuple of types, and the rest."""
     if not text.startswith("("):
         found = re.match(r"\w+(\[[\d,<=]*\](\{[^}]*\})?)?", text)
         type_ = found[0] if found else text.partition(end)[0]
@@ -132,7 +133,10 @@ def _split_type(text: str, end: str = " ") -> tuple[str, str]:
 
 
 def _called(line: Instruction) -> Iterator[str]:
-    """The computations that an instruction runs; those that reduce numbers pair by pair are left out."""
+    """Yield the computations that an instruction runs.
+
+    The computations that a reduction applies to pairs of numbers are left out.
+    """
     names = ("calls", "body") + (("to_apply",) if line.opcode == "call" else ())
     for name in names:
         yield from re.findall(rf"\b{name}=%?([\w.\-]+)", line.rest)
@@ -142,7 +146,7 @@ def _called(line: Instruction) -> Iterator[str]:
 
 
 def _times(computations: dict[str, list[Instruction]], entry: str) -> Counter[str]:
-    """How often each computation runs."""
+    """Count how often each computation runs."""
     times: Counter[str] = Counter()
 
     def visit(name: str, count: int) -> None:
@@ -158,7 +162,11 @@ def _times(computations: dict[str, list[Instruction]], entry: str) -> Counter[st
 
 
 def _trips(line: Instruction, computations: dict[str, list[Instruction]]) -> int:
-    """How often a loop runs: as XLA has noted, or by the constant that its counter, from 0 up, is compared with."""
+    """Return how often a loop runs.
+
+    That is what XLA has noted, or else the constant that the loop's counter (which starts at 0) is compared with. It
+    is 1 if neither is found.
+    """
     if (known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line.rest)) is not None:
         return int(known[1])
     condition = re.search(r"\bcondition=%?([\w.\-]+)", line.rest)
@@ -169,7 +177,7 @@ def _trips(line: Instruction, computations: dict[str, list[Instruction]]) -> int
 
 
 def _operands(line: Instruction) -> list[str]:
-    """Their names; an element of a tuple is written as "name#1"."""
+    """Return the names of the operands; an element of a tuple is written as "name#1"."""
     return re.findall(r"%([\w.\-#]+)", line.rest.partition(")")[0])
 
 
@@ -190,8 +198,13 @@ def _type_of(operand: str, types: dict[str, str]) -> str:
 
 
 def _joined(body: list[Instruction]) -> set[str]:
-    """All-reduces that need not be, because their results are summed with another's among the same devices."""
-    summed: dict[str, Instruction] = {}  # what only moves or adds results of all-reduces, by name: the last of these
+    """Find the all-reduces that can be merged into another all-reduce of the same computation, and return their names.
+
+    If the results of two all-reduces of equal size over the same devices are used for nothing but their sum, one
+    all-reduce of the sum replaces both. The first is returned here, and `read` does not count it. (This is about
+    whole collectives; `_results` is about what a remaining collective counts as.)
+    """
+    summed: dict[str, Instruction] = {}  # by an instruction that only moves or adds results: the all-reduce kept
     found = set()
     uses = Counter(name for line in body for name in _names(line))
     for line in body:
@@ -221,7 +234,11 @@ def _flops(line: Instruction, left: list[int], right: list[int]) -> int:
 def _results(
     line: Instruction, kind: str, devices: int, body: list[Instruction], computations: dict[str, list[Instruction]]
 ) -> Iterator[tuple[str, float]]:
-    """The kinds and bytes of a collective's results, of which there may be several: those that are alike together."""
+    """Yield what a collective counts as: kinds and bytes of its results on each device, each kind at most once.
+
+    An all-reduce may have several results. Those of which each device reads only its slice (`_only_a_part`) count
+    together as a reduce-scatter, and the others together as an all-reduce. Any other collective counts as it is.
+    """
     if kind != "all-reduce":
         yield kind, size(line.type)
         return
@@ -235,7 +252,11 @@ def _results(
 
 
 def _only_a_part(name: str, devices: int, body: list[Instruction], computations: dict[str, list[Instruction]]) -> bool:
-    """Whether all that is read of an array is each device's slice of it."""
+    """Whether each device reads nothing of the array `name` but a slice, at most one part in `devices`.
+
+    The array is followed through instructions that only move it and into fusions. `_results` asks this about each
+    result of an all-reduce, to count it as a reduce-scatter.
+    """
     types = {line.name: line.type for line in body}
     users = [line for line in body if name in _names(line)]
     for user in users:
@@ -257,7 +278,7 @@ def _only_a_part(name: str, devices: int, body: list[Instruction], computations:
 
 
 def _sent(kind: str, result: float, devices: int) -> float:
-    """The bytes that each of a group's devices sends, for a result of so many bytes on each."""
+    """Return the bytes that each device of a group sends, from the bytes of the result on each device."""
     if devices < 2:
         return 0.0
     share = (devices - 1) / devices
@@ -274,7 +295,7 @@ def _sent(kind: str, result: float, devices: int) -> float:
 
 
 def _group(rest: str) -> tuple[int, ...]:
-    """The devices of the first of a collective's groups, in each of the ways that XLA writes them."""
+    """Return the devices of a collective's first group, from any of XLA's notations for groups."""
     if (pairs := re.search(r"source_target_pairs=\{([\d,{}]*)\}", rest)) is not None:
         moved = [pair for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1]) if pair[0] != pair[1]]
         return tuple(int(number) for number in moved[0]) if moved else ()
@@ -298,7 +319,7 @@ def _group(rest: str) -> tuple[int, ...]:
 
 
 def _transposed(dims: Sequence[int], order: Sequence[int]) -> list[int]:
-    """0, 1, 2 ... in the shape `dims`, axes in another order, in a row."""
+    """Return the numbers 0, 1, 2, ... in the shape `dims`, with the axes permuted by `order`, flattened."""
     strides = [math.prod(dims[axis + 1 :]) for axis in range(len(dims))]
     numbers = [0]
     for axis in order:

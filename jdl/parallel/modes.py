@@ -1,4 +1,4 @@
-"""How one run uses the devices, by the name that a config gives it.
+"""How one run uses the devices, by the name that a config gives the mode.
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -7,8 +7,8 @@
 
     learner = jdl.distribute(learner, config.devices, config.mesh)
 
-Under every name a run learns the same; what differs is the memory and the time that it takes. Random masks under
-"pmap" are the one exception: each replica has its own.
+A run learns the same in every mode; only the memory and the time it takes differ. The one exception is random masks
+under "pmap": each replica draws different ones.
 """
 
 import math
@@ -34,18 +34,33 @@ MODES = get_args(Mode.__value__)
 def distribute(
     learner: Learner, devices: Mode | str = "auto", mesh_shape: int | str | Sequence[int] = (), rules: Rules = ()
 ) -> Learner:
-    """The learner over this machine's devices, or over those of several processes (`jdl launch`).
+    """Spread a learner over this machine's devices, or over those of several processes (`jdl launch`).
 
-    devices: "single" leaves it on one; "pmap" has a replica on each; "data" is one program over parts of the batch;
-    "fsdp" shares out parameters and optimizer state as well; "tensor" shares out each layer's work, by the rules of
-    `jdl.nn`; "fsdp+tensor" does both; "sequence" shares out the tokens of each sequence, for long ones; "auto" is
-    "data" on several accelerators, or processes, that divide the batch, and "single" on a CPU, whose devices share its
-    cores, and within transforms that have taken the devices (`seeds`; spread=False leaves them to another mode).
-    mesh_shape: how many devices, 8 or "8", by default all; for the last three over the batch and within each example
-    or layer, (4, 2) or "4x2", by default one by all, and half by two for "fsdp+tensor". rules: what else to share out,
-    as in `shard`, over the mesh's axes "data" and "model"; "pmap" has all of the state everywhere.
+    The modes:
 
-    Raises ValueError for a mode that there is not, and for a mesh that the devices do not make.
+    - "single": everything on one device.
+    - "pmap": a replica on each device.
+    - "data": one program, with a part of the batch on each device.
+    - "fsdp": as "data", and parameters and optimizer state are divided as well.
+    - "tensor": the work of each layer is divided, by the rules of `jdl.nn`.
+    - "fsdp+tensor": both.
+    - "sequence": the tokens of each sequence are divided, for long sequences.
+    - "auto": "data" on several accelerators, or processes, that divide the batch. "single" on a CPU, whose devices
+      share its cores, and within transforms that have taken the devices (`seeds`; spread=False leaves them to another
+      mode).
+
+    Args:
+        learner: the learner to spread.
+        devices: the mode.
+        mesh_shape: the number of devices, 8 or "8", by default all. For the last three modes in the list of `Mode`
+            ("tensor", "fsdp+tensor", "sequence"), two numbers, (4, 2) or "4x2": devices over the batch, and devices
+            within each example or layer. By default the first is one and the second all devices, and for
+            "fsdp+tensor" half of the devices by two.
+        rules: what else to divide, as in `shard`, over the mesh axes "data" and "model". "pmap" keeps all of the
+            state on every device.
+
+    Raises:
+        ValueError: for an unknown mode, and for a mesh that the devices cannot form.
     """
     shape = check_mesh(devices, mesh_shape)
     if devices == "auto":
@@ -59,7 +74,15 @@ def distribute(
 
 
 def check_mesh(devices: Mode | str, mesh_shape: int | str | Sequence[int] = ()) -> tuple[int, ...]:
-    """The numbers of devices that a mesh's text or number says, () for all; raises ValueError where a mode has none."""
+    """Return the numbers of devices along a mesh's axes, () for all devices.
+
+    Args:
+        devices: the mode.
+        mesh_shape: the mesh, as in `distribute`.
+
+    Raises:
+        ValueError: for an unknown mode, and for a mesh that does not suit the mode.
+    """
     if devices not in MODES:
         raise ValueError(f"devices={devices!r}: choose among {', '.join(MODES)}")
     shape = _parse(mesh_shape)
@@ -75,18 +98,18 @@ def check_mesh(devices: Mode | str, mesh_shape: int | str | Sequence[int] = ()) 
 
 
 def options(devices: Mode | str) -> dict[str, Any]:
-    """What `shard` is told in a mode."""
+    """Return the keyword arguments of `shard` in a mode."""
     names = {"fsdp": "data", "tensor": "model", "sequence": "sequence"}
     return {name: axis for name, axis in names.items() if name in devices.split("+")}
 
 
 def mesh_axes(devices: Mode | str) -> tuple[str, ...]:
-    """Over what a mode's devices are laid out: the batch, and in some modes what is within an example or a layer."""
+    """Return the mesh axes of a mode: over the batch and, in some modes, within an example or a layer."""
     return ("data", *(axis for axis in options(devices).values() if axis != "data"))
 
 
 def _parse(mesh: int | str | Sequence[int]) -> tuple[int, ...]:
-    """(4, 2) from "4x2", (8,) from 8, () from ""; a sequence is taken as it is."""
+    """Return (4, 2) for "4x2", (8,) for 8, () for ""; a sequence is taken as it is."""
     if isinstance(mesh, int):
         return (mesh,)
     if not isinstance(mesh, str):
@@ -98,17 +121,17 @@ def _parse(mesh: int | str | Sequence[int]) -> tuple[int, ...]:
 
 
 def _automatic(learner: Learner, rules: Rules) -> Learner:
-    """Data-parallel where devices are accelerators of their own that divide the work, and nothing has taken them.
+    """Train data-parallel if accelerators, or processes, divide the work and no transform has taken the devices.
 
-    A CPU's devices share its cores, and a program for one of them uses them all.
+    A CPU's devices share its cores, and a program for one of them uses all the cores.
     """
     spread = shard(learner, rules=rules)
 
     def fits(batch: Batch) -> bool:
         count = jax.device_count() // seam.current().groups
-        if not learner.lanes:
-            return learner.fed or divides(batch, count)
-        partition = Partition(AbstractMesh((count,), ("data",)), lanes=learner.lanes)
+        if not learner.traits.lanes:
+            return learner.traits.fed or divides(batch, count)
+        partition = Partition(AbstractMesh((count,), ("data",)), lanes=learner.traits.lanes)
         try:
             partition.of_state(jax.eval_shape(learner.init, jax.random.key(0)))
         except ValueError:
@@ -127,7 +150,7 @@ def _automatic(learner: Learner, rules: Rules) -> Learner:
 
 
 def _make_mesh(devices: Mode | str, mesh_shape: tuple[int, ...]) -> Mesh:
-    """The mesh of a mode, from the devices that there are."""
+    """Make the mesh of a mode from the devices that there are."""
     count = jax.device_count()
     shape = mesh_shape or _default_shape(devices, count)
     if math.prod(shape) > count:

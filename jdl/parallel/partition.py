@@ -1,4 +1,4 @@
-"""Where the arrays of a state lie on a mesh of devices, as PartitionSpecs, and what each device then holds."""
+"""How the arrays of a state are laid out on a mesh of devices, as PartitionSpecs, and what each device then holds."""
 
 import math
 import re
@@ -16,11 +16,21 @@ from jdl.nn.layers.tensor_parallel import TENSOR_PARALLEL
 
 type Rules = Sequence[tuple[str, PartitionSpec]]
 
-_LEAST = 1024  # numbers in an array; to share out fewer costs more time than it saves memory
+_LEAST = 1024  # elements; dividing a smaller array costs more time than it saves memory
 
 
 class Partition(NamedTuple):
-    """How a mesh shares out batches, over its first axis, and states; `jdl.shard` says what the fields mean."""
+    """How a mesh divides batches (over its first axis) and states.
+
+    Attributes:
+        mesh: the devices and the names of their axes.
+        rules: as in `jdl.shard`.
+        tensor: as in `jdl.shard`.
+        fsdp: as in `jdl.shard`.
+        sequence: as in `jdl.shard`.
+        lanes: a regular expression for the paths of state arrays that are divided like the examples (a trait of the
+            learner).
+    """
 
     mesh: Mesh | AbstractMesh
     rules: Rules = ()
@@ -31,11 +41,11 @@ class Partition(NamedTuple):
 
     @property
     def rows(self) -> str:
-        """The axis over which examples lie."""
+        """The mesh axis that divides the examples."""
         return self.mesh.axis_names[0]
 
     def check_axes(self) -> None:
-        """Raises ValueError for an axis that the mesh does not have."""
+        """Raise ValueError for an axis that the mesh does not have."""
         for name in ("tensor", "fsdp", "sequence"):
             axis = getattr(self, name)
             if axis is not None and axis not in self.mesh.axis_names:
@@ -43,15 +53,21 @@ class Partition(NamedTuple):
                 raise ValueError(f"shard({name}={axis!r}): the mesh has the axes {known}")
 
     def of_batch(self, leaf: Any) -> PartitionSpec:
-        """The spec of an array of examples."""
+        """Return the PartitionSpec of an array of examples."""
         axis = self.sequence
         divides = axis is not None and jnp.ndim(leaf) > 1 and leaf.shape[1] % self.mesh.shape[axis] == 0
         return PartitionSpec(self.rows, axis) if divides else PartitionSpec(self.rows)
 
     def of_state(self, tree: PyTree, part: bool = False) -> PyTree:
-        """The spec of each array of a state (of arrays, or of their shapes), or of a part of one.
+        """Return the PartitionSpec of each array of a state.
 
-        Raises ValueError for a rule that matches nothing of a whole state, and for one that does not fit its array.
+        Args:
+            tree: a state, or a part of one, as arrays or their shapes.
+            part: whether `tree` is only a part of a state, so that rules may match nothing in it.
+
+        Raises:
+            ValueError: for a rule that matches nothing in a whole state, for a rule that does not fit its array, and
+                for an axis that the mesh does not have.
         """
         self.check_axes()
         flat, structure = jax.tree_util.tree_flatten_with_path(tree)
@@ -83,21 +99,21 @@ class Partition(NamedTuple):
                     f"does not divide {path}, whose shape is {shape}: its axis {axis} must be a multiple of "
                     f"{self._size(entry)}, the devices along {entry!r}; choose another size, axis or mesh"
                 )
-        if problem and "optimizer" in path.split("/"):  # what is no moment (Adafactor's sums) has shapes of its own
+        if problem and "optimizer" in path.split("/"):  # not moments: Adafactor's sums have other shapes
             return None
         if problem:
             raise ValueError(f"shard: {spec} {problem}")
         return spec
 
     def _by_family(self, path: str, shape: tuple[int, ...]) -> PartitionSpec | None:
-        """By the rules of `jdl.nn`; None where they have none, or where it does not divide."""
+        """Apply the rules of `jdl.nn`; None if no rule matches or the devices do not divide the axis."""
         place = next((place for pattern, place in TENSOR_PARALLEL if re.search(pattern, path)), None)
         if self.tensor is None or place is None or len(shape) < -place or shape[place] % self.mesh.shape[self.tensor]:
             return None
         return PartitionSpec(*[None] * (len(shape) + place), self.tensor)
 
     def _shared_out(self, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
-        """With the longest axis that is free and divisible over `fsdp`, the last among equals."""
+        """Also divide the longest axis that is free and divisible over `fsdp`; the last one if several are as long."""
         entries = [*spec, *[None] * (len(shape) - len(spec))]
         if self.fsdp is None or math.prod(shape) < _LEAST or any(self.fsdp in _axes(entry) for entry in entries):
             return spec
@@ -109,7 +125,7 @@ class Partition(NamedTuple):
         return PartitionSpec(*entries)
 
     def parts(self, spec: PartitionSpec) -> int:
-        """Into how many an array is divided."""
+        """Return the number of parts that a spec divides an array into."""
         return math.prod(self._size(entry) for entry in spec)
 
     def _size(self, entry: Any) -> int:
@@ -117,7 +133,7 @@ class Partition(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """An array of a state on a mesh."""
+    """An array of a state and its layout on a mesh."""
 
     path: str
     shape: tuple[int, ...]
@@ -128,7 +144,7 @@ class Placed(NamedTuple):
 
 
 def layout(learner: Learner, partition: Partition) -> list[Placed]:
-    """Where the arrays of a learner's state would lie: a dry run, no array is made."""
+    """Return where the arrays of a learner's state would lie: a dry run that makes no array."""
     state = jax.eval_shape(learner.init, jax.random.key(0))
     specs = jax.tree.leaves(partition.of_state(state), is_leaf=lambda node: isinstance(node, PartitionSpec))
     rows = []
@@ -148,6 +164,6 @@ def _axes(entry: Any) -> tuple[str, ...]:
 
 
 def _paths_of_rings(tree: PyTree) -> tuple[str, ...]:
-    """Rings have lanes to share out, by rules; their rows stay together."""
+    """Return the paths of rings. Rules may divide their lanes, but `fsdp` must not divide their rows."""
     flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, Ring))[0]
     return tuple(_name(path) + "/" for path, node in flat if isinstance(node, Ring))

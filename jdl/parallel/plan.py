@@ -1,4 +1,4 @@
-"""What a run takes of each device, on paper: bytes, operations, collectives, time; no array is made, no step is run."""
+"""Plan what a run takes of each device: bytes, operations, collectives, time. No array is made and no step is run."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,19 +14,19 @@ from jdl.parallel.partition import Partition, Placed, layout
 from jdl.runtime import processes
 from jdl.runtime.cores import ask_for_devices
 
-_OF_A_PROCESS = 2048  # devices; XLA takes those of a CPU beyond it for other processes'
+_OF_A_PROCESS = 2048  # devices; XLA takes further CPU devices for those of other processes
 
 
 class Plan(NamedTuple):
-    """A learner's state on a mesh of devices."""
+    """The layout of a learner's state on a mesh of devices."""
 
     devices: str
-    mesh: dict[str, int]  # devices along each axis
+    mesh: dict[str, int]  # the number of devices along each axis
     arrays: list[Placed]
 
     @property
     def bytes(self) -> dict[str, tuple[int, int]]:
-        """Of parameters, optimizer and the rest of the state: in all, and on each device."""
+        """Total bytes, and bytes on each device, of the parameters, the optimizer and the rest of the state."""
         sums: dict[str, tuple[int, int]] = {}
         for array in self.arrays:
             kind = next((kind for kind in ("params", "optimizer") if kind in array.path.split("/")), "other")
@@ -36,27 +36,27 @@ class Plan(NamedTuple):
 
     @property
     def device_count(self) -> int:
-        """Of the mesh."""
+        """The number of devices of the mesh."""
         return math.prod(self.mesh.values())
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the plan for `--json`."""
         arrays = [{**array._asdict(), "spec": show(array)} for array in self.arrays]
         return {"devices": self.devices, "mesh": self.mesh, "bytes": self.bytes, "arrays": arrays}
 
 
 class Work(NamedTuple):
-    """A step, as it would be compiled for the mesh."""
+    """What a step takes, as it would be compiled for the mesh."""
 
     device_count: int
-    model_flops: int  # of one forward and one backward pass of the whole batch, nothing recomputed
+    model_flops: int  # one forward and one backward pass of the whole batch, without recomputation
     arguments: int  # bytes on each device: state and batch
-    temporaries: int  # as well: activations, gradients, what else is in memory at the fullest moment
+    temporaries: int  # further bytes on each device at the peak: activations, gradients and so on
     program: hlo.Program  # on each device
 
     def on(self, hardware: Hardware) -> Estimate:
-        """The time of a step there, at best."""
-        traffic = self.program.traffic + 2 * self.arguments  # the state is read, and written anew
+        """Estimate the least time of a step on such hardware."""
+        traffic = self.program.traffic + 2 * self.arguments  # the state is read and written again
         return estimate(hardware, self.program.flops, traffic, self.program.collectives)
 
     def mfu(self, hardware: Hardware) -> float:
@@ -64,11 +64,11 @@ class Work(NamedTuple):
         return self.model_flops / (self.device_count * hardware.flops * self.on(hardware).seconds)
 
     def fits(self, hardware: Hardware) -> bool:
-        """Whether a device's memory holds it."""
+        """Whether the step fits in a device's memory."""
         return self.arguments + self.temporaries <= hardware.memory
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the work, with estimates for all known hardware, for `--json`."""
         there = {
             name: {**self.on(one)._asdict(), "seconds": self.on(one).seconds, "bound": self.on(one).bound,
                    "mfu": self.mfu(one), "fits": self.fits(one)}
@@ -79,29 +79,37 @@ class Work(NamedTuple):
 
 
 def devices_on_paper(count: int) -> None:
-    """Have so many CPU devices to compile for, before JAX is first used."""
+    """Provide that many CPU devices to compile for; call it before JAX is first used."""
     jax.config.update("jax_platforms", "cpu")
     ask_for_devices(count)
-    if count > _OF_A_PROCESS:  # compiling for several processes wants them to be able to meet
+    if count > _OF_A_PROCESS:  # compiling for several processes needs a coordinator
         processes.join(processes.here(), 1, 0)
 
 
 def work(learner: Learner, devices: Mode | str, mesh_shape: str, batch_size: int) -> Work:
-    """What a step is on each device of a mesh, by compiling it for as many devices of this machine's CPU.
+    """Measure what a step takes on each device of a mesh, by compiling it for as many devices of this machine's CPU.
 
-    batch_size: the examples of a step, all devices together. They need not be cores: `devices_on_paper(4096)`, before
-    JAX is first used. Raises ValueError for fewer devices than the mesh has, and where they do not divide the batch.
+    The devices need not be cores: call `devices_on_paper(4096)` before JAX is first used.
+
+    Args:
+        learner: the learner, not yet distributed.
+        devices: the mode, as in `distribute`.
+        mesh_shape: the mesh, as in `distribute`.
+        batch_size: the examples of a step, on all devices together.
+
+    Raises:
+        ValueError: if there are fewer devices than the mesh has, and if they do not divide the batch.
     """
     batch = _batch(learner, batch_size)
     spread = distribute(learner, devices, mesh_shape)
     state = jax.eval_shape(spread.init, jax.random.key(0))
     compiled, program = hlo.compiled(jax.jit(spread.step, donate_argnums=0).lower(state, batch))
     memory = compiled.memory_analysis()
-    assert memory is not None  # on a CPU there always is
+    assert memory is not None  # a CPU always has this analysis
     whole = jax.eval_shape(learner.init, jax.random.key(0))
     once = flops.count(learner.step, whole, batch)
     if jax.tree.leaves(batch):
-        # Of what is computed again in the backward pass, nothing counts: it is no more than twice the forward pass.
+        # Recomputation in the backward pass does not count: without it, that pass is at most twice the forward pass.
         once = min(once, 3 * flops.count(learner.evaluate, whole, batch))
     count = math.prod(check_mesh(devices, mesh_shape) or (jax.device_count(),))
     return Work(
@@ -115,20 +123,26 @@ def work(learner: Learner, devices: Mode | str, mesh_shape: str, batch_size: int
 
 def _batch(learner: Learner, batch_size: int) -> Batch:
     of_batch = lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
-    return jax.tree.map(of_batch, learner.example)
+    return jax.tree.map(of_batch, learner.traits.example)
 
 
 def plan(learner: Learner, devices: Mode | str, mesh_shape: str) -> Plan:
-    """A dry run of `distribute(learner, devices, mesh_shape)` for any number of devices, which needn't be there."""
+    """Lay out the state of `distribute(learner, devices, mesh_shape)` without the devices, which need not exist.
+
+    Args:
+        learner: the learner, not yet distributed.
+        devices: the mode, as in `distribute`.
+        mesh_shape: the mesh, as in `distribute`; one device if it is empty.
+    """
     shape, axes = check_mesh(devices, mesh_shape), mesh_axes(devices)
     shape = shape or (1,) * len(axes)
     mesh = AbstractMesh(shape, axes)
-    partition = Partition(mesh, lanes=learner.lanes, **options(devices))
+    partition = Partition(mesh, lanes=learner.traits.lanes, **options(devices))
     return Plan(devices, dict(zip(axes, shape, strict=True)), layout(learner, partition))
 
 
 def show(array: Placed) -> str:
-    """An array's axes and who shares them out: "768, 3072/model"."""
+    """Write the lengths of an array's axes and the mesh axes that divide them: "768, 3072/model"."""
     entries = [*array.spec, *[None] * (len(array.shape) - len(array.spec))]
     named = [
         f"{size:,}" if entry is None else f"{size:,}/{'/'.join(entry) if isinstance(entry, tuple) else entry}"

@@ -1,4 +1,4 @@
-"""One training step over many devices, a replica on each: the classic way."""
+"""One training step over many devices with a replica on each: classic data parallelism."""
 
 import functools
 import warnings
@@ -25,12 +25,18 @@ _REPLICAS = "data"
 
 
 def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
-    """One replica a device: each takes its part of the batch, and gradients, weights and metrics are summed.
+    """Train with one replica per device; gradients, weights and metrics are summed over the replicas.
 
-    The state is the same everywhere, but for the lanes of an agent's environments, of which each has a part. Batch
-    normalization sees the whole batch (Flax's own layer, its axis set here); random masks are each replica's own.
-    devices: all by default, also those of other processes. Raises ValueError for a batch, or environments, that the
-    devices do not divide.
+    Each replica takes its part of the batch. The state is the same on all, except for the lanes of an agent's
+    environments, which are divided among the replicas. Batch normalization uses the statistics of the whole batch
+    (Flax's own layer, whose axis is set here). Each replica draws its own random masks.
+
+    Args:
+        learner: the learner to spread.
+        devices: by default all, including those of other processes.
+
+    Raises:
+        ValueError: for a learner of several runs, and for a batch, or environments, that the devices do not divide.
     """
     if learner.runs is not None:
         raise ValueError("pmap goes inside: seeds(pmap(learner), ...), with spread=False to leave pmap the devices")
@@ -51,7 +57,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
         state = learner.init(key)
         if len(chosen) == 1:
             return state
-        # Where steps will have it, so that they are compiled once and data is put beside it.
+        # Place it as steps return it, so that they are compiled once and data is put on the same devices.
         mesh = mesh_of(chosen, _REPLICAS)
         shardings = jax.tree.map(functools.partial(NamedSharding, of_groups(mesh)), _specs(learner, state, mesh))
         return jax.lax.with_sharding_constraint(state, shardings)
@@ -61,7 +67,8 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
         if len(chosen) == 1:
             return learner.step(state, batch)
         count = len(chosen)
-        several = learner.steps if not learner.fed else 1  # a batch that holds several steps is split within each
+        # A batch that holds several steps is split within each of them.
+        several = learner.steps if not learner.traits.fed else 1
 
         def split(leaf: Any) -> Array:
             if jnp.ndim(leaf) == 0 or len(leaf) % (several * count):
@@ -86,22 +93,22 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
 
         def replica(state: State, batch: Batch) -> tuple[State, Metrics]:
             with seam.reduced(reduction, share=share, axis=_REPLICAS, devices_taken="pmap"):
-                return learner.step(state, batch if learner.fed else jax.tree.map(join, batch))
+                return learner.step(state, batch if learner.traits.fed else jax.tree.map(join, batch))
 
         mesh = mesh_of(chosen, _REPLICAS)
         specs = _specs(learner, state, mesh)
         return jax.shard_map(
             replica,
             mesh=of_groups(mesh),
-            in_specs=(specs, PartitionSpec() if learner.fed else PartitionSpec(None, _REPLICAS)),
+            in_specs=(specs, PartitionSpec() if learner.traits.fed else PartitionSpec(None, _REPLICAS)),
             out_specs=(specs, PartitionSpec()),
             check_vma=False,  # the sums over replicas are taken in the seam, once
-        )(state, batch if learner.fed else jax.tree.map(split, batch))
+        )(state, batch if learner.traits.fed else jax.tree.map(split, batch))
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         chosen = free_devices("pmap", devices)
         if any(len(leaf) % len(chosen) for leaf in jax.tree.leaves(batch)):
-            return learner.evaluate(state, batch)  # a short batch is not worth an error: every device takes it whole
+            return learner.evaluate(state, batch)  # no error for a short batch: every device takes all of it
 
         def replica(state: State, batch: Batch) -> Metrics:
             with seam.reduced(devices_taken="pmap"):
@@ -121,8 +128,8 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
 
 
 def _specs(learner: Learner, state: State, mesh: Mesh) -> PyTree:
-    """Where the arrays of a state lie: its lanes in parts; all the rest, also a replay, whole with each replica."""
-    specs = Partition(mesh, lanes=learner.lanes).of_state(state)
+    """Return the layout of a state: its lanes are divided; all else, also a replay, is whole on each replica."""
+    specs = Partition(mesh, lanes=learner.traits.lanes).of_state(state)
     whole = lambda node: jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=_is_spec)  # noqa: E731
     return jax.tree.map(
         lambda node: whole(node) if isinstance(node, Ring) else node,
@@ -136,14 +143,15 @@ def _is_spec(node: Any) -> bool:
 
 
 def mesh_of(devices: Sequence[Device], axis: str) -> Mesh:
-    """Devices in a row, along one axis."""
+    """Make a mesh of devices along one axis."""
     return Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
 
 
 def of_groups(mesh: Mesh) -> Mesh:
-    """A mesh of as many meshes as there are groups of runs around (`jdl.seeds(spread=2)`), along a first axis.
+    """Return the mesh repeated along a new first axis, once for each group of runs (`jdl.seeds(spread=2)`).
 
-    Raises ValueError where there are not as many devices.
+    Raises:
+        ValueError: if there are not enough devices for all groups.
     """
     groups, all_devices = seam.current().groups, jax.devices()
     if groups == 1:
@@ -158,7 +166,15 @@ def of_groups(mesh: Mesh) -> Mesh:
 
 
 def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[Device]:
-    """The devices asked for, or all; one, with a warning, where a transform around has taken them."""
+    """Return the devices that a transform may use.
+
+    These are the devices asked for, by default all. If a transform around has already taken the devices, it is a
+    single device, and a warning says so.
+
+    Args:
+        transform: the name of the transform, for the warning.
+        devices: the devices asked for, or None for all.
+    """
     taken = seam.current().devices_taken
     if taken:
         warnings.warn(
@@ -171,7 +187,7 @@ def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[D
 
 
 def _normalize_over_replicas(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-    """Flax's batch normalization takes its statistics over an axis of devices if told which: tell it."""
+    """Let Flax's batch normalization average its statistics over replicas, by setting its axis during the call."""
     module = context.module
     if isinstance(module, nn.BatchNorm) and context.method_name == "__call__" and module.axis_name is None:
         object.__setattr__(module, "axis_name", _REPLICAS)

@@ -1,10 +1,10 @@
 """One global program that the compiler splits: the batch over devices, the state by rules on its paths.
 
     learner = jdl.shard(learner)                                                    # data-parallel
-    learner = jdl.shard(learner, fsdp="data")                                       # and the state shared out
+    learner = jdl.shard(learner, fsdp="data")                                       # the state divided, too
     learner = jdl.shard(learner, mesh, [("head/kernel$", PartitionSpec(None, "model"))])
 
-What is where is an array's own affair: a checkpoint of one layout restores into any other.
+Each array carries its own layout, so a checkpoint of one layout restores into any other.
 """
 
 import contextlib
@@ -33,23 +33,30 @@ def shard(
     fsdp: str | None = None,
     sequence: str | None = None,
 ) -> Learner:
-    """One global program: the batch over the mesh's first axis, the state by rules, the rest on every device.
+    """Make a learner one global program over the devices of a mesh, which the compiler splits.
 
-    mesh: by default all devices on one axis, "data". rules: `(regular expression, PartitionSpec)` pairs, the
-    first that is found in a leaf's path ("params/Dense_0/kernel", and the optimizer's moments of the same name)
-    places it. tensor: a mesh axis that shares out the parameters of `jdl.nn`'s families where it divides them
-    (`jdl.nn.TENSOR_PARALLEL`). fsdp: a mesh axis that shares out every array of at least 1,024 numbers along its
-    longest axis that is free and divisible, gathered layer by layer as it is needed (Rajbhandari et al., "ZeRO", 2020).
-    sequence: a mesh axis that shares out the second axis of the batch, the time of sequences, for networks that mix
-    times by `jdl.nn.MultiHeadAttention` alone (`jdl.nn.layers.ring_attention`).
+    The batch is divided over the mesh's first axis and the state by rules; everything else is on every device.
+    Statistics and random masks are those of a single device. Use it under `jit`.
 
-    Use it under `jit`; statistics and random masks are those of one device. Raises ValueError for a batch given to
-    a step that the devices do not divide, for a rule that matches nothing or does not divide its axis, and for an
-    unknown mesh axis.
+    Args:
+        learner: the learner to spread.
+        mesh: by default all devices on one axis, "data".
+        rules: `(regular expression, PartitionSpec)` pairs. The first expression found in a leaf's path determines its
+            layout ("params/Dense_0/kernel", and the optimizer's moments of the same name).
+        tensor: a mesh axis that divides the parameters of `jdl.nn`'s network families where they are divisible
+            (`jdl.nn.TENSOR_PARALLEL`).
+        fsdp: a mesh axis that divides every array of at least 1,024 elements along its longest axis that is free and
+            divisible. Arrays are gathered layer by layer as they are needed (Rajbhandari et al., "ZeRO", 2020).
+        sequence: a mesh axis that divides the second axis of the batch, the time of sequences, for networks that mix
+            times only in `jdl.nn.MultiHeadAttention` (`jdl.nn.layers.ring_attention`).
+
+    Raises:
+        ValueError: for an unknown mesh axis, a rule that matches nothing or does not divide its axis, a learner of
+            several runs, and a batch given to a step that the devices do not divide.
     """
     if learner.runs is not None:
         raise ValueError("shard goes inside: seeds(shard(learner), ...), with spread=False to leave shard the devices")
-    if mesh is not None:  # whose axes may be explicit, as jax.make_mesh makes them
+    if mesh is not None:  # its axes may be explicit, as those of jax.make_mesh are
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
         Partition(mesh, rules, tensor, fsdp, sequence).check_axes()
 
@@ -60,7 +67,7 @@ def shard(
         return len(free_devices("shard", None if mesh is None else list(mesh.devices.flat))) == 1
 
     def partition() -> Partition:
-        return Partition(chosen(), rules, tensor, fsdp, sequence, learner.lanes)
+        return Partition(chosen(), rules, tensor, fsdp, sequence, learner.traits.lanes)
 
     def rows() -> int:
         return chosen().shape[partition().rows]
@@ -94,17 +101,17 @@ def shard(
     def init(key: Array) -> State:
         state = learner.init(key)
         if alone():
-            partition().of_state(state)  # a rule that does not fit is told before it meets many devices
+            partition().of_state(state)  # report a rule that does not fit already on one device
             return state
-        # Behind a barrier, or the compiler would leave zeros, which are constants, whole on every device.
+        # Without the barrier, the compiler would leave zeros, which are constants, whole on every device.
         return place_state(jax.lax.optimization_barrier(state))
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         if alone():
             return learner.step(state, batch)
-        if learner.fed and not learner.lanes:
+        if learner.traits.fed and not learner.traits.lanes:
             batch = place(batch, jax.tree.map(lambda leaf: PartitionSpec(), batch))
-        elif not learner.fed:
+        elif not learner.traits.fed:
             _check_divides(batch, rows())
             batch = over_data(batch)
         with around(), seam.reduced(reduction if fsdp else None, share=over_data, devices_taken="shard"):
@@ -113,7 +120,7 @@ def shard(
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         if alone() or not divides(batch, rows()):
-            return learner.evaluate(state, batch)  # a short batch is not worth an error: every device takes it whole
+            return learner.evaluate(state, batch)  # no error for a short batch: every device takes all of it
         with around(), seam.reduced(devices_taken="shard"):
             return learner.evaluate(state, over_data(batch))
 
@@ -121,7 +128,15 @@ def shard(
 
 
 def _examples_stay(examples: list[int], mesh: Mesh, rows: str) -> Callable[..., Any]:
-    """Modules' outputs stay with their examples: parameters are gathered where they are needed, not activations."""
+    """Return a Flax interceptor that keeps the outputs of modules on the devices of their examples.
+
+    The compiler then gathers parameters where they are needed, not activations.
+
+    Args:
+        examples: the number of examples, in a list; empty for an empty batch.
+        mesh: the devices.
+        rows: the mesh axis that divides the examples.
+    """
 
     def stay(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or list(leaf.shape[:1]) != examples:
@@ -137,7 +152,7 @@ def _examples_stay(examples: list[int], mesh: Mesh, rows: str) -> Callable[..., 
 
 
 def divides(batch: Batch, count: int) -> bool:
-    """Whether a number of devices divides each array of a batch."""
+    """Whether a number of devices divides the leading axis of each array of a batch."""
     return all(jnp.ndim(leaf) > 0 and len(leaf) % count == 0 for leaf in jax.tree.leaves(batch))
 
 

@@ -1,4 +1,4 @@
-"""Systems that read and write text."""
+"""Language models and text generation."""
 
 from jdl.text.generate import generate, sample
 from jdl.text.language_model import RecurrentLanguageModel

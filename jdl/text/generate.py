@@ -1,4 +1,4 @@
-"""Writing on from a prompt, token by token, from the cache."""
+"""Generate text from a prompt, token by token, with a cache."""
 
 import functools
 from collections.abc import Mapping
@@ -22,11 +22,14 @@ def sample(
 ) -> Int[Array, "*batch"]:
     """Draw a token from logits.
 
-    temperature: 0 takes the likeliest. top_k: of the k likeliest alone (Fan et al. 2018). top_p: of the fewest whose
-    probabilities reach p, after temperature and top_k (Holtzman et al. 2020, section 3.1).
+    Args:
+        temperature: divides the logits; 0 takes the likeliest token
+        top_k: draw only from the k likeliest tokens (Fan et al. 2018)
+        top_p: draw only from the fewest tokens whose probabilities reach p, after temperature and top_k (Holtzman et
+            al. 2020, section 3.1)
     """
     likeliest = logits.argmax(-1)
-    # A temperature is divided by even where it is zero: the draw is then not used.
+    # Where the temperature is zero, divide by one instead; the draw is not used then.
     logits = logits.astype(jnp.float32) / jnp.where(jnp.asarray(temperature) > 0, temperature, 1)
     if top_k is not None:
         least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
@@ -34,7 +37,7 @@ def sample(
     if top_p is not None:
         order = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(order)
-        needed = jnp.cumsum(probabilities, -1) - probabilities < top_p  # what stands before does not reach p
+        needed = jnp.cumsum(probabilities, -1) - probabilities < top_p  # the likelier tokens do not reach p
         least = jnp.where(needed, order, jnp.inf).min(-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return jnp.where(jnp.asarray(temperature) > 0, jax.random.categorical(key, logits), likeliest)
@@ -54,11 +57,23 @@ def generate(
 ) -> Int[np.ndarray, "batch length"]:
     """Continue prompts by `length` tokens; after the token `end` a sequence repeats it.
 
-    model: a language model with a cache (`jdl.nn.GPT`, `jdl.text.RecurrentLanguageModel`). prompt: ids
-    `[batch, time]`, or `{"ids", "mask"}` for prompts of different lengths, padded behind. One compiled program for
-    each shape: the prompt at once, then a token at a time from the cache. The options are those of `sample`.
-    Raises ValueError for ids outside the vocabulary, for more tokens than the model's context, and for options out
-    of range.
+    Each shape is compiled once into one program, which reads the prompt at once and then generates one token at a
+    time with the cache.
+
+    Args:
+        model: a language model with a cache (`jdl.nn.GPT`, `jdl.text.RecurrentLanguageModel`)
+        variables: its variables, by collection
+        prompt: ids `[batch, time]`, or `{"ids", "mask"}` for prompts of different lengths, with padding at the end
+        length: number of tokens to generate
+        key: random key, or a seed for one
+        temperature: as in `sample`
+        top_k: as in `sample`
+        top_p: as in `sample`
+        end: token after which a sequence is finished; None for no such token
+
+    Raises:
+        ValueError: for ids outside the vocabulary, for more tokens than the model's context, for a mask with padding
+            before tokens, and for options out of range
     """
     context = getattr(model, "context", None)
     tokens = Tokens.of(prompt if isinstance(prompt, Mapping) else np.asarray(prompt), context)

@@ -1,4 +1,4 @@
-"""A recurrent language model, with the interface of `jdl.nn.GPT`."""
+"""Recurrent language model, with the interface of `jdl.nn.GPT`."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from jdl.nn.layers.tokens import Tokens, check_ids
 
 
 class RecurrentLanguageModel(nn.Module):
-    """Next-token logits of every position, from recurrent layers over token embeddings.
+    """Recurrent layers over token embeddings that return the next-token logits at every position.
 
     Source: Mikolov et al., "Recurrent neural network based language model", 2010; with LSTMs, Graves 2013, section 2.
     """
@@ -21,14 +21,20 @@ class RecurrentLanguageModel(nn.Module):
     features: int
     cell: CellName = "lstm"
     num_layers: int = 2
-    width: int = 128  # of the embeddings
+    width: int = 128  # width of the embeddings
     dropout: float = 0.0
 
     @nn.compact
     def __call__(self, inputs: Any, train: bool = False, decode: bool = False) -> Float[Array, "batch time vocabulary"]:
-        """inputs: ids `[batch, time]`, or `{"ids", "mask"}` with the padding behind.
+        """Return the logits of the token that follows each position.
 
-        decode: the tokens follow those that the collection "cache" has seen; the first call makes it.
+        Args:
+            inputs: ids `[batch, time]`, or `{"ids", "mask"}` with padding at the end
+            train: apply dropout
+            decode: continue after the tokens that the collection "cache" has seen; the first call creates it
+
+        Raises:
+            ValueError: for inputs that are not token sequences
         """
         tokens = Tokens.of(inputs, None)
         lengths = None if tokens.mask is None else jnp.asarray(tokens.mask).sum(1)
@@ -43,5 +49,5 @@ class RecurrentLanguageModel(nn.Module):
         return Dense(self.vocab_size, name="logits")(x)
 
     def check_inputs(self, inputs: Any) -> None:
-        """Raises ValueError for ids outside the vocabulary."""
+        """Raise ValueError for ids outside the vocabulary."""
         check_ids(inputs, self.vocab_size)

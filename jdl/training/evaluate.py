@@ -36,7 +36,7 @@ def passes(learner: Learner, state: State, data: Mapping[str, Any] | Epochs, bat
         data.epoch()  # raises where it cannot be
         of_batch = lambda leaf: jax.ShapeDtypeStruct((data.batch_size, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
         return Passes(data.epoch, jax.tree.map(of_batch, data.example), data.example)
-    batches = [beside(state, batch) for batch in padded_batches(data, batch_size, learner.example_axis)]
+    batches = [beside(state, batch) for batch in padded_batches(data, batch_size, learner.traits.example_axis)]
     return Passes(lambda: batches, batches[0], data)
 
 
@@ -52,7 +52,9 @@ def evaluate(learner: Learner, state: State, data: Any, batch_size: int = 1024) 
             f"data is {'empty' if isinstance(data, Mapping) else f'a {type(data).__name__}'}: evaluate takes a dict of "
             "arrays, or a jdl.pipeline that doesn't shuffle"
         )
-    batches = data.epoch() if isinstance(data, Epochs) else padded_batches(data, batch_size, learner.example_axis)
+    batches = (
+        data.epoch() if isinstance(data, Epochs) else padded_batches(data, batch_size, learner.traits.example_axis)
+    )
     return compute(merged(learner, state, batches))
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from jdl.core.learner import Learner, Metrics, State
 from jdl.core.metrics import merge_axis, to_host
 from jdl.core.runs_axis import beside
+from jdl.core.values import check_values
 from jdl.data.dataset import check
 from jdl.runtime import processes
 from jdl.runtime.preemption import Notice, Preempted, noticed
@@ -45,7 +46,8 @@ def fit(
     learner: Learner,
     source: Source | Mapping[str, Any] | None,
     *,
-    steps: int,
+    steps: int | None = None,
+    epochs: float | None = None,
     key: Array | int = 0,
     validation: Mapping[str, Any] | Epochs | None = None,
     evaluate_every: int | None = None,
@@ -58,30 +60,44 @@ def fit(
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
 ) -> Fitted:
-    """Train for a number of updates, from the key or from the run's last checkpoint.
+    """Train from the key, or from the run's last checkpoint.
 
-    source: a `Source`; a plain dict of arrays serves a learner made by `feed`, None one that makes its own data.
-    validation: arrays, or a pipeline that doesn't shuffle, evaluated every `evaluate_every` updates; its `monitor`
-    (the name of a loss or score, or a `Monitor` with mode and patience) picks the best state and stops early.
-    run: a run directory for the log and the checkpoints; a folder that already holds a run is continued if
-    resume=True, else an error.
-    callbacks: `(row, state) -> True to stop`, called with every row of the log (copy a state to keep it: the next
-    step takes its memory). progress: show a bar; by default on a terminal alone.
-    All intervals count updates, default to a hundredth (log) and a tenth (evaluation, checkpoints) of `steps`, and
-    are multiples of `learner.steps`.
+    All intervals count updates and are multiples of `learner.steps`. A run whose metrics are no longer finite ends at
+    that step with a warning and the state of its last checkpoint. With a run directory, SIGTERM saves a checkpoint at
+    once and raises `Preempted`, which ends the process with the status `jdl.REQUEUE`; metrics that were not logged yet
+    are saved, too.
 
-    A run whose metrics are no longer finite ends at that step with a warning and the state of its last checkpoint.
-    With a run directory, SIGTERM saves a checkpoint at once and raises `Preempted`, which ends the process with the
-    status `jdl.REQUEUE`; what was not logged yet is saved, too.
+    Args:
+        learner: a learner, compiled by `jit` unless it is to run step by step.
+        source: a `Source`; a dict of arrays for a learner made by `feed`; None for one that makes its own data.
+        steps: updates, a multiple of `learner.steps`; this or `epochs` is given.
+        epochs: passes over the training data, rounded down to whole calls of `learner.step`.
+        key: a JAX key or an integer seed.
+        validation: arrays, or a pipeline that does not shuffle, evaluated every `evaluate_every` updates.
+        evaluate_every: by default a tenth of the updates.
+        evaluation_batch_size: examples per call of `learner.evaluate`.
+        monitor: the metric of the validation data that picks the best state and stops early: the name of a loss or
+            score, or a `Monitor` with mode and patience.
+        log_every: by default a hundredth of the updates.
+        checkpoint_every: by default a tenth of the updates; only with a run directory.
+        run: a run directory for the log and the checkpoints.
+        resume: continue the run in that directory; without it a directory that holds a run is an error.
+        callbacks: `(row, state) -> True to stop`, called with every row of the log. Copy a state to keep it: the next
+            step takes its memory.
+        progress: show a bar; by default on a terminal alone.
+
+    Raises:
+        ValueError: for intervals, data and metric names that do not fit the learner, before anything is compiled.
     """
+    if not isinstance(source, Source):
+        if source is not None and not learner.traits.fed:
+            raise ValueError("fit was given arrays, and the learner draws no batches: use feed, or Batches(data, size)")
+        source = Whole(source)
+    steps = _updates(learner, source, steps, epochs)
     interval = _Intervals(learner.steps, steps)
     log_every = interval("log_every", log_every, 100)
     evaluate_every = interval("evaluate_every", evaluate_every, 10) if validation is not None else 0
     checkpoint_every = interval("checkpoint_every", checkpoint_every, 10) if run is not None else 0
-    if not isinstance(source, Source):
-        if source is not None and not learner.fed:
-            raise ValueError("fit was given arrays, and the learner draws no batches: use feed, or Batches(data, size)")
-        source = Whole(source)
     monitor = Monitor.of(monitor) if isinstance(monitor, str) else monitor
     key = jax.random.key(key) if isinstance(key, int) else key
     if validation is not None and not isinstance(validation, Epochs):
@@ -95,9 +111,8 @@ def fit(
         )
     validated = passes(learner, state, validation, evaluation_batch_size) if validation is not None else None
     for data in (getattr(source, "data", None), validated.known if validated else None):
-        if learner.check is not None and isinstance(data, Mapping):
-            learner.check(data)
-        _check_labels(learner, state, data)
+        if isinstance(data, Mapping):
+            check_values(learner, state, data)
     if validated and monitor.name not in (names := _names(learner, state, validated.shapes)):
         raise ValueError(f"monitor={monitor.name!r} is no metric of the evaluation; it has {', '.join(names)}")
     if isinstance(source, Whole) and source.data is not None:
@@ -137,6 +152,25 @@ def fit(
         watch.close()
 
 
+def _updates(learner: Learner, source: Source, steps: int | None, epochs: float | None) -> int:
+    """How many updates to take; raises ValueError where neither or both are given, or an epoch has no length."""
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"fit(steps={steps}, epochs={epochs}): give one of them")
+    if steps is not None:
+        return steps
+    if learner.traits.batch_size is not None and isinstance(source, Whole) and source.data is not None:
+        size = jax.tree.leaves(source.data)[0].shape[learner.traits.example_axis]
+        per_epoch = size // learner.traits.batch_size
+    else:
+        per_epoch = getattr(source, "batches_per_epoch", None)
+        if per_epoch is None:
+            raise ValueError(f"fit(epochs={epochs}): a {type(source).__name__} has no epochs to count; give steps=")
+    updates = int(epochs * per_epoch)  # type: ignore[operator]
+    if updates < 1:
+        raise ValueError(f"fit(epochs={epochs}): that is no update ({per_epoch} batches per epoch)")
+    return max(learner.steps, updates // learner.steps * learner.steps)
+
+
 def _is_ours(leaf: Any) -> bool:
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
 
@@ -168,25 +202,6 @@ class _Intervals(NamedTuple):
         return f"{name}={value} is no multiple of the learner's {self.unit} updates a call; try {nearest}"
 
 
-def _check_labels(learner: Learner, state: State, data: Any) -> None:
-    """Raises ValueError for class labels that the outputs have no place for: inside a step they would go unseen."""
-    if learner.predict is None or not isinstance(data, Mapping) or "target" not in data:
-        return
-    target = np.asarray(data["target"])
-    if not np.issubdtype(target.dtype, np.integer):
-        return
-    outputs = jax.eval_shape(learner.predict, state, {k: v for k, v in data.items() if k != "mask"})
-    shape = getattr(outputs, "shape", ())
-    if len(shape) < 2 or shape[-1] < 2 or shape[:-1][-target.ndim :] != target.shape:
-        return
-    seen = target[np.asarray(data["mask"]) > 0] if "mask" in data else target
-    if seen.size and (seen.min() < 0 or seen.max() >= shape[-1]):
-        raise ValueError(
-            f"target has labels from {seen.min()} to {seen.max()}, and the model has {shape[-1]} outputs (labels 0 to "
-            f"{shape[-1] - 1}); relabel them or widen the model (a target that is no class label must be floating)"
-        )
-
-
 def _next(step: int, every: int) -> int:
     return (step // every + 1) * every
 
@@ -197,9 +212,8 @@ def _names(learner: Learner, state: State, batch: Any) -> list[str]:
     return sorted(name for name, value in values.items() if value.ndim == (learner.runs is not None))
 
 
-_CHUNK = (
-    64  # calls whose metrics are joined on the device: fetching each by itself would cost more than the step's call
-)
+# Calls whose metrics are joined on the device: fetching each by itself would cost more than the step's call.
+_CHUNK = 64
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -67,6 +67,11 @@ class Batches:
             self._first, self._orders = epoch, np.asarray(_orders(self._key, epochs, self.size))
         return self._orders[epoch - self._first]
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return self.size // self.batch_size
+
     def save(self) -> dict[str, int]:
         return {"position": self.position}
 
@@ -100,6 +105,11 @@ class Bucketed:
         )
         self._epoch, self._buckets = 0, self._drawn(epoch=0)
         self.position = 0  # batches consumed
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """As many in every epoch."""
+        return len(self._buckets)
 
     def next(self, state: State = None) -> dict[str, Any]:
         epoch, place = divmod(self.position, len(self._buckets))  # an epoch has as many as any other

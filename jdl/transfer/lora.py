@@ -1,4 +1,4 @@
-"""LoRA: fine-tune a model by adding matrices of low rank to its dense kernels, which stay as they are.
+"""LoRA: fine-tune a model by adding low-rank matrices to its dense kernels, which stay fixed.
 
 model = jdl.lora.LoRA(jdl.nn.GPT(50257), rank=8, patterns=("query/kernel$", "value/kernel$"))
 learner = jdl.supervised(model, loss, optax.adamw(1e-4), example=data, variables={"base": loaded["params"]})
@@ -26,13 +26,22 @@ from jdl.nn.layers.mode import mode_argument
 class LoRA(nn.Module):
     """A model whose dense kernels `W [in, out]` become `W + alpha / rank A B`, with A `[in, rank]`, B `[rank, out]`.
 
-    "params" are A and B alone; the model's own parameters are the collection "base", which no optimizer sees. B starts
-    at zero, so that the model starts as it was. Stacked kernels `[layers, in, out]`, as scanned layers have them, have
-    stacked A and B. The sum is formed at every call: the price of a matrix product of rank `rank` a kernel.
-    With a new head that is trained whole: `Classifier(LoRA(body, 8), num_classes)`.
+    The collection "params" holds only A and B. The model's own parameters are in the collection "base", which no
+    optimizer sees. B starts at zero, so that the adapted model starts equal to the original. Stacked kernels
+    `[layers, in, out]`, which scanned layers have, get stacked A and B. The sum is computed at every call, which
+    costs a matrix product of rank `rank` per kernel. For a new head whose weights are all trained, use
+    `Classifier(LoRA(body, 8), num_classes)`.
 
-    alpha: by default the rank, for a factor of 1. patterns: which kernels, searched for in
-    "blocks/layer_0/attention/query/kernel". Raises ValueError for a pattern that matches no dense kernel.
+    Attributes:
+        model: the model to adapt
+        rank: rank of the added matrices
+        patterns: regular expressions for the kernels to adapt, searched for in paths such as
+            "blocks/layer_0/attention/query/kernel"
+        alpha: scale of the added matrices; by default the rank, for a factor of 1
+
+    Raises:
+        ValueError: when initialized, for a rank below 1 and for a pattern that matches no dense kernel
+
     Source: Hu et al., "LoRA: low-rank adaptation of large language models", 2022, section 4.1.
     """
 
@@ -43,7 +52,7 @@ class LoRA(nn.Module):
 
     @nn.compact
     def __call__(self, *inputs: Any, train: bool = False, **options: Any) -> Any:
-        """What the model is called with, and gives."""
+        """Call the adapted model, with the model's inputs and outputs."""
         model = self.model.clone(parent=None)
         arguments = {**options, **mode_argument(model)(train)}
         assert self.scope is not None
@@ -61,15 +70,15 @@ class LoRA(nn.Module):
         return outputs
 
     def check_inputs(self, inputs: Any) -> None:
-        """The model's check, where it has one."""
+        """Run the model's check, if it has one."""
         if hasattr(self.model, "check_inputs"):
             self.model.check_inputs(inputs)  # type: ignore[operator]
 
     def _draw(self, init: Callable[[], tuple[Any, Mapping[str, PyTree]]]) -> tuple[Any, dict[str, PyTree]]:
-        """What the model's initialization gives, its parameters as "base", with A and B for its dense kernels."""
+        """Return the model's initial outputs and variables, its parameters as "base", A and B as "params"."""
         if self.rank < 1:
             raise ValueError(f"LoRA(rank={self.rank}): a rank is at least 1; 4 to 16 are usual")
-        kernels: dict[str, None] = {}  # in order, each once
+        kernels: dict[str, None] = {}  # an ordered set
 
         def note(call: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
             if isinstance(context.module, nn.Dense):
@@ -92,16 +101,21 @@ class LoRA(nn.Module):
 
     def _adapter(self, key: Array, kernel: Float[Array, "*layers inputs outputs"]) -> dict[str, Array]:
         *layers, inputs, outputs = kernel.shape
-        dtype = jnp.promote_types(kernel.dtype, jnp.float32)  # a half-precision base learns in single
+        dtype = jnp.promote_types(kernel.dtype, jnp.float32)  # single precision for a half-precision base
         noise = jax.random.normal(key, (*layers, inputs, self.rank), dtype)
         return {"A": noise / np.sqrt(inputs), "B": jnp.zeros((*layers, self.rank, outputs), dtype)}
 
 
 def merge(model: LoRA, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Variables of the plain model, whose kernels are what the adapted ones are: to export and to serve.
+    """Merge the adapted kernels into variables of the plain model, for export and serving.
 
-    variables: `{"params": state.params, **state.collections}`; those of a `LoRA` within another model by
-    `jdl.transfer.take`. Raises ValueError for variables of another model.
+    Args:
+        model: the adapted model
+        variables: `{"params": state.params, **state.collections}`; for a `LoRA` within another model, take its part
+            with `jdl.transfer.take`
+
+    Raises:
+        ValueError: for variables without the collections "params" and "base", such as those of another model
     """
     if "base" not in variables or "params" not in variables:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Which of the parameters an optimizer moves, and how fast, by path.
+"""Which parameters an optimizer updates, and how fast, by their path.
 
-Patterns are regular expressions, searched for in "encoder/blocks/layer_0/attention/query/kernel" and the like. Layers
-that are scanned are one parameter with a leading axis: a pattern cannot tell them apart.
+Patterns are regular expressions, searched for in paths such as "encoder/blocks/layer_0/attention/query/kernel".
+Scanned layers are one parameter with a leading axis, so a pattern cannot tell them apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +15,23 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jdl.core.paths import check_patterns, masked, matching
 
-# A number, or, for layers that are scanned, one for each along the leading axis.
+# A number, or for scanned layers a sequence with one number per layer along the leading axis.
 Factor = float | Float[Array, ""] | Sequence[float]
 
 
 def freeze(optimizer: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformation:
-    """The optimizer for all parameters but those that match: these never change, and take no optimizer state.
+    """Update all parameters except those that match; these never change, and take no optimizer state.
 
-    Weight decay does not reach them either. Their gradients still count for `clip_norm=`, and batch normalization of a
-    frozen body still follows the batches: `jdl.nn.Classifier(frozen=True)` stops both.
-    Raises ValueError for a pattern that matches no parameter.
+    Weight decay does not reach frozen parameters either. Their gradients still count for `clip_norm=`, and batch
+    normalization in a frozen body still updates its statistics from the batches; `jdl.nn.Classifier(frozen=True)`
+    stops both.
+
+    Args:
+        optimizer: optimizer of all other parameters
+        *patterns: regular expressions for the parameters to freeze
+
+    Raises:
+        ValueError: for a pattern that matches no parameter
     """
 
     def labels(params: PyTree) -> PyTree:
@@ -38,12 +45,20 @@ def freeze(optimizer: optax.GradientTransformation, *patterns: str) -> optax.Gra
 def unfreeze_gradually(
     optimizer: optax.GradientTransformation, first_updates: Mapping[str, int | Int[Array, ""]]
 ) -> optax.GradientTransformation:
-    """The optimizer with matching parameters at rest before their first update, counted from 0; others move at once.
+    """Keep matching parameters fixed until their first update; all others are updated from the start.
 
-    The optimizer itself sees all gradients from the start: when a parameter is let go its moments are those of the
-    gradients so far, and learning-rate schedules stand where they do for the others. (An optimizer that began anew
-    would make its first steps from a single gradient.)
-    Raises ValueError for a pattern that matches no parameter, and for a parameter that several patterns match.
+    The optimizer itself sees all gradients from the start. When a parameter is released, its moments are those of the
+    gradients so far, and learning-rate schedules are where they are for the other parameters. (An optimizer that
+    started afresh would base its first steps on a single gradient.)
+
+    Args:
+        optimizer: optimizer of all parameters
+        first_updates: for each pattern, the first update that changes the parameters, counted from 0
+
+    Raises:
+        ValueError: for a pattern that matches no parameter, for a parameter that several patterns match, and for a
+            negative first update
+
     Source: Howard and Ruder, "Universal language model fine-tuning for text classification", 2018, section 3.3.
     """
     for pattern, first in first_updates.items():
@@ -51,11 +66,11 @@ def unfreeze_gradually(
             raise ValueError(f"unfreeze_gradually: {pattern!r} has its first update at {first}; the first of all is 0")
 
     def init(params: PyTree) -> optax.ScaleByScheduleState:
-        _by_pattern(params, first_updates, 0)  # so that errors come before any training
+        _by_pattern(params, first_updates, 0)  # raise errors before any training
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, optax.ScaleByScheduleState]:
-        # Chosen, not multiplied: an update that is no number stays without effect.
+        # Select instead of multiplying, so that an update of NaN has no effect.
         begun = lambda first, update: jnp.where(state.count >= first, update, 0)  # noqa: E731
         updates = _mapped(begun, _by_pattern(updates, first_updates, 0), updates)
         return updates, optax.ScaleByScheduleState(state.count + 1)
@@ -69,9 +84,15 @@ def scale_by_path(factors: Mapping[str, Factor], default: float | None = None) -
     >>> rates = scale_by_path({"head": 1.0, "blocks": 0.1}, default=0.0)
     >>> optimizer = optax.chain(optax.adamw(1e-3), rates)  # last, since Adam would undo a factor on gradients
 
-    factors: by pattern, such as `layerwise_decay` makes; a sequence has one for each layer of a scanned stack.
-    default: for parameters that no pattern matches; without one they are an error.
-    Raises ValueError for a pattern that matches no parameter, and for a parameter that several patterns match.
+    Args:
+        factors: a factor for each pattern, for instance from `layerwise_decay`; a sequence has one factor for each
+            layer of a scanned stack
+        default: factor for parameters that no pattern matches; by default they are an error
+
+    Raises:
+        ValueError: for a pattern that matches no parameter, for a parameter that several patterns match or, without a
+            default, none, and for a sequence of the wrong length
+
     Source: Howard and Ruder 2018, section 3.2.
     """
 
@@ -86,7 +107,7 @@ def scale_by_path(factors: Mapping[str, Factor], default: float | None = None) -
         return update * jnp.asarray(factor, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
 
     def init(params: PyTree) -> optax.EmptyState:
-        jax.eval_shape(update, params, optax.EmptyState())  # so that errors come before any training
+        jax.eval_shape(update, params, optax.EmptyState())  # raise errors before any training
         return optax.EmptyState()
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:
@@ -98,14 +119,20 @@ def scale_by_path(factors: Mapping[str, Factor], default: float | None = None) -
 def layerwise_decay(
     decay: float | Float[Array, ""], layers: Sequence[str | tuple[str, int]]
 ) -> dict[str, Float[Array, ""] | float | list[float]]:
-    """Learning-rate factors for `scale_by_path`: 1 for the last group of layers, `decay` times that for the one before.
+    """Learning-rate factors for `scale_by_path`: 1 for the last group of layers, times `decay` per group before it.
 
     >>> layerwise_decay(0.5, ["tokens|positions", "layer_0/", "layer_1/", "head"])
     {'tokens|positions': 0.125, 'layer_0/': 0.25, 'layer_1/': 0.5, 'head': 1.0}
     >>> layerwise_decay(0.5, ["tokens", ("blocks/layers", 2), "head"])
     {'tokens': 0.125, 'blocks/layers': [0.25, 0.5], 'head': 1.0}
 
-    layers: patterns from the input to the output; `(pattern, number)` for a scanned stack of that many layers.
+    Args:
+        decay: factor between one group and the next, in (0, 1]
+        layers: patterns from the input to the output; `(pattern, number)` for a scanned stack of that many layers
+
+    Raises:
+        ValueError: for a decay outside (0, 1]
+
     Sources: Howard and Ruder 2018, section 3.2 (who divide by 2.6); Bao et al., "BEiT", 2022.
     """
     if isinstance(decay, float | int) and not 0 < decay <= 1:
@@ -132,7 +159,7 @@ def _mapped(function: Callable[[Any, Array], Array], values: Sequence[Any], upda
 
 
 def _by_pattern(params: PyTree, values: Mapping[str, Any], default: Any) -> list[Any]:
-    """The value of each parameter, in the order of the leaves."""
+    """Return the value of each parameter, in the order of the leaves."""
     paths, _ = _paths(params)
     check_patterns(values, paths)
     found = []

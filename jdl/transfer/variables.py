@@ -1,4 +1,4 @@
-"""Which trained variables a model starts from: those of a body without its old head, put where the new model has it."""
+"""Trained variables to start a model from: cut off an old head, and put the body where the new model has it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,15 @@ from jdl.nn.layers.mode import mode_argument
 
 
 def cut(variables: Mapping[str, PyTree], *patterns: str) -> dict[str, PyTree]:
-    """Variables without those that match, such as an old head; paths begin with the collection, "params/head/kernel".
+    """Remove the variables that match, such as an old head.
 
-    Raises ValueError for a pattern that matches nothing.
+    Args:
+        variables: variables of a model, by collection
+        *patterns: regular expressions, searched for in paths that begin with the collection, such as
+            "params/head/kernel"
+
+    Raises:
+        ValueError: for a pattern that matches nothing
     """
     flat = flax.traverse_util.flatten_dict(dict(variables), sep="/")
     check_patterns(patterns, flat)
@@ -26,10 +32,14 @@ def cut(variables: Mapping[str, PyTree], *patterns: str) -> dict[str, PyTree]:
 
 
 def graft(variables: Mapping[str, PyTree], path: str) -> dict[str, PyTree]:
-    """Variables of a body as those of the part of a larger model that stands at this path, in every collection.
+    """Move a body's variables to where it stands within a larger model, in every collection.
 
     >>> graft({"params": {"tokens": 1}, "batch_stats": {"mean": 2}}, "encoder")
     {'params': {'encoder': {'tokens': 1}}, 'batch_stats': {'encoder': {'mean': 2}}}
+
+    Args:
+        variables: variables of the body, by collection
+        path: path of the body in the larger model, such as "encoder/encoder"
     """
     for name in reversed(path.split("/")):
         variables = {collection: {name: tree} for collection, tree in variables.items()}
@@ -37,9 +47,14 @@ def graft(variables: Mapping[str, PyTree], path: str) -> dict[str, PyTree]:
 
 
 def take(variables: Mapping[str, PyTree], path: str) -> dict[str, PyTree]:
-    """The variables of the part of a model that stands at this path: the inverse of `graft`.
+    """Extract the variables of a part of a model: the inverse of `graft`.
 
-    Raises ValueError where nothing stands there.
+    Args:
+        variables: variables of the whole model, by collection
+        path: path of the part, such as "encoder/encoder"
+
+    Raises:
+        ValueError: for a path at which there is nothing
     """
     taken = {}
     for collection, tree in variables.items():
@@ -54,9 +69,15 @@ def take(variables: Mapping[str, PyTree], path: str) -> dict[str, PyTree]:
 
 
 def features(model: nn.Module, variables: Mapping[str, PyTree], data: Any, batch_size: int = 256) -> Any:
-    """A model's outputs for every example as NumPy arrays, evaluated in batches by one program: for linear probes.
+    """Compute a model's outputs for every example as NumPy arrays, for linear probes.
 
-    data: the model's inputs with a leading axis of examples, or a data set whose "input" they are.
+    One compiled program evaluates all batches.
+
+    Args:
+        model: the model, called as in evaluation
+        variables: its variables, by collection
+        data: the model's inputs with a leading axis of examples, or a data set that has them as "input"
+        batch_size: number of examples in a batch
     """
     inputs = data["input"] if isinstance(data, Mapping) and "input" in data else data
     mode = mode_argument(model)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jdl.core import seam
-from jdl.core.learner import Batch, Learner, fold, step_key
+from jdl.core.learner import Batch, Learner, Traits, fold, step_key
 from jdl.core.metrics import Mean
 from rl.envs.environment import Environment, Outcome, auto_reset
 from rl.runners import draws
@@ -116,7 +116,8 @@ def on_device(
         count = mask.sum()
         return {"return": Mean((returned * mask).sum(), count), "length": Mean((length * mask).sum(), count)}
 
-    return Learner(init, step, evaluate, predictor(algorithm, env.action_space), fed=True, lanes=_LANES, example=())
+    traits = Traits(fed=True, lanes=_LANES, example=())
+    return Learner(init, step, evaluate, predictor(algorithm, env.action_space), traits=traits)
 
 
 def episodes(count: int) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jdl.core.learner import Batch, Learner, State, fold, step_key
+from jdl.core.learner import Batch, Learner, State, Traits, fold, step_key
 from jdl.core.metrics import Mean
 from jdl.core.ring import Ring
 from jdl.runtime import processes
@@ -78,7 +78,9 @@ def learn_on_host(algorithm: Algorithm, action_space: gymnasium.Space) -> Learne
             "a learner on the host cannot play whole episodes itself; use rl.evaluate(algorithm, agent, env)"
         )
 
-    return Learner(init, step, evaluate, predictor(algorithm, action_space), fed=True, lanes="/replay/ring/")
+    return Learner(
+        init, step, evaluate, predictor(algorithm, action_space), traits=Traits(fed=True, lanes="/replay/ring/")
+    )
 
 
 class Rollout(NamedTuple):

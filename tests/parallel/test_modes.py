@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import jdl
+from jdl.core.learner import Traits
 from jdl.parallel.plan import plan
 
 RANDOM = np.random.default_rng(0)
@@ -246,7 +247,7 @@ def test_a_step_that_needs_no_batch():
             {},
         ),
         evaluate=lambda state, batch: {},
-        fed=True,
+        traits=Traits(fed=True),
     )
     spread = jdl.shard(
         learner._replace(step=lambda state, batch: ({"params": learner.step(state, batch)[0]}, {})), fsdp="data"

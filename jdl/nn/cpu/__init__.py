@@ -1,1 +1,1 @@
-"""What XLA does slowly on a CPU, done otherwise."""
+"""Replacements for operations that XLA runs slowly on a CPU."""

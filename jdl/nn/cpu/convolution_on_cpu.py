@@ -1,7 +1,7 @@
-"""Convolution and its gradients as a CPU computes them fast, also inside loops: which form depends on the geometry.
+"""Convolution and its gradients in forms that are fast on a CPU, also inside loops; the form depends on the geometry.
 
-XLA's CPU back end calls its fast convolution kernel (Eigen) for one layout alone, and spends as long on zeros as on
-numbers; matrix products are fast everywhere.
+XLA's CPU back end calls its fast convolution kernel (Eigen) for one layout only, and that kernel spends as long on
+zeros as on other numbers. Matrix products are fast everywhere.
 """
 
 import math
@@ -15,23 +15,35 @@ from jaxtyping import Array
 
 from jdl.nn.cpu import winograd
 
-# Below this many values in one window (all offsets, all input features), and for a single feature, a matrix product
-# per offset has too few rows for its price, and the windows are cheaper copied side by side and multiplied once.
+# With at most this many values in one window (all offsets, all input features), or with a single feature, a matrix
+# product per offset has too few rows to be worth its cost: copying the windows side by side and multiplying once is
+# cheaper.
 _NARROW_WINDOW = 32
 
-# From as many features and channels on, Winograd's products cost less, with all that is done around them: in the
-# kernel's gradient, whose plain form copies nine times; in convolution, where Eigen's kernel is good. The latter
-# also needs positions, in a batch, by which the cost of transforming the kernel is shared.
+# From this many features and channels on, Winograd's algorithm costs less, including its transforms. The bound is low
+# for the kernel's gradient, whose plain form copies nine times, and higher for convolution, where Eigen's kernel is
+# good. Convolution also needs many positions in a batch, which share the cost of transforming the kernel.
 _WIDE_FOR_KERNEL_GRADIENT, _WIDE, _MANY_POSITIONS = 32, 64, 512
-# Its tiles take four times the memory of inputs and outputs: of more values than this it would be gigabytes.
+# Winograd's tiles take four times the memory of inputs and outputs, gigabytes if these have more values than this.
 _LARGE = 2**26
 
-# Of more places within a stride than this (patches of an image, say) the parts are small, and take long to compile.
+# With more positions within a stride than this (patches of an image, say), the parts are small and slow to compile.
 _MANY_PHASES = 9
 
 
 class Geometry(NamedTuple):
-    """What a convolution is besides its two arrays; hashable, since `custom_vjp` holds it fixed."""
+    """Everything that defines a convolution besides its two arrays; hashable, because it is static for `custom_vjp`.
+
+    Attributes:
+        input_size: size of the input along each spatial axis
+        kernel_size: size of the kernel along each spatial axis
+        strides: step of the windows along each spatial axis
+        padding: (low, high) for each spatial axis
+        dilation: dilation of the kernel along each spatial axis
+        groups: number of feature groups
+        depthwise: whether each feature forms a group with one channel
+        precision: as in `jax.lax.conv_general_dilated`
+    """
 
     input_size: tuple[int, ...]
     kernel_size: tuple[int, ...]
@@ -45,17 +57,26 @@ class Geometry(NamedTuple):
     def suits_winograd(
         self, batch: int, features: int, channels: int, dtype: Any, wide: int = _WIDE, positions: int = _MANY_POSITIONS
     ) -> bool:
-        """Whether there are Winograd's products for this convolution, and they are the cheaper ones."""
+        """Whether Winograd's algorithm can compute this convolution, and is cheaper.
+
+        Args:
+            batch: number of examples
+            features: number of input features
+            channels: number of output channels
+            dtype: dtype of the arrays
+            wide: least number of features and of channels
+            positions: least number of output positions in the batch
+        """
         return (
             (self.kernel_size, self.strides, self.dilation, self.groups) == ((3, 3), (1, 1), (1, 1), 1)
             and min(features, channels) >= wide
             and positions <= batch * math.prod(self.output_size) <= _LARGE // max(features, channels)
-            and jnp.finfo(dtype).bits >= 32  # sums of four half-precision numbers lose too much
+            and jnp.finfo(dtype).bits >= 32  # sums of four numbers lose too much in half precision
         )
 
     @property
     def output_size(self) -> tuple[int, ...]:
-        """The number of window positions along each spatial axis."""
+        """Number of window positions along each spatial axis."""
         sizes = zip(self.input_size, self.kernel_size, self.strides, self.padding, self.dilation, strict=True)
         return tuple(
             max(0, (size + low + high - (window - 1) * dilation - 1) // stride + 1)
@@ -64,7 +85,7 @@ class Geometry(NamedTuple):
 
 
 def another_way(geometry: Geometry, inputs: Array, kernel: Array) -> Callable[[Array, Array], Array] | None:
-    """How the outputs are computed where XLA's own convolution is slower."""
+    """Return the function that computes the outputs where XLA's own convolution is slower, None elsewhere."""
     features, channels = kernel.shape[-2:]
     if geometry.depthwise:
         return partial(_depthwise_convolve, geometry)
@@ -74,7 +95,7 @@ def another_way(geometry: Geometry, inputs: Array, kernel: Array) -> Callable[[A
 
 
 def xla_convolve(geometry: Geometry, inputs: Array, kernel: Array) -> Array:
-    """The outputs, by XLA's own convolution."""
+    """Compute the outputs by XLA's own convolution."""
     return lax.conv_general_dilated(
         inputs,
         kernel,
@@ -88,7 +109,7 @@ def xla_convolve(geometry: Geometry, inputs: Array, kernel: Array) -> Array:
 
 
 def _depthwise_convolve(geometry: Geometry, inputs: Array, kernel: Array) -> Array:
-    """Weigh the inputs under each offset and add, which XLA fuses. Eigen takes 20 times as long."""
+    """Weight the inputs under each offset and sum, which XLA fuses. Eigen takes 20 times as long."""
     accumulator = jnp.promote_types(inputs.dtype, jnp.float32)
     weights = kernel.reshape(-1, kernel.shape[-1]).astype(accumulator)
     offsets = [offset.astype(accumulator) for offset in _offsets(geometry, inputs)]
@@ -97,14 +118,21 @@ def _depthwise_convolve(geometry: Geometry, inputs: Array, kernel: Array) -> Arr
 
 
 def input_gradient(geometry: Geometry, outputs: Array, kernel: Array) -> Array:
-    """Convolve the outputs, spread out by the stride, with the reversed kernel, in the layout Eigen takes."""
+    """Gradient for the inputs, in the layout that Eigen takes.
+
+    Convolves the outputs, spread out by the stride, with the reversed kernel.
+
+    Args:
+        outputs: gradient for the outputs
+        kernel: `[*kernel_size, features, channels]`
+    """
     spatial = tuple(range(len(geometry.kernel_size)))
     *_, features, channels = kernel.shape
     groups = geometry.groups
     if geometry.suits_winograd(len(outputs), features, channels, outputs.dtype):
         back = [(2 - low, 2 - high) for low, high in geometry.padding]
         return winograd.convolve(outputs, kernel, back, geometry.precision, backward=True)
-    # [..., features, groups * channels] -> [..., channels, groups * features]: in and out change places.
+    # [..., features, groups * channels] -> [..., channels, groups * features]: in and out swap places.
     kernel = kernel.reshape(*geometry.kernel_size, features, groups, channels // groups)
     kernel = jnp.moveaxis(kernel, -1, -3).swapaxes(-1, -2)
     kernel = kernel.reshape(*geometry.kernel_size, channels // groups, groups * features)
@@ -117,7 +145,7 @@ def input_gradient(geometry: Geometry, outputs: Array, kernel: Array) -> Array:
         reach = (geometry.kernel_size[axis] - 1) * geometry.dilation[axis]
         low = reach - geometry.padding[axis][0]
         spread = (geometry.output_size[axis] - 1) * geometry.strides[axis] + 1
-        # Inputs that no window reaches get a gradient of zero: the padding makes up the size.
+        # Pad to the size of the inputs, so that inputs that no window reaches get a gradient of zero.
         padding.append((low, geometry.input_size[axis] + reach - spread - low))
     if geometry.depthwise:
         borders = [(low, high, step - 1) for (low, high), step in zip(padding, geometry.strides, strict=True)]
@@ -140,13 +168,13 @@ def input_gradient(geometry: Geometry, outputs: Array, kernel: Array) -> Array:
 
 
 def _input_gradient_by_phases(geometry: Geometry, outputs: Array, kernel: Array) -> Array:
-    """For each place within a stride, convolve the outputs with the part of the kernel that reaches it.
+    """For each position within a stride, convolve the outputs with the part of the kernel that reaches it.
 
-    Spreading the outputs out by the stride, as a transposed convolution does, multiplies mostly zeros. kernel: in and
-    out have changed places already.
+    Spreading the outputs out by the stride, as a transposed convolution does, multiplies mostly zeros. In and out are
+    already swapped in `kernel`.
     """
     tiles = [
-        -(-(size + low) // stride)  # of a stride each, which cover the padded inputs from their start on
+        -(-(size + low) // stride)  # number of strides that cover the inputs and the padding before them
         for size, (low, _), stride in zip(geometry.input_size, geometry.padding, geometry.strides, strict=True)
     ]
 
@@ -180,7 +208,12 @@ def _input_gradient_by_phases(geometry: Geometry, outputs: Array, kernel: Array)
 
 
 def kernel_gradient(geometry: Geometry, inputs: Array, outputs: Array) -> Array:
-    """Multiply, for each offset of the kernel, inputs with outputs, and sum over batch and positions."""
+    """Gradient for the kernel: for each offset, multiply inputs with outputs and sum over batch and positions.
+
+    Args:
+        inputs: `[batch, *input_size, features]`
+        outputs: gradient for the outputs
+    """
     groups, features, channels = geometry.groups, inputs.shape[-1] // geometry.groups, outputs.shape[-1]
     if geometry.suits_winograd(len(inputs), features, channels, inputs.dtype, _WIDE_FOR_KERNEL_GRADIENT, 1):
         return winograd.kernel_gradient(inputs, outputs, geometry.padding, geometry.precision)
@@ -191,7 +224,7 @@ def kernel_gradient(geometry: Geometry, inputs: Array, outputs: Array) -> Array:
         return jnp.stack(sums).reshape(*geometry.kernel_size, features, channels).astype(inputs.dtype)
     if groups == 1 and (features == 1 or math.prod(geometry.kernel_size) * features <= _NARROW_WINDOW):
         offsets = [jnp.concatenate(offsets, -1)]
-    # Batch and positions become one long axis, which is what each product sums over.
+    # Merge batch and positions into one long axis, over which each product sums.
     outputs = outputs.reshape(-1, groups, channels // groups)
     rows = outputs.shape[0]
     products = [_contract(offset.reshape(rows, groups, -1), outputs, geometry) for offset in offsets]
@@ -200,7 +233,7 @@ def kernel_gradient(geometry: Geometry, inputs: Array, outputs: Array) -> Array:
 
 def _contract(inputs: Array, outputs: Array, geometry: Geometry) -> Array:
     """Sum inputs times outputs over rows: [rows, groups, i], [rows, groups, o] -> [i, groups, o]."""
-    # Sums over a whole batch of half-precision numbers need a wider accumulator than the numbers have.
+    # Sums of half-precision numbers over a whole batch need a wider accumulator.
     accumulator = jnp.promote_types(inputs.dtype, jnp.float32)
     if geometry.groups > 1:
         equation = "ngi,ngo->igo"
@@ -236,7 +269,7 @@ def _offsets(geometry: Geometry, inputs: Array) -> Iterator[Array]:
 
 
 def layout(spatial: int) -> lax.ConvDimensionNumbers:
-    """Name Flax's layout, batch first and features last, kernel space-in-out, as JAX writes it."""
+    """Return Flax's layout (batch first, features last, kernel space-in-out) as JAX's dimension numbers."""
     space = tuple(range(1, spatial + 1))
     activations = (0, spatial + 1, *space)
     return lax.ConvDimensionNumbers(activations, (spatial + 1, spatial, *range(spatial)), activations)

@@ -1,9 +1,10 @@
-"""Convolution with kernels of 3 by 3 by 16 multiplications for four outputs, where plainly there are 36.
+"""Convolution with 3 by 3 kernels, in 16 multiplications for every four outputs instead of 36.
 
-Winograd's minimal filtering F(2x2, 3x3), as in Lavin and Gray 2016 (arXiv 1509.09308), section 4.1: tiles of 4 by 4
-inputs, two apart, the kernel and the tiles of 2 by 2 outputs are brought into a space where convolution is a product,
-place by place. Features are summed over in that space: 16 matrix products of all tiles at once. The ways there and back
-add and subtract, and halve the kernel's numbers, so that in float32 the error is about that of the plain sum.
+Winograd's minimal filtering F(2x2, 3x3), as in Lavin and Gray 2016 (arXiv 1509.09308), section 4.1: the kernel, 4 by
+4 tiles of inputs that start two apart, and 2 by 2 tiles of outputs are transformed to and from a space where
+convolution is an elementwise product. Features are summed in that space, by 16 matrix products over all tiles at
+once. The transforms add, subtract, and halve the kernel's numbers, so that in float32 the error is about that of the
+plain sum.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ type Matrix = tuple[tuple[int | float, ...], ...]
 type Grid = Sequence[Sequence[Array]]  # arrays in rows and columns, each an entry of a small matrix
 type Padding = Sequence[tuple[int, int]]
 
-# Equation 7 of section 4.1, names as there.
+# Equation 7 of section 4.1, with the paper's names.
 _B_T: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 _G: Matrix = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _A_T: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
@@ -30,9 +31,14 @@ def convolve(
     precision: Any = None,
     backward: bool = False,
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """The outputs of all windows, one apart, of a kernel [3, 3, features, channels].
+    """Convolve with a stride of one.
 
-    backward: the kernel is turned round and its channels are the features: gradients for outputs come to inputs.
+    Args:
+        kernel: `[3, 3, features, channels]`
+        padding: (low, high) for height and width
+        precision: of the matrix products, as in `jax.lax.dot_general`
+        backward: reverse the kernel and swap its features and channels, which turns gradients for the outputs into
+            gradients for the inputs
     """
     tiles, shape = _input_tiles(inputs, padding)
     offsets = (2, 1, 0) if backward else (0, 1, 2)
@@ -54,7 +60,13 @@ def kernel_gradient(
     padding: Padding,
     precision: Any = None,
 ) -> Float[Array, "3 3 features channels"]:
-    """The gradient for the kernel where `outputs` is that for the outputs."""
+    """Gradient for the kernel.
+
+    Args:
+        outputs: gradient for the outputs
+        padding: (low, high) for height and width
+        precision: of the matrix products, as in `jax.lax.dot_general`
+    """
     tiles, shape = _input_tiles(inputs, padding)
     borders = [(0, 2 * tiled - size) for tiled, size in zip(shape[1:], outputs.shape[1:3], strict=True)]
     outputs = jnp.pad(outputs, [(0, 0), *borders, (0, 0)])
@@ -70,10 +82,10 @@ def kernel_gradient(
 
 
 def _input_tiles(inputs: Array, padding: Padding) -> tuple[list[list[Array]], tuple[int, int, int]]:
-    """The transformed tiles, 4 by 4 arrays [tiles, features], and how the tiles lie: batch, rows, columns."""
+    """Return the transformed tiles, 4 by 4 arrays [tiles, features], and their numbers (batch, rows, columns)."""
     batch, *size, features = inputs.shape
     rows, columns = (-(-size // 2) for size in _output_size(inputs, padding))
-    # An odd number of outputs: the last tile reaches one further, and what it gives there is not looked at.
+    # If the number of outputs is odd, the last tile reaches one further, and its output there is ignored.
     borders = [
         (low, 2 * tiles + 2 - size - low) for tiles, size, (low, _) in zip((rows, columns), size, padding, strict=True)
     ]
@@ -88,13 +100,13 @@ def _output_size(inputs: Array, padding: Padding) -> list[int]:
 
 
 def _transformed(matrix: Matrix, grid: Grid) -> list[list[Array]]:
-    """matrix @ grid @ matrix.T"""
+    """Compute matrix @ grid @ matrix.T."""
     columns = [_combined(matrix, [row[j] for row in grid]) for j in range(len(grid[0]))]
     return [_combined(matrix, [column[i] for column in columns]) for i in range(len(matrix))]
 
 
 def _combined(matrix: Matrix, arrays: Sequence[Array]) -> list[Array]:
-    """For each row of the matrix the sum of the arrays, so weighted."""
+    """For each row of the matrix, sum the arrays weighted by its entries."""
     sums = []
     for row in matrix:
         terms = [array if weight == 1 else weight * array for weight, array in zip(row, arrays, strict=True) if weight]

@@ -1,1 +1,1 @@
-"""Layers that networks are made of."""
+"""Layers that the networks are built from."""

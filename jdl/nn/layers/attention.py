@@ -1,4 +1,4 @@
-"""Attention: scaled dot products over several heads, with a cache for decoding; additive, over encoder states."""
+"""Multi-head scaled dot-product attention with a cache for decoding, and additive attention."""
 
 import flax.linen as nn
 import jax
@@ -13,20 +13,32 @@ Initializer = nn.initializers.Initializer
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention on `jax.nn.dot_product_attention`, which a GPU fuses; over a ring where one is spread.
+    """Multi-head attention with optional causal mask, grouped keys and values, rotary positions and decoding cache.
 
-    Self-attention, or with `context` attention of x to another sequence. num_kv_heads: below num_heads, groups of
-    heads share keys and values (Ainslie et al. 2023, "GQA"). rotary_base: rotary positions of that base.
+    Self-attention, or attention of x to another sequence if a `context` is given. Uses
+    `jax.nn.dot_product_attention`, which a GPU fuses, or ring attention where sequences are spread over a ring of
+    devices (`over_ring`).
+
+    Attributes:
+        num_heads: number of query heads
+        num_kv_heads: number of key-value heads, by default num_heads; with fewer, groups of heads share keys and
+            values (Ainslie et al. 2023, "GQA")
+        head_features: features of each head; by default the width divided by num_heads
+        causal: attend only to the same and earlier positions
+        rotary_base: base of the rotary positions; None for none
+        cache_length: number of tokens that the decoding cache has room for
+        out_kernel_init: initializer of the output projection; by default kernel_init
+
     Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.
     """
 
     num_heads: int
     num_kv_heads: int | None = None
-    head_features: int | None = None  # by default the width shared out among the heads
+    head_features: int | None = None
     causal: bool = False
     rotary_base: float | None = None
     use_bias: bool = True
-    cache_length: int | None = None  # tokens that decoding has room for
+    cache_length: int | None = None
     kernel_init: Initializer = nn.initializers.lecun_normal()
     out_kernel_init: Initializer | None = None
 
@@ -39,10 +51,21 @@ class MultiHeadAttention(nn.Module):
         positions: Int[Array, "#batch time"] | None = None,
         decode: bool = False,
     ) -> Float[Array, "batch time width"]:
-        """Attend where `mask` is true (and, if causal, not ahead); a row without any attends to all alike.
+        """Attend where `mask` is true and, if causal, only to the same and earlier positions.
 
-        decode: x follows what the cache (collection "cache", made by the first call) holds; the mask then covers
-        the cache, `[batch, 1, time, cache_length]`. A context's keys and values are computed by the first call alone.
+        A row that may attend to nothing attends to everything equally.
+
+        Args:
+            x: the sequences that attend
+            context: the sequences that x attends to; by default x
+            mask: true where attention is allowed; when decoding it covers the cache, `[batch, 1, time, cache_length]`
+            positions: positions for the rotary embedding; by default 0, 1, ...
+            decode: x follows the tokens in the collection "cache", which the first call creates. The keys and values
+                of a context are computed by the first call only
+
+        Raises:
+            ValueError: for numbers of heads that do not divide evenly, and when decoding without a cache_length or
+                with more tokens at once than it allows
         """
         batch, time, width = x.shape
         kv_heads = self.num_kv_heads or self.num_heads
@@ -85,7 +108,7 @@ class MultiHeadAttention(nn.Module):
         return out(attended.reshape(batch, time, self.num_heads * features))
 
     def _remember(self, key: Array, value: Array) -> tuple[Array, Array, Bool[Array, "1 1 time source"]]:
-        """Write into the cache; returns all its keys and values, and which of them each new token may see."""
+        """Append to the cache; return all its keys and values, and which of them each new token may attend to."""
         if self.cache_length is None:
             raise ValueError("decoding needs room for the keys and values: give MultiHeadAttention a cache_length")
         batch, time, *heads = key.shape
@@ -104,7 +127,10 @@ class MultiHeadAttention(nn.Module):
 
 
 class AdditiveAttention(nn.Module):
-    """What a decoder's state looks at among encoder states, scored by a small network.
+    """Additive attention: queries, such as a decoder's states, attend to encoder states, scored by a small network.
+
+    Attributes:
+        features: hidden width of the scoring network
 
     Source: Bahdanau, Cho and Bengio, "Neural machine translation by jointly learning to align and translate", 2015,
     appendix A.1.2.
@@ -119,7 +145,16 @@ class AdditiveAttention(nn.Module):
         states: Float[Array, "batch source state_features"],
         mask: Bool[Array, "batch source"] | None = None,
     ) -> tuple[Float[Array, "batch time state_features"], Float[Array, "batch time source"]]:
-        """The states' weighted means, and the weights; `mask` is true for states that exist."""
+        """Attend to the states.
+
+        Args:
+            query: what attends
+            states: what is attended to
+            mask: true for states that exist; by default all do
+
+        Returns:
+            the weighted means of the states, and the weights
+        """
         asked = Dense(self.features, use_bias=False, name="query")(query)[:, :, None]
         offered = Dense(self.features, name="states")(states)[:, None]
         scores = Dense(1, use_bias=False, name="score")(jnp.tanh(asked + offered))[..., 0]
@@ -129,13 +164,20 @@ class AdditiveAttention(nn.Module):
 
 
 def padding_mask(tokens: Bool[Array, "batch source"]) -> Bool[Array, "batch 1 1 source"]:
-    """Let everything attend to the tokens that exist."""
+    """Make an attention mask that lets every position attend to the tokens that exist (true in `tokens`)."""
     return tokens[:, None, None]
 
 
 def segment_mask(
     segments: Int[Array, "batch time"], of_keys: Int[Array, "batch source"] | None = None
 ) -> Bool[Array, "batch 1 time source"]:
-    """Let tokens attend within their segment: several sequences packed into one row stay apart; 0 is padding."""
+    """Make an attention mask in which tokens attend only within their segment.
+
+    Several sequences packed into one row stay apart this way.
+
+    Args:
+        segments: segment of each query
+        of_keys: segment of each key, 0 for padding; by default the same as `segments`
+    """
     of_keys = segments if of_keys is None else of_keys
     return ((segments[:, :, None] == of_keys[:, None]) & (of_keys > 0)[:, None])[:, None]

@@ -1,4 +1,4 @@
-"""Capsules: groups of units whose length says whether something is there, whose direction says how it lies.
+"""Capsules: groups of units whose length says whether an entity is present and whose direction describes its pose.
 
 Source: Sabour, Frosst and Hinton, "Dynamic routing between capsules", 2017.
 """
@@ -16,12 +16,12 @@ from jdl.nn.layers.images import check_images
 
 
 def length(x: Float[Array, "*axes features"], epsilon: float = 1e-7) -> Float[Array, "*axes"]:
-    """The Euclidean norm, with a gradient of zero at zero."""
+    """Euclidean norm over the last axis, with a gradient of zero at zero."""
     return jnp.sqrt(jnp.square(x).sum(-1) + epsilon)
 
 
 def squash(x: Float[Array, "*axes features"], epsilon: float = 1e-7) -> Float[Array, "*axes features"]:
-    """Shrink long vectors to just below length 1, short ones to almost nothing (equation 1)."""
+    """Shrink long vectors to just below length 1, and short ones to almost nothing (equation 1)."""
     squared = jnp.square(x).sum(-1, keepdims=True)
     return squared / (1 + squared) * x / jnp.sqrt(squared + epsilon)
 
@@ -29,9 +29,13 @@ def squash(x: Float[Array, "*axes features"], epsilon: float = 1e-7) -> Float[Ar
 def route(
     votes: Float[Array, "batch inputs outputs features"], iterations: int
 ) -> Float[Array, "batch outputs features"]:
-    """Dynamic routing by agreement (procedure 1): an input sends its vote where it agrees with the others.
+    """Dynamic routing by agreement (procedure 1): each input sends its vote to outputs where it agrees with the others.
 
-    Only the last iteration passes gradients to the votes; the agreements before are looked at, not learnt through.
+    Only the last iteration passes gradients to the votes; in the earlier iterations they are constants.
+
+    Args:
+        votes: what each input capsule predicts for each output capsule
+        iterations: number of routing iterations
     """
     looked_at = jax.lax.stop_gradient(votes)
     logits = jnp.zeros(votes.shape[:3], votes.dtype)
@@ -42,7 +46,14 @@ def route(
 
 
 class PrimaryCapsules(nn.Module):
-    """A convolution whose channels are capsules, one kind after the other."""
+    """Convolution whose channels are split into capsules, one kind after the other.
+
+    Attributes:
+        kinds: number of capsules at each position
+        features: units of a capsule
+        window: side of the kernel
+        stride: stride along both axes
+    """
 
     kinds: int
     features: int
@@ -51,14 +62,20 @@ class PrimaryCapsules(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch capsules features"]:
-        """Squashed."""
+        """Return squashed capsules."""
         window, strides = (self.window, self.window), (self.stride, self.stride)
         x = Conv(self.kinds * self.features, window, strides, padding="VALID")(x)
         return squash(x.reshape(len(x), -1, self.features))
 
 
 class Capsules(nn.Module):
-    """A layer of capsules, fully connected by a matrix for each pair, routed by agreement."""
+    """Fully connected layer of capsules, with a matrix for each pair of input and output, routed by agreement.
+
+    Attributes:
+        num_capsules: number of output capsules
+        features: units of an output capsule
+        iterations: number of routing iterations
+    """
 
     num_capsules: int
     features: int
@@ -66,27 +83,41 @@ class Capsules(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch inputs input_features"]) -> Float[Array, "batch capsules features"]:
-        """Squashed."""
+        """Return squashed capsules."""
         shape = (x.shape[1], self.num_capsules, x.shape[2], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.1), shape)
-        # A product for each input capsule, all capsules that it votes for in one: written as one einsum over [b, i, o]
-        # XLA's CPU compiler takes twice as long.
+        # One product for each input capsule, which covers all capsules that it votes for. For a single einsum over
+        # [b, i, o] XLA's CPU compiler takes twice as long.
         each = kernel.swapaxes(1, 2).reshape(x.shape[1], x.shape[2], -1)
         votes = jnp.einsum("ibf,ifg->ibg", x.swapaxes(0, 1), each).swapaxes(0, 1)
         return route(votes.reshape(*x.shape[:2], self.num_capsules, self.features), self.iterations)
 
 
 class CapsNetOutputs(NamedTuple):
-    """What a capsule network says of an image."""
+    """Outputs of a capsule network.
 
-    lengths: Float[Array, "batch classes"]  # how sure it is of each class
+    Attributes:
+        lengths: length of each class's capsule, the confidence in that class
+        reconstruction: the image as decoded from one capsule; None without a decoder
+    """
+
+    lengths: Float[Array, "batch classes"]
     reconstruction: Float[Array, "batch height width channels"] | None
 
 
 class CapsNet(nn.Module):
-    """A convolution, primary capsules, a capsule for each class, and a decoder that draws the image from one of them.
+    """Convolution, primary capsules, one capsule per class, and a decoder that reconstructs the image from one.
 
-    The defaults are the paper's (section 4). decoder: widths of its hidden layers; none without.
+    The defaults are the paper's (section 4).
+
+    Attributes:
+        channels: channels of the first convolution
+        window: side of both kernels
+        kinds: number of primary capsules at each position
+        primary_features: units of a primary capsule
+        features: units of a class capsule
+        iterations: number of routing iterations
+        decoder: widths of the decoder's hidden layers; empty for no decoder
     """
 
     num_classes: int
@@ -104,7 +135,12 @@ class CapsNet(nn.Module):
         images: Float[Array, "batch height width channels"],
         labels: Float[Array, "batch classes"] | None = None,
     ) -> CapsNetOutputs:
-        """labels: one-hot; the class whose capsule draws the image (in training the true one), else the longest."""
+        """Classify images, and reconstruct each from the capsule of one class.
+
+        Args:
+            labels: one-hot classes to reconstruct from, in training the true ones; by default those with the longest
+                capsules
+        """
         check_images(self, images, "Conv_0")
         window = (self.window, self.window)
         x = nn.relu(Conv(self.channels, window, padding="VALID")(images))

@@ -1,20 +1,20 @@
 """Convolution whose gradients stay fast on a CPU inside `scan`, `map` and `while_loop`.
 
-XLA's CPU back end calls its fast convolution kernel (Eigen) only for the layout batch-space-features with a
-kernel laid out space-in-out. The pass that brings other layouts into that form looks at the outermost program
-alone, so a convolution in any other layout falls to plain nested loops once it is in a loop's body
-(https://github.com/jax-ml/jax/issues/12868). A Flax forward pass has the fast layout; JAX's gradients of it
-have not, neither the one for the input (10 times slower in a loop) nor the one for the kernel (100 times).
+XLA's CPU back end calls its fast convolution kernel (Eigen) only for the layout batch-space-features with a kernel
+laid out space-in-out. The pass that brings other layouts into that form looks only at the outermost program, so
+inside a loop's body a convolution in any other layout runs as plain nested loops
+(https://github.com/jax-ml/jax/issues/12868). A Flax forward pass has the fast layout. JAX's gradients of it do not:
+in a loop the gradient for the input is 10 times slower, and the gradient for the kernel 100 times.
 
-So the gradients here are written in forms that are fast everywhere. Convolution is linear in the input and in
-the kernel, hence there are three bilinear maps, and each one's gradients are the other two:
+The gradients here are therefore written in forms that are fast everywhere. Convolution is linear in the input and in
+the kernel, so there are three bilinear maps, and the gradients of each are the other two:
 
     convolve(input, kernel) -> output
     input_gradient(output, kernel) -> input      a convolution of the fast layout, with the kernel reversed
     kernel_gradient(input, output) -> kernel     matrix products, one for each offset of the kernel
 
-The forms for a CPU are in `convolution_on_cpu`; wide 3 by 3 convolutions have fewer products there (`winograd`).
-Each carries a `custom_vjp` in terms of the others, so reverse mode works to any order.
+The forms for a CPU are in `convolution_on_cpu`, which uses fewer products for wide 3 by 3 convolutions (`winograd`).
+Each map carries a `custom_vjp` in terms of the others, so reverse mode works to any order.
 """
 
 from collections.abc import Sequence
@@ -46,21 +46,25 @@ def conv_general_dilated(
 ) -> Array:
     """Convolve as `jax.lax.conv_general_dilated` does, with gradients that are fast in loops on a CPU.
 
-    Arguments, shapes, values and errors are those of `jax.lax.conv_general_dilated` (values within rounding
-    for depthwise and for wide 3 by 3 convolutions, which a CPU computes another way too: there an infinite
-    input makes its neighbourhood NaN). On other platforms
-    the gradients are XLA's own. Handled are real floating-point arrays of one dtype in Flax's layout (`NHWC`,
-    `HWIO` and their like in one and three dimensions), with any stride, padding, kernel dilation and feature
-    groups. The rest (input dilation, batch groups, other layouts, complex numbers, another
-    `preferred_element_type`) goes to XLA unchanged.
+    Arguments, shapes, values and errors are those of `jax.lax.conv_general_dilated`. Values agree within rounding for
+    depthwise and for wide 3 by 3 convolutions, which have other forms on a CPU; there an infinite input makes its
+    neighborhood NaN. On other platforms the gradients are XLA's own.
 
-    Reverse mode works to any order. Forward mode (`jax.jvp`, `jax.hessian`, `jax.linearize`) raises JAX's
-    `TypeError` for `custom_vjp`; take Hessian-vector products as a gradient of a gradient, or use
-    `jax.lax.conv_general_dilated`.
+    The fast gradients cover real floating-point arrays of one dtype in Flax's layout (`NHWC`, `HWIO` and their
+    equivalents in one and three dimensions), with any stride, padding, kernel dilation and feature groups. Everything
+    else (input dilation, batch groups, other layouts, complex numbers, another `preferred_element_type`) goes to XLA
+    unchanged.
+
+    Reverse mode works to any order, but forward mode does not work. Compute Hessian-vector products as a gradient of
+    a gradient, or use `jax.lax.conv_general_dilated`.
 
     >>> image, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 4))
     >>> conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).shape
     (1, 5, 5, 4)
+
+    Raises:
+        TypeError: for forward mode (`jax.jvp`, `jax.hessian`, `jax.linearize`), which JAX does not support for a
+            `custom_vjp`
     """
     xla = partial(
         lax.conv_general_dilated,
@@ -74,7 +78,7 @@ def conv_general_dilated(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-    # Let JAX judge the arguments first, so that bad ones raise its own messages.
+    # Let JAX check the arguments first, so that bad ones raise its own messages.
     output = jax.eval_shape(xla, lhs, rhs)
     dtype = jnp.result_type(lhs)
     handled = (
@@ -84,7 +88,7 @@ def conv_general_dilated(
         and batch_group_count == 1
         and jnp.issubdtype(dtype, jnp.floating)
         and dtype == jnp.result_type(rhs) == output.dtype
-        # Nothing to compute: matrix products of no rows are not worth a second code path.
+        # Empty arrays leave nothing to compute: matrix products of no rows are not worth a second code path.
         and 0 not in (*lhs.shape, *rhs.shape, *output.shape)
     )
     if not handled:
@@ -108,7 +112,7 @@ def conv_general_dilated(
 
 
 # Flax's own layer with the convolution replaced: parameters, names and outputs are those of `nn.Conv`, so
-# checkpoints move between the two.
+# checkpoints work with both.
 Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
 
@@ -147,11 +151,11 @@ def _kernel_gradient(
 
 
 def _keep(function: Any) -> Any:
-    """Make the forward half of a bilinear map's gradient: keep both arrays."""
+    """Make the forward half of a bilinear map's gradient: return the output, and keep both arrays."""
     return lambda geometry, left, right: (function(geometry, left, right), (left, right))
 
 
-# The gradients of <convolve(x, k), y> = <x, input_gradient(y, k)> = <k, kernel_gradient(x, y)>.
+# These follow from <convolve(x, k), y> = <x, input_gradient(y, k)> = <k, kernel_gradient(x, y)>.
 _convolve.defvjp(
     _keep(_convolve),
     lambda geometry, kept, y: (_input_gradient(geometry, y, kept[1]), _kernel_gradient(geometry, kept[0], y)),
@@ -167,8 +171,8 @@ _kernel_gradient.defvjp(
 
 
 def _linear_transpose(function: Any, shape: tuple[int, ...], outputs: Array) -> Array:
-    """Apply the transpose, as JAX derives it, of a function that is linear in an array of this shape."""
-    # An array, not its shape alone: inside `shard_map` a type says more. It is never computed.
+    """Apply the transpose that JAX derives for a function linear in an array of this shape."""
+    # Pass an array, not only a shape: inside `shard_map` its type also says how it varies. It is never computed.
     argument, _ = _vary_alike(jnp.zeros(shape, outputs.dtype), outputs)
     (transposed,) = jax.linear_transpose(function, argument)(outputs)
     return transposed
@@ -177,8 +181,8 @@ def _linear_transpose(function: Any, shape: tuple[int, ...], outputs: Array) -> 
 def _vary_alike(*arrays: Array) -> list[Array]:
     """Mark arrays inside `shard_map` as varying over the same devices, as JAX does for its own operations.
 
-    A custom rule has to return gradients that vary as its arguments do; the transpose of this mark then sums
-    a replicated kernel's gradient over devices.
+    A custom rule has to return gradients that vary as its arguments do. The transpose of this mark then sums a
+    replicated kernel's gradient over devices.
     """
     varying = [_varying_axes(array) for array in arrays]
     axes = frozenset().union(*varying)
@@ -192,5 +196,5 @@ def _vary_alike(*arrays: Array) -> list[Array]:
 def _varying_axes(array: Array) -> frozenset[str]:
     """Return the mesh axes along which an array differs from device to device."""
     kind = jax.typeof(array)
-    # JAX 0.12 moved this set into a type of its own.
+    # JAX 0.12 moved this set into a separate type.
     return frozenset(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)

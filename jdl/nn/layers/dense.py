@@ -1,7 +1,7 @@
-"""Flax's dense layer with its product over rows: the parameters, names and outputs are those of `flax.linen.Dense`.
+"""Flax's dense layer, computed as a product over rows; parameters, names and outputs are those of `flax.linen.Dense`.
 
-The gradient for a kernel sums over all axes but the features. Over batch and time at once XLA's CPU compiler copies
-both arrays into another order first; over one axis of rows it does not.
+The gradient of a kernel sums over all axes except the features. When these are batch and time, XLA's CPU compiler
+first copies both arrays into another order; with one axis of rows it does not.
 """
 
 import math
@@ -17,19 +17,19 @@ from jdl.nn.layers.ring_attention import current_ring
 
 
 def by_rows(function: Callable[[Array], Array], x: Array) -> Array:
-    """A function of `[rows, features]` at all places of `x [..., features]`.
+    """Apply a function of `[rows, features]` at every position of `x [..., features]`.
 
-    Of the axes that become rows a sharded one comes first, as a batch does, or it would be gathered; where sequences
-    are sharded, they are left as they are.
+    The leading axes are merged into rows. A sharded axis has to come first among them, as the batch does, or the
+    array would be gathered. Where sequences are sharded, the function is therefore applied to `x` as it is.
     """
     if current_ring() is not None:
         return function(x)
-    outputs = function(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))  # not -1: there may be none
+    outputs = function(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))  # -1 would fail for no rows
     return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
 
 
 def rows_dot_general(lhs: Array, rhs: Array, dimension_numbers: Any, **options: Any) -> Array:
-    """`jax.lax.dot_general`, where its left side has several axes before the features on rows of them all."""
+    """`jax.lax.dot_general` that merges the leading axes of the left side into rows if there are several."""
     (contracted, of_rhs), batched = dimension_numbers
     by_features = rhs.ndim == 2 and tuple(contracted) == (lhs.ndim - 1,) and not any(map(len, batched))
     if lhs.ndim < 3 or not by_features or current_ring() is not None:

@@ -1,4 +1,4 @@
-"""Heads on an encoder of any family: one vector a sequence, and classes."""
+"""Heads for encoders of any family: one vector per sequence, and classes."""
 
 from typing import Any, Literal
 
@@ -12,9 +12,12 @@ from jdl.nn.layers.tokens import Tokens
 
 
 class Pooled(nn.Module):
-    """One vector a sequence, from an encoder's features of every token.
+    """Pool an encoder's features of every token into one vector per sequence.
 
-    pooling: "mean" over the tokens that exist; "first", BERT's dense layer with tanh on the first token.
+    Attributes:
+        encoder: returns features `[batch, time, width]`
+        pooling: "mean" averages over the tokens that exist; "first" is BERT's dense layer with tanh on the first
+            token
     """
 
     encoder: nn.Module
@@ -22,7 +25,7 @@ class Pooled(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Any, train: bool = False) -> Float[Array, "batch width"]:
-        """inputs: the encoder's."""
+        """Return one vector per sequence; `inputs` are the encoder's."""
         x = self.encoder(inputs, **mode_argument(self.encoder)(train))  # type: ignore[operator]
         if self.pooling == "first":
             return jnp.tanh(nn.Dense(x.shape[-1], name="pooler")(x[:, 0]))
@@ -33,20 +36,24 @@ class Pooled(nn.Module):
         return (x * shown).sum(1) / jnp.maximum(shown.sum(1), 1)
 
     def check_inputs(self, inputs: Any) -> None:
-        """The encoder's check, where it has one."""
+        """Run the encoder's check, if it has one."""
         _check(self.encoder, inputs)
 
 
 class Classifier(nn.Module):
-    """A dense layer on an encoder's features: the head that transfer learning puts on a pretrained body.
+    """Dense layer on an encoder's features: the head that transfer learning puts on a pretrained body.
 
-    frozen: the encoder always runs as in evaluation, so without dropout and on its running statistics, and no gradient
-    reaches it. An optimizer with weight decay would still shrink its weights: `jdl.transfer.freeze(..., "^encoder/")`.
-    fixed_statistics: the encoder runs as in evaluation, and yet its parameters learn: batch normalization keeps the
-    statistics that it came with, where those of small batches of few examples would do harm.
+    Attributes:
+        encoder: returns features `[batch, features]`
+        dropout: dropout rate of the features
+        frozen: always run the encoder as in evaluation, without dropout and with its running statistics, and pass no
+            gradient to it. An optimizer with weight decay would still shrink its weights: use
+            `jdl.transfer.freeze(..., "^encoder/")`
+        fixed_statistics: run the encoder as in evaluation, but train its parameters. Batch normalization then keeps
+            the statistics that it came with, for when those of small batches of few examples would do harm
     """
 
-    encoder: nn.Module  # gives `[batch, features]`
+    encoder: nn.Module
     num_classes: int
     dropout: float = 0.0
     frozen: bool = False
@@ -54,7 +61,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Any, train: bool = False) -> Float[Array, "batch classes"]:
-        """inputs: the encoder's."""
+        """Return logits; `inputs` are the encoder's."""
         mode = mode_argument(self.encoder)(train and not self.frozen and not self.fixed_statistics)
         x = self.encoder(inputs, **mode)  # type: ignore[operator]
         if self.frozen:
@@ -62,7 +69,7 @@ class Classifier(nn.Module):
         return nn.Dense(self.num_classes, name="head")(nn.Dropout(self.dropout, deterministic=not train)(x))
 
     def check_inputs(self, inputs: Any) -> None:
-        """The encoder's check, where it has one."""
+        """Run the encoder's check, if it has one."""
         _check(self.encoder, inputs)
 
 

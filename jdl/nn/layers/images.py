@@ -1,4 +1,4 @@
-"""What an image network is given, held against what it takes."""
+"""Checks of the images that a network is given."""
 
 from typing import Any
 
@@ -6,9 +6,16 @@ import flax.linen as nn
 
 
 def check_images(network: nn.Module, images: Any, first: str, pixels: int = 1) -> None:
-    """Raises ValueError for images without a channel axis, or with another number of channels than the weights'.
+    """Check that images have a channel axis, and as many channels as the network's weights expect.
 
-    first: the layer that reads the images; pixels: how many of them it takes as one row (a patch).
+    Args:
+        network: the network that is called; before it has weights, only the axes are checked
+        images: what it is called with
+        first: name of the layer that reads the images
+        pixels: number of pixels that this layer takes as one row (a patch)
+
+    Raises:
+        ValueError: for images without a channel axis, or with a different number of channels than the weights expect
     """
     if images.ndim != 4:
         raise ValueError(

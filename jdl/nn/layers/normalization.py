@@ -8,11 +8,19 @@ NormName = Literal["batch", "layer", "group", "rms", "none"]
 
 
 def normalization(kind: NormName, train: bool = False, *, epsilon: float = 1e-5, **options: Any) -> nn.Module:
-    """A Flax layer; `options` are its own (`name`, `scale_init`, `use_bias`, `num_groups`).
+    """Make a Flax normalization layer.
 
-    batch: over the batch, running statistics (momentum 0.9) when `train` is false (Ioffe and Szegedy 2015); its
-    statistics are each micro-batch's under `accumulate`. layer: over features (Ba et al. 2016). group: 32 groups of
-    them (Wu and He 2018). rms: by the root mean square, without a bias (Zhang and Sennrich 2019).
+    Args:
+        kind: "batch" normalizes over the batch (Ioffe and Szegedy 2015); under `accumulate` the statistics are those
+            of each micro-batch. "layer" normalizes over features (Ba et al. 2016), "group" over 32 groups of features
+            (Wu and He 2018). "rms" divides by the root mean square, without a bias (Zhang and Sennrich 2019). "none"
+            changes nothing
+        train: for "batch", use the statistics of the batch instead of the running ones (momentum 0.9)
+        epsilon: added under the square root
+        **options: other fields of the Flax layer (`name`, `scale_init`, `use_bias`, `num_groups`)
+
+    Raises:
+        ValueError: for an unknown kind
     """
     match kind:
         case "batch":

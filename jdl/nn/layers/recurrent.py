@@ -1,7 +1,8 @@
-"""Recurrent networks: simple, LSTM and GRU, in layers, one way or both, over sequences of any length.
+"""Recurrent networks: simple, LSTM and GRU layers, in one or both directions, over sequences of any length.
 
-What does not depend on the previous state is computed for all time steps at once: the inputs' projections before the
-loop, and the recurrent kernel's gradient, one matrix product, after it. XLA would leave both inside the loop.
+Whatever does not depend on the previous state is computed for all time steps at once: the projections of the inputs
+before the loop, and the gradient of the recurrent kernel, one matrix product, after it. XLA would leave both inside
+the loop.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jdl.nn.layers.dense import Dense
 
-Carry = Any  # a layer's state: the hidden state, for an LSTM (cell, hidden), each [batch, features]
+Carry = Any  # state of a layer: the hidden state, or (cell, hidden) for an LSTM, each [batch, features]
 CellName = Literal["rnn", "lstm", "gru"]
 
 
@@ -38,7 +39,9 @@ def _gru(carry: Array, projected: Array, candidate: Array) -> tuple[Array, Array
     return hidden, hidden
 
 
-# Each `(carry, projected, rest) -> (carry, output)`: projected is the recurrent projection plus what is added to it.
+# Cells `(carry, projected, rest) -> (carry, output)` and their number of projections of size `features`.
+# `projected` is the recurrent projection plus what is added before the loop, `rest` the projected input of a GRU's
+# candidate.
 _CELLS: dict[str, tuple[Callable[..., Any], int]] = {"rnn": (_rnn, 1), "lstm": (_lstm, 4), "gru": (_gru, 3)}
 
 
@@ -52,7 +55,7 @@ def _loop(
     def step(carry: Carry, now: tuple[Array, Array, Array | None]) -> tuple[Carry, Array]:
         time, added, rest = now
         new, output = cell(carry, _hidden(carry) @ kernel + added, rest)
-        if lengths is not None:  # a sequence that has ended keeps its state, and gives zeros
+        if lengths is not None:  # a sequence that has ended keeps its state and outputs zeros
             goes_on = (time < lengths)[:, None]
             new = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), new, carry)
             output = jnp.where(goes_on, output, 0)
@@ -77,9 +80,9 @@ def _recur_forward(cell, kernel, added, rest, carry, lengths):
 def _recur_backward(cell, kept, cotangents):
     backward, first, outputs = kept
     added, rest, carry = backward(cotangents)
-    # Where a sequence has ended its outputs are zeros, not its state; but nothing flows back from there.
+    # Where a sequence has ended, the outputs are zeros instead of its state, but no gradient flows back from there.
     before = jnp.concatenate([first[None], outputs[:-1]])
-    # Rows of all times in one axis, as in `Dense`, the batch first: over two axes XLA would sum slowly.
+    # Merge batch and time into one axis, batch first, as `Dense` does: XLA sums slowly over two axes.
     rows = [x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], x.shape[2]) for x in (before, added)]
     kernel = rows[0].T @ rows[1]
     return kernel, added, rest, carry, None
@@ -89,9 +92,16 @@ _recur.defvjp(_recur_forward, _recur_backward)
 
 
 class RecurrentLayer(nn.Module):
-    """One layer, one way. Sources: Elman 1990; Hochreiter and Schmidhuber 1997 with Gers et al. 2000; Cho et al. 2014.
+    """One recurrent layer in one direction.
 
-    The GRU resets what it recalls after the recurrent projection, as cuDNN and PyTorch do.
+    The GRU applies its reset gate after the recurrent projection, as cuDNN and PyTorch do.
+
+    Attributes:
+        features: size of the state
+        cell: "rnn", "lstm" or "gru"
+        reverse: read each sequence from its end to its start; outputs stay in the order of the inputs
+
+    Sources: Elman 1990; Hochreiter and Schmidhuber 1997 with Gers et al. 2000; Cho et al. 2014.
     """
 
     features: int
@@ -105,7 +115,18 @@ class RecurrentLayer(nn.Module):
         lengths: Int[Array, " batch"] | None = None,
         carry: Carry = None,
     ) -> tuple[Float[Array, "batch time features"], Carry]:
-        """Outputs, zero where a sequence has ended, and the state at its last token."""
+        """Run the layer over sequences.
+
+        Args:
+            lengths: length of each sequence; what follows is padding
+            carry: state to start from, by default zeros
+
+        Returns:
+            the outputs, zero where a sequence has ended, and the state after its last token
+
+        Raises:
+            ValueError: for an unknown cell
+        """
         if self.cell not in _CELLS:
             raise ValueError(f"cell={self.cell!r} is none of {', '.join(_CELLS)}")
         cell, gates = _CELLS[self.cell]
@@ -113,7 +134,7 @@ class RecurrentLayer(nn.Module):
         if self.reverse:
             x = flip(x, lengths)
         projected = Dense(gates * features, bias_init=self._bias, name="input")(x).swapaxes(0, 1)
-        # One orthogonal block a gate: the state neither fades nor grows at first (Saxe et al. 2014).
+        # One orthogonal block per gate, so that the state neither fades nor grows at first (Saxe et al. 2014).
         blocks = lambda key, shape, dtype=jnp.float32: jnp.concatenate(  # noqa: E731
             [nn.initializers.orthogonal()(k, (features, features), dtype) for k in jax.random.split(key, gates)], 1
         )
@@ -132,19 +153,22 @@ class RecurrentLayer(nn.Module):
         return (flip(outputs, lengths) if self.reverse else outputs), carry
 
     def _bias(self, key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        """Zero; an LSTM's forget gate starts open (Jozefowicz et al. 2015)."""
+        """Zeros, except for an LSTM's forget gate, which starts open (Jozefowicz et al. 2015)."""
         bias = jnp.zeros(shape, dtype)
         return bias.at[self.features : 2 * self.features].set(1) if self.cell == "lstm" else bias
 
 
 class Recurrent(nn.Module):
-    """Layers of recurrent cells, each reading the outputs of the one before.
+    """Recurrent layers, each of which reads the outputs of the previous one.
 
-    bidirectional: each layer reads both ways, and gives the outputs of both, forward first.
-    dropout: of what passes between layers (Zaremba et al. 2014).
+    Attributes:
+        features: size of the state in each direction
+        cell: "rnn", "lstm" or "gru"
+        bidirectional: each layer reads in both directions and returns the outputs of both, forward first
+        dropout: dropout rate between layers (Zaremba et al. 2014)
     """
 
-    features: int  # of the state, each way
+    features: int
     cell: CellName = "lstm"
     num_layers: int = 1
     bidirectional: bool = False
@@ -158,10 +182,19 @@ class Recurrent(nn.Module):
         carry: Carry = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time outputs"], list[Carry]]:
-        """Outputs of the last layer and the states of all, as a list: layer 0 forward, layer 0 backward, layer 1 ...
+        """Run all layers over sequences.
 
-        lengths: of the sequences; what follows is padding, and changes nothing. carry: states to start from, such
-        as those that an earlier call left.
+        Args:
+            lengths: length of each sequence; what follows is padding and has no effect
+            carry: states to start from, such as those that an earlier call returned; by default zeros
+            train: apply dropout
+
+        Returns:
+            the outputs of the last layer, and the states of all layers as a list: layer 0 forward, layer 0 backward,
+            layer 1 and so on
+
+        Raises:
+            ValueError: for a carry with the wrong number of states, and for an unknown cell
         """
         ways = ("forward", "backward") if self.bidirectional else ("forward",)
         if carry is not None and len(carry) != self.num_layers * len(ways):
@@ -185,7 +218,11 @@ class Recurrent(nn.Module):
 def flip(
     x: Float[Array, "batch time features"], lengths: Int[Array, " batch"] | None = None
 ) -> Float[Array, "batch time features"]:
-    """Turn each sequence round; its padding stays behind it."""
+    """Reverse each sequence in time; padding stays behind it.
+
+    Args:
+        lengths: length of each sequence; by default there is no padding
+    """
     if lengths is None:
         return x[:, ::-1]
     places = jnp.arange(x.shape[1])

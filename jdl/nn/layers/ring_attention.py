@@ -1,8 +1,10 @@
-"""Attention over a sequence whose tokens lie on several devices: keys and values go around, queries stay.
+"""Ring attention over sequences spread over several devices: keys and values move around the ring, queries stay.
 
-No device ever holds scores of the whole sequence, nor more than two devices' keys and values while it attends.
-Source: Liu, Zaharia and Abbeel, "Ring attention with blockwise transformers for near-infinite context", 2023; the sums
-of a softmax that is met piece by piece: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
+While attending, no device ever holds the scores of the whole sequence, or the keys and values of more than two
+devices.
+
+Sources: Liu, Zaharia and Abbeel, "Ring attention with blockwise transformers for near-infinite context", 2023; for
+the running sums of the softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
 """
 
 import contextlib
@@ -17,7 +19,12 @@ from jaxtyping import Array, Bool, Float
 
 
 class Ring(NamedTuple):
-    """The devices that share sequences out, along `axis` of a mesh whose `rows` share out the batch."""
+    """The devices over which sequences are split.
+
+    Attributes:
+        axis: mesh axis that splits the tokens of a sequence
+        rows: mesh axis that splits the batch
+    """
 
     mesh: Mesh
     axis: str
@@ -25,7 +32,7 @@ class Ring(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many parts a sequence has."""
+        """Number of parts that a sequence is split into."""
         return self.mesh.shape[self.axis]
 
 
@@ -33,13 +40,18 @@ _ring: contextvars.ContextVar[Ring | None] = contextvars.ContextVar("jdl_ring", 
 
 
 def current_ring() -> Ring | None:
-    """The ring that networks being traced are spread over, if any."""
+    """Return the ring that networks being traced are spread over, or None."""
     return _ring.get()
 
 
 @contextlib.contextmanager
 def over_ring(mesh: Mesh, axis: str, rows: str) -> Iterator[None]:
-    """Networks traced within have their sequences shared out over a mesh axis, and examples over another."""
+    """Split the sequences of networks traced in this context over a ring of devices.
+
+    Args:
+        axis: mesh axis that splits the tokens of a sequence
+        rows: mesh axis that splits the batch
+    """
     token = _ring.set(Ring(mesh, axis, rows))
     try:
         yield
@@ -55,7 +67,15 @@ def ring_attention(
     causal: bool,
     ring: Ring,
 ) -> Float[Array, "batch time heads features"]:
-    """What `jax.nn.dot_product_attention` gives, for sequences that the ring's devices divide."""
+    """Compute `jax.nn.dot_product_attention` for sequences split over a ring of devices.
+
+    The length of the sequences must be a multiple of the ring's size.
+
+    Args:
+        mask: true where attention is allowed; None for everywhere
+        causal: attend only to the same and earlier positions
+        ring: the devices
+    """
     tokens = PartitionSpec(ring.rows, ring.axis)
     if mask is None:
         mask = jnp.ones((1, 1, 1, query.shape[1]), bool)
@@ -71,7 +91,7 @@ def ring_attention(
 
         def meet(step: Array, key: Array, value: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
             highest, total, attended = sums
-            block = (own - step) % ring.size  # whose keys these are
+            block = (own - step) % ring.size  # index of the device that these keys come from
             scores = jnp.einsum("btkgf,bskf->bkgts", grouped, key.astype(exact))
             allowed = jax.lax.dynamic_slice_in_dim(mask, block * time, time, 3)
             allowed = jnp.broadcast_to(allowed, (len(mask), heads if mask.shape[1] > 1 else 1, time, time))
@@ -79,14 +99,14 @@ def ring_attention(
                 allowed &= (block * time + places)[None, :] <= (own * time + places)[:, None]
             groups = (kv_heads, heads // kv_heads) if mask.shape[1] > 1 else (1, 1)
             allowed = allowed.reshape(len(mask), *groups, time, time)
-            # Finite, so that a row that may attend to nothing attends to all alike, as on one device.
+            # Finite, so that a row that may attend to nothing attends to everything equally, as on one device.
             scores = jnp.where(allowed, scores, -0.7 * jnp.finfo(exact).max)
             higher = jnp.maximum(highest, scores.max(-1))
             weights, before = jnp.exp(scores - higher[..., None]), jnp.exp(highest - higher)
             met = jnp.einsum("bkgts,bskf->bkgtf", weights, value.astype(exact))
             return higher, total * before + weights.sum(-1), attended * before[..., None] + met
 
-        @jax.checkpoint  # scores are computed again for the gradient
+        @jax.checkpoint  # recompute the scores in the backward pass
         def step(now: tuple[Any, ...], number: Array) -> tuple[tuple[Any, ...], None]:
             key, value, sums = now
             sums = meet(number, key, value, sums)

@@ -1,4 +1,4 @@
-"""What a network for token sequences is given: ids alone, or ids with what is known about them."""
+"""Inputs of networks for token sequences: ids, optionally with masks, positions, segments and types."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,17 +8,34 @@ from jaxtyping import Array, Bool, Int
 
 
 class Tokens(NamedTuple):
-    """Token sequences: which ids exist, where they stand, and which of several packed sequences they belong to."""
+    """Token sequences, with optional facts about each token.
+
+    Attributes:
+        ids: ids in the vocabulary
+        mask: true for tokens that exist, false for padding
+        positions: position of each token
+        segments: which of several sequences packed into one row a token belongs to; 0 is padding
+        types: BERT's sentence A or B
+    """
 
     ids: Int[Array | np.ndarray, "batch time"]
     mask: Bool[Array | np.ndarray, "batch time"] | None = None
     positions: Int[Array | np.ndarray, "batch time"] | None = None
-    segments: Int[Array | np.ndarray, "batch time"] | None = None  # 0 is padding
-    types: Int[Array | np.ndarray, "batch time"] | None = None  # BERT's sentence A or B
+    segments: Int[Array | np.ndarray, "batch time"] | None = None
+    types: Int[Array | np.ndarray, "batch time"] | None = None
 
     @classmethod
     def of(cls, inputs: Any, context: int | None) -> "Tokens":
-        """From an array of ids or a mapping with them; raises for other shapes and for more than `context` tokens."""
+        """Build token sequences from an array or a mapping.
+
+        Args:
+            inputs: integer ids `[batch, time]`, a mapping with "ids" and any of the other fields, or `Tokens`
+            context: largest number of tokens in a sequence; None for no limit
+
+        Raises:
+            ValueError: for a mapping without "ids" or with unknown keys, for ids that are not integers
+                `[batch, time]`, and for more than `context` tokens
+        """
         if isinstance(inputs, Tokens):
             tokens = inputs
         elif isinstance(inputs, Mapping):
@@ -43,7 +60,14 @@ class Tokens(NamedTuple):
 
 
 def check_ids(inputs: Any, vocab_size: int) -> None:
-    """Raises ValueError for ids outside the vocabulary: on a device they would be read as NaN, or as another id."""
+    """Raise ValueError for ids outside the vocabulary.
+
+    On a device such an id would be read as NaN, or as another id, without an error.
+
+    Args:
+        inputs: an array of ids, a mapping with "ids", or `Tokens`
+        vocab_size: number of ids in the vocabulary
+    """
     ids = np.asarray(inputs["ids"] if isinstance(inputs, Mapping) else getattr(inputs, "ids", inputs))
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         row, *place = np.argwhere((ids < 0) | (ids >= vocab_size))[0]

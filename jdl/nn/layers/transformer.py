@@ -1,4 +1,4 @@
-"""The transformer's block, and a stack of them: unrolled or scanned over layers, with or without rematerialization."""
+"""Transformer block, and a stack of blocks: unrolled or scanned over layers, with optional rematerialization."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,12 @@ from jdl.nn.layers.stochastic_depth import StochasticDepth
 
 
 class FeedForward(nn.Module):
-    """Two dense layers at every position; gated, the first is multiplied by the activation of a third.
+    """Two dense layers applied at every position; if gated, the first is multiplied by the activation of a third.
 
     Source: Vaswani et al. 2017, section 3.3; gated: Shazeer, "GLU variants improve transformer", 2020.
     """
 
-    features: int  # of the hidden layer
+    features: int  # hidden width
     activation: Callable[[Array], Array] = nn.gelu
     gated: bool = False
     use_bias: bool = True
@@ -28,7 +28,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
-        """One position does not see another."""
+        """Transform every position independently."""
         hidden = Dense(self.features, self.use_bias, kernel_init=self.kernel_init, name="up")(x)
         if self.gated:
             gate = Dense(self.features, self.use_bias, kernel_init=self.kernel_init, name="gate")(x)
@@ -40,13 +40,20 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, attention to a context where there is one, and a feed-forward network, each added to its input.
+    """Self-attention, cross-attention if there is a context, and a feed-forward network, each with a skip connection.
 
-    norm_first: normalize what enters each of the three (Xiong et al. 2020), as against the sum that leaves it.
+    The fields that are not listed are those of `MultiHeadAttention` and `FeedForward`.
+
+    Attributes:
+        features: hidden width of the feed-forward network
+        norm: kind of normalization (`normalization`)
+        norm_first: normalize the input of each of the three (Xiong et al. 2020) instead of the sum after it
+        epsilon: epsilon of the normalization
+        dropout: dropout rate on the output of each of the three, before it is added
     """
 
     num_heads: int
-    features: int  # of the feed-forward network's hidden layer
+    features: int
     num_kv_heads: int | None = None
     head_features: int | None = None
     causal: bool = False
@@ -57,7 +64,7 @@ class TransformerBlock(nn.Module):
     activation: Callable[[Array], Array] = nn.gelu
     gated: bool = False
     use_bias: bool = True
-    dropout: float = 0.0  # of what each of the three adds
+    dropout: float = 0.0
     cache_length: int | None = None
     kernel_init: Initializer = nn.initializers.lecun_normal()
     out_kernel_init: Initializer | None = None
@@ -72,9 +79,19 @@ class TransformerBlock(nn.Module):
         positions: Int[Array, "#batch time"] | None = None,
         train: bool = False,
         decode: bool = False,
-        drop_rate: Any = 0.0,  # stochastic depth: the chance that an example skips each of the three
+        drop_rate: Any = 0.0,
     ) -> Float[Array, "batch time width"]:
-        """One layer; the arguments are those of `MultiHeadAttention`."""
+        """Apply the block.
+
+        Args:
+            mask: where x may attend to itself
+            context: the sequences that x also attends to; None for no cross-attention
+            context_mask: where x may attend to the context
+            positions: positions for the rotary embedding
+            train: apply dropout and stochastic depth
+            decode: continue after the tokens in the collection "cache"
+            drop_rate: stochastic depth: the probability that an example skips each of the three
+        """
 
         def attention(name: str, **options: Any) -> MultiHeadAttention:
             return MultiHeadAttention(
@@ -118,11 +135,13 @@ class TransformerBlock(nn.Module):
 class Stack(nn.Module):
     """`num_layers` blocks, one after the other.
 
-    make: `(name=...) -> block`, for instance `functools.partial(TransformerBlock, num_heads=8, features=2048)`.
-    scan: one compiled body for all layers, so that compile time does not grow with depth; parameters then have a
-    leading axis of layers, under "layers" instead of "layer_0", "layer_1", ...
-    remat: recompute activations in the backward pass instead of keeping them (Chen et al. 2016).
-    drop_rate: stochastic depth, growing evenly from 0 at the first layer (Huang et al. 2016, section 3).
+    Attributes:
+        make: `(name=...) -> block`, for instance `functools.partial(TransformerBlock, num_heads=8, features=2048)`
+        scan: compile one body for all layers, so that compile time does not grow with depth; parameters then have a
+            leading axis of layers, under "layers" instead of "layer_0", "layer_1", ...
+        remat: recompute activations in the backward pass instead of keeping them (Chen et al. 2016)
+        drop_rate: stochastic depth rate at the last layer, growing linearly from 0 at the first (Huang et al. 2016,
+            section 3)
     """
 
     make: Callable[..., nn.Module]
@@ -133,7 +152,7 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch time width"], **arguments: Any) -> Float[Array, "batch time width"]:
-        """The arguments are the block's."""
+        """Apply all blocks; `arguments` are passed to each of them."""
         train = arguments.get("train", False)
         rates = jnp.linspace(0, self.drop_rate, self.num_layers) if self.drop_rate and train else None
 

@@ -1,1 +1,1 @@
-"""The network families, one a file."""
+"""Network families, one per file."""

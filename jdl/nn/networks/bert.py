@@ -1,4 +1,4 @@
-"""BERT: an encoder of transformer blocks that sees both ways."""
+"""BERT: a bidirectional transformer encoder."""
 
 import functools
 from typing import Any
@@ -13,7 +13,9 @@ from jdl.nn.layers.transformer import Stack, TransformerBlock
 
 
 class BERT(nn.Module):
-    """Features of every token. The defaults are BERT-base's; with num_layers=6 and width=384, MiniLM's.
+    """Bidirectional transformer encoder that returns features of every token.
+
+    The defaults are those of BERT-base; num_layers=6 and width=384 give MiniLM.
 
     Source: Devlin et al., "BERT: pre-training of deep bidirectional transformers", 2019, section 3.
     """
@@ -23,8 +25,8 @@ class BERT(nn.Module):
     width: int = 768
     num_layers: int = 12
     num_heads: int = 12
-    features: int | None = None  # of the feed-forward networks; by default four times the width
-    types: int = 2  # sentence A, sentence B
+    features: int | None = None  # hidden width of the feed-forward networks; by default four times the width
+    types: int = 2  # number of token types: sentence A and sentence B
     epsilon: float = 1e-12
     dropout: float = 0.1
     scan: bool = False
@@ -32,7 +34,15 @@ class BERT(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Any, train: bool = False) -> Float[Array, "batch time width"]:
-        """inputs: ids `[batch, time]`, or `{"ids", "mask", "types", ...}` (`jdl.nn.Tokens`)."""
+        """Return the features of every token.
+
+        Args:
+            inputs: ids `[batch, time]`, or `{"ids", "mask", "types", ...}` (`jdl.nn.Tokens`)
+            train: apply dropout
+
+        Raises:
+            ValueError: for inputs that are not token sequences, and for more than `context` tokens
+        """
         tokens = Tokens.of(inputs, self.context)
         initial = nn.initializers.truncated_normal(0.02)
         embed = functools.partial(nn.Embed, features=self.width, embedding_init=initial)
@@ -61,5 +71,5 @@ class BERT(nn.Module):
         return Stack(block, self.num_layers, self.scan, self.remat, name="blocks")(x, mask=mask, train=train)
 
     def check_inputs(self, inputs: Any) -> None:
-        """Raises ValueError for ids outside the vocabulary."""
+        """Raise ValueError for ids outside the vocabulary."""
         check_ids(inputs, self.vocab_size)

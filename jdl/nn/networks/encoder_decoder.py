@@ -1,4 +1,4 @@
-"""The encoder-decoder transformer: one sequence is read, another written."""
+"""Encoder-decoder transformer: reads one sequence and writes another."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -17,18 +17,20 @@ from jdl.nn.layers.transformer import Stack, TransformerBlock
 
 
 class EncoderDecoder(nn.Module):
-    """Logits of every next token of a target, given a source.
+    """Transformer that returns the next-token logits at every position of a target sequence, given a source.
 
-    The defaults are the base model's, with normalization first. One embedding serves source, target and logits.
+    The defaults are those of the paper's base model, except that normalization comes first. One embedding is shared
+    by source, target and logits.
+
     Source: Vaswani et al., "Attention is all you need", 2017, table 3; section 3.4 on shared embeddings.
     """
 
     vocab_size: int
     context: int = 512
     width: int = 512
-    num_layers: int = 6  # of the encoder, and of the decoder
+    num_layers: int = 6  # in the encoder, and again in the decoder
     num_heads: int = 8
-    features: int | None = None  # of the feed-forward networks; by default four times the width
+    features: int | None = None  # hidden width of the feed-forward networks; by default four times the width
     activation: Callable[[Array], Array] = nn.relu
     dropout: float = 0.1
     norm_first: bool = True
@@ -36,7 +38,7 @@ class EncoderDecoder(nn.Module):
     remat: bool = False
 
     def setup(self) -> None:
-        """Both halves share the embedding."""
+        """Create the layers; encoder and decoder share the embedding."""
         self.embed = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(self.width**-0.5))
         block = functools.partial(
             TransformerBlock,
@@ -54,7 +56,17 @@ class EncoderDecoder(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, inputs: Any, train: bool = False) -> Float[Array, "batch time vocabulary"]:
-        """inputs: `{"source", "target"}`, each ids `[batch, time]` or `{"ids", "mask"}`; the target as far as known."""
+        """Return the logits of the token that follows each position of the target.
+
+        Args:
+            inputs: `{"source", "target"}`, each ids `[batch, time]` or `{"ids", "mask"}`; the target holds the tokens
+                known so far
+            train: apply dropout
+
+        Raises:
+            ValueError: for anything other than a source and a target, for parts that are not token sequences, and for
+                more than `context` tokens
+        """
         if not isinstance(inputs, Mapping) or set(inputs) != {"source", "target"}:
             given = ", ".join(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             raise ValueError(f'an encoder-decoder is given {{"source": ..., "target": ...}}, not {given}')
@@ -63,7 +75,18 @@ class EncoderDecoder(nn.Module):
         return self.decode(inputs["target"], memory, source.mask, train)
 
     def encode(self, source: Any, train: bool = False) -> Float[Array, "batch source width"]:
-        """Features of the source's tokens."""
+        """Encode the source.
+
+        Args:
+            source: ids `[batch, source]`, or `{"ids", "mask"}`
+            train: apply dropout
+
+        Returns:
+            features of the source tokens
+
+        Raises:
+            ValueError: for inputs that are not token sequences, and for more than `context` tokens
+        """
         tokens = Tokens.of(source, self.context)
         mask = None if tokens.mask is None else padding_mask(jnp.asarray(tokens.mask))
         places = jnp.arange(tokens.ids.shape[1])[None]
@@ -78,7 +101,18 @@ class EncoderDecoder(nn.Module):
         train: bool = False,
         decode: bool = False,
     ) -> Float[Array, "batch time vocabulary"]:
-        """Logits of the tokens that follow; with `decode`, the target follows what the collection "cache" holds."""
+        """Return the logits of the token that follows each position of the target.
+
+        Args:
+            target: ids `[batch, time]`, or `{"ids", "mask"}`
+            memory: features of the source tokens, from `encode`
+            memory_mask: true for source tokens that exist; by default all do
+            train: apply dropout
+            decode: continue after the target tokens in the collection "cache"
+
+        Raises:
+            ValueError: for inputs that are not token sequences, and for more than `context` tokens
+        """
         tokens = Tokens.of(target, self.context)
         places = jnp.arange(tokens.ids.shape[1])[None]
         if decode:
@@ -96,7 +130,7 @@ class EncoderDecoder(nn.Module):
         return by_rows(self.embed.attend, self.decoder_norm(x) if self.norm_first else x)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Raises ValueError for ids outside the vocabulary."""
+        """Raise ValueError for ids outside the vocabulary."""
         for part in ("source", "target"):
             check_ids(inputs[part], self.vocab_size)
 

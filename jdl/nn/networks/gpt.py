@@ -1,4 +1,4 @@
-"""GPT: a decoder of transformer blocks that predicts the next token; with options, Llama."""
+"""GPT: a transformer decoder that predicts the next token; with other options, Llama."""
 
 import functools
 from collections.abc import Callable
@@ -17,9 +17,11 @@ from jdl.nn.layers.transformer import Stack, TransformerBlock
 
 
 class GPT(nn.Module):
-    """Next-token logits of every position. The defaults are GPT-2's smallest, 124M.
+    """Transformer decoder that returns the next-token logits at every position.
 
-    A Llama is positions="rotary", norm="rms", gated=True, activation=nn.silu, use_bias=False, tie_embeddings=False.
+    The defaults are those of the smallest GPT-2 (124M parameters). For a Llama, pass positions="rotary", norm="rms",
+    gated=True, activation=nn.silu, use_bias=False and tie_embeddings=False.
+
     Source: Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3.
     """
 
@@ -29,7 +31,7 @@ class GPT(nn.Module):
     num_layers: int = 12
     num_heads: int = 12
     num_kv_heads: int | None = None
-    features: int | None = None  # of the feed-forward networks; by default four times the width
+    features: int | None = None  # hidden width of the feed-forward networks; by default four times the width
     positions: Literal["learned", "rotary"] = "learned"
     rotary_base: float = 10_000.0
     norm: NormName = "layer"
@@ -44,10 +46,16 @@ class GPT(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Any, train: bool = False, decode: bool = False) -> Float[Array, "batch time vocabulary"]:
-        """inputs: ids `[batch, time]`, or `{"ids", "mask", "positions", "segments"}` (`jdl.nn.Tokens`).
+        """Return the logits of the token that follows each position.
 
-        decode: the tokens follow those that the collection "cache" holds (the first call makes it); `jdl.text.generate`
-        does it.
+        Args:
+            inputs: ids `[batch, time]`, or `{"ids", "mask", "positions", "segments"}` (`jdl.nn.Tokens`)
+            train: apply dropout
+            decode: continue after the tokens in the collection "cache", which the first call creates;
+                `jdl.text.generate` uses this
+
+        Raises:
+            ValueError: for inputs that are not token sequences, and for more than `context` tokens
         """
         tokens = Tokens.of(inputs, self.context)
         mask, positions = self._cached(tokens) if decode else (_mask(tokens), tokens.positions)
@@ -73,7 +81,7 @@ class GPT(nn.Module):
             dropout=self.dropout,
             cache_length=self.context,
             kernel_init=initial,
-            # So that the sum of all that the layers add starts no larger than one (GPT-2, section 2.3).
+            # Scaled so that the sum of all residual branches starts no larger than a single one (GPT-2, section 2.3).
             out_kernel_init=nn.initializers.normal(0.02 * (2 * self.num_layers) ** -0.5),
         )
         stack = Stack(block, self.num_layers, self.scan, self.remat, name="blocks")
@@ -84,11 +92,11 @@ class GPT(nn.Module):
         return Dense(self.vocab_size, use_bias=False, kernel_init=initial, name="logits")(x)
 
     def check_inputs(self, inputs: Any) -> None:
-        """Raises ValueError for ids outside the vocabulary."""
+        """Raise ValueError for ids outside the vocabulary."""
         check_ids(inputs, self.vocab_size)
 
     def _cached(self, tokens: Tokens) -> tuple[Bool[Array, "batch 1 1 context"], Int[Array, "batch time"]]:
-        """Note which places of the cache hold tokens that exist; padding has a place, and counts for no position."""
+        """Record which cache slots hold real tokens; padding takes up a slot but does not advance the positions."""
         batch, time = tokens.ids.shape
         exist = jnp.ones((batch, time), bool) if tokens.mask is None else jnp.asarray(tokens.mask)
         exists = self.variable("cache", "exists", jnp.zeros, (batch, self.context), bool)

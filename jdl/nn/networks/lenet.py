@@ -9,19 +9,21 @@ from jdl.nn.layers.pooling import max_pool
 
 
 class LeNet5(nn.Module):
-    """Two convolutions with pooling, three dense layers, for images of 28 by 28 or 32 by 32 pixels.
+    """Two convolutions with pooling, then three dense layers, for images of 28 by 28 or 32 by 32 pixels.
 
-    As it is built today: rectified units and maxima in place of tanh and trained averages, a dense layer in place of
-    radial basis functions. Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998, II.B.
+    Built as is usual today: ReLU and max pooling in place of tanh and trained averages, a dense layer in place of
+    radial basis functions.
+
+    Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998, II.B.
     """
 
     num_classes: int
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        """Logits."""
+        """Return logits."""
         check_images(self, images, "Conv_0")
-        # The original's images were 32 by 32, digits of 20 by 20 with room around them.
+        # The original images were 32 by 32, with digits of 20 by 20 and a margin; pad smaller images instead.
         padding = "SAME" if images.shape[1] <= 28 else "VALID"
         x = max_pool(nn.relu(Conv(6, (5, 5), padding=padding)(images)), (2, 2), (2, 2))
         x = max_pool(nn.relu(Conv(16, (5, 5), padding="VALID")(x)), (2, 2), (2, 2))

@@ -1,4 +1,4 @@
-"""The multilayer perceptron."""
+"""Multilayer perceptron."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,15 +7,15 @@ from jaxtyping import Array, Float
 
 
 class MLP(nn.Module):
-    """Dense layers with an activation between them, none after the last; inputs are flattened."""
+    """Dense layers with an activation after each except the last; inputs are flattened to one vector per example."""
 
-    features: Sequence[int]  # of each layer, the outputs last
+    features: Sequence[int]  # width of each layer, the last being the outputs
     activation: Callable[[Array], Array] = nn.relu
-    dropout: float = 0.0  # of the hidden layers
+    dropout: float = 0.0  # dropout rate in the hidden layers
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *axes"], train: bool = False) -> Float[Array, "batch outputs"]:
-        """Logits, or whatever the last layer stands for."""
+        """Return the outputs of the last layer, such as logits."""
         x = x.reshape(len(x), -1)
         *hidden, outputs = self.features
         for features in hidden:

@@ -1,4 +1,4 @@
-"""Networks for small devices: MobileNetV2 and EfficientNet-Lite, both of inverted residual blocks."""
+"""Networks for small devices, built from inverted residual blocks: MobileNetV2 and EfficientNet-Lite."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,15 @@ Images = Float[Array, "batch height width channels"]
 
 
 class Stage(NamedTuple):
-    """Blocks of one width, of which the first strides."""
+    """A sequence of blocks with the same number of channels; only the first block strides.
+
+    Attributes:
+        expansion: hidden channels of a block per input channel
+        features: output channels of every block
+        blocks: number of blocks
+        stride: stride of the first block
+        window: side of the depthwise kernels
+    """
 
     expansion: int
     features: int
@@ -27,7 +35,15 @@ class Stage(NamedTuple):
 
 
 class InvertedResidual(nn.Module):
-    """Widen, convolve each channel by itself, narrow; added to the input where the shapes agree.
+    """Inverted residual block: widen, convolve each channel separately, narrow.
+
+    The input is added to the result where the shapes agree.
+
+    Attributes:
+        features: output channels
+        expansion: hidden channels per input channel; with 1 the block does not widen
+        window: side of the depthwise kernel
+        drop_rate: probability of dropping the branch (stochastic depth)
 
     Source: Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks", 2018, table 1.
     """
@@ -42,7 +58,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "batch _ _ _"]:
-        """Sides are divided by the stride, rounded up."""
+        """Apply the block; height and width are divided by the stride, rounded up."""
         norm = partial(normalization, self.norm, train, epsilon=self.epsilon)
         hidden = x.shape[-1] * self.expansion
         branch = x
@@ -67,24 +83,37 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """A strided stem, stages of inverted residuals, a wide 1 x 1 convolution; logits, or features without classes.
+    """Strided stem, stages of inverted residuals, a wide 1 x 1 convolution and global average pooling.
 
-    Convolutions pad as TensorFlow does ("SAME"), from which the published weights come.
+    Returns logits, or features if num_classes is None. Convolutions pad as in TensorFlow ("SAME"), where the
+    published weights come from.
+
+    Attributes:
+        num_classes: number of classes; None for features
+        stages: the blocks between stem and head
+        stem: channels of the first convolution
+        head: channels of the last convolution
+        stem_stride: stride of the first convolution; 1 for images of 28 or 32 pixels
+        dropout: dropout rate before the logits
+        drop_rate: stochastic depth: block i of n, counted from 0, is dropped with probability drop_rate * i / n
     """
 
     num_classes: int | None
     stages: Sequence[Stage]
     stem: int = 32
     head: int = 1280
-    stem_stride: int = 2  # 1 for images of 28 or 32 pixels
+    stem_stride: int = 2
     norm: NormName = "batch"
     epsilon: float = 1e-3
-    dropout: float = 0.2  # before the logits
-    drop_rate: float = 0.0  # stochastic depth, at the last block
+    dropout: float = 0.2
+    drop_rate: float = 0.0
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch _"]:
-        """Sides of 32 times the last stage's are usual."""
+        """Return logits or features.
+
+        Image sides are usually 32 times those of the last stage's feature maps.
+        """
         check_images(self, images, "stem")
         norm = partial(normalization, self.norm, train, epsilon=self.epsilon)
         x = Conv(self.stem, (3, 3), (self.stem_stride,) * 2, use_bias=False, name="stem")(images)
@@ -109,7 +138,7 @@ class MobileNet(nn.Module):
 
 
 def _rounded(channels: float) -> int:
-    """To the nearest multiple of 8, not more than a tenth below."""
+    """Round to the nearest multiple of 8 that is not more than a tenth below."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels else nearest
 
@@ -126,22 +155,36 @@ _EFFICIENTNET = (
 
 
 def MobileNetV2(num_classes: int | None, width: float = 1.0, **options: Any) -> MobileNet:
-    """MobileNetV2 with all channels multiplied by `width`; `options` are `MobileNet`'s."""
+    """MobileNetV2 with all channel counts multiplied by `width`.
+
+    Args:
+        num_classes: number of classes; None for features
+        width: factor for the channels; the last convolution keeps at least 1280
+        **options: other fields of `MobileNet`
+    """
     stages = tuple(stage._replace(features=_rounded(stage.features * width)) for stage in _MOBILENET_V2)
     sizes = {"stem": _rounded(32 * width), "head": _rounded(1280 * max(1.0, width))}
     return MobileNet(num_classes, stages, **{**sizes, **options})
 
 
 def EfficientNetLite(num_classes: int | None, scale: int = 0, **options: Any) -> MobileNet:
-    """EfficientNet-Lite0 to 4: no squeeze and excitation, rectified units, stem and head that do not scale.
+    """EfficientNet-Lite0 to Lite4: no squeeze-and-excitation, ReLU6 activations, stem and head that do not scale.
 
-    Made for images of 224, 240, 260, 280 and 300 pixels. Source: TensorFlow's efficientnet/lite, README.
+    Args:
+        num_classes: number of classes; None for features
+        scale: 0 to 4, made for images of 224, 240, 260, 280 and 300 pixels
+        **options: other fields of `MobileNet`
+
+    Raises:
+        ValueError: for a scale outside 0 to 4
+
+    Source: TensorFlow's efficientnet/lite, README.
     """
     coefficients = ((1.0, 1.0, 0.2), (1.0, 1.1, 0.2), (1.1, 1.2, 0.3), (1.2, 1.4, 0.3), (1.4, 1.8, 0.3))
     if not 0 <= scale < len(coefficients):
         raise ValueError(f"EfficientNetLite(scale={scale}): there are 0 to {len(coefficients) - 1}")
     width, depth, dropout = coefficients[scale]
-    ends = (0, len(_EFFICIENTNET) - 1)  # their depth does not scale
+    ends = (0, len(_EFFICIENTNET) - 1)  # the depth of the first and last stage does not scale
     stages = tuple(
         stage._replace(
             features=_rounded(stage.features * width),

@@ -17,7 +17,16 @@ Images = Float[Array, "batch height width channels"]
 
 
 def conv(features: int, window: int, stride: int = 1, **options) -> nn.Module:
-    """A square convolution without bias, padded alike on both sides as PyTorch does ("SAME" is not, with strides)."""
+    """Square convolution without bias, padded equally on both sides.
+
+    PyTorch pads this way; with strides, "SAME" does not.
+
+    Args:
+        features: output channels
+        window: side of the kernel
+        stride: stride along both axes
+        **options: other fields of `Conv`
+    """
     side = (window - 1) // 2
     init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
     return Conv(
@@ -26,10 +35,14 @@ def conv(features: int, window: int, stride: int = 1, **options) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions, or a bottleneck of three, around which the input is added.
+    """Two 3 x 3 convolutions, or a bottleneck of three convolutions, with a skip connection.
 
-    In a bottleneck the 3 x 3 convolution strides, which is version 1.5. The last normalization starts at zero, so
-    that a block starts as the identity (Goyal et al. 2017, section 5.1).
+    In a bottleneck the 3 x 3 convolution has the stride, as in version 1.5. The scale of the last normalization
+    starts at zero, so that a block starts as the identity (Goyal et al. 2017, section 5.1).
+
+    Attributes:
+        features: channels of the convolutions; a bottleneck outputs four times as many
+        drop_rate: probability of dropping the branch (stochastic depth)
     """
 
     features: int
@@ -40,7 +53,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "batch _ _ _"]:
-        """Sides are divided by the stride."""
+        """Apply the block; height and width are divided by the stride, rounded up."""
         norm = partial(normalization, self.norm, train)
         if self.bottleneck:
             plan = ((self.features, 1, 1), (self.features, 3, self.stride), (4 * self.features, 1, 1))
@@ -63,23 +76,30 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stages of residual blocks; logits, or features `[batch, channels]` if num_classes is None.
+    """Stages of residual blocks; returns logits, or features `[batch, channels]` if num_classes is None.
 
-    stem: "imagenet" is a 7 x 7 convolution with pooling, a quarter of the side; "cifar" one 3 x 3 at full size.
+    Attributes:
+        num_classes: number of classes; None for features
+        stage_sizes: number of blocks in each stage
+        width: width of the first stage; each further stage doubles it
+        stem: "imagenet" is a 7 x 7 convolution with pooling, which reduces the side to a quarter; "cifar" is one 3 x
+            3 convolution at full size
+        drop_rate: stochastic depth rate at the last block, growing linearly from 0 at the first
+
     Source: He et al., "Deep residual learning for image recognition", 2016, table 1 and section 4.2.
     """
 
     num_classes: int | None
-    stage_sizes: Sequence[int]  # blocks
+    stage_sizes: Sequence[int]
     bottleneck: bool = False
-    width: int = 64  # of the first stage; doubled by each that follows
+    width: int = 64
     stem: Literal["imagenet", "cifar"] = "imagenet"
     norm: NormName = "batch"
-    drop_rate: float = 0.0  # stochastic depth, at the last block
+    drop_rate: float = 0.0
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch _"]:
-        """Sides that are no multiple of the strides are rounded up."""
+        """Return logits or features; sides that are not a multiple of the strides are rounded up."""
         check_images(self, images, "stem_conv")
         if self.stem == "imagenet":
             x = conv(self.width, 7, 2, name="stem_conv")(images)

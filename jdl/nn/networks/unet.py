@@ -1,4 +1,4 @@
-"""U-Net: an image in, one output a pixel."""
+"""U-Net: predicts outputs for every pixel of an image."""
 
 from collections.abc import Sequence
 
@@ -16,20 +16,26 @@ Images = Float[Array, "batch height width channels"]
 
 
 class UNet(nn.Module):
-    """Halve the image a few times, then double it as often, each time beside what the way down knew at that size.
+    """Halve the image several times, then double it as often, with a skip connection at each size.
 
-    Padded, so that the output is as large as the input (the original lost a border).
+    Convolutions are padded, so that the output is as large as the input (the original lost a border).
+
     Source: Ronneberger, Fischer and Brox, "U-Net: convolutional networks for biomedical image segmentation", 2015.
     """
 
-    outputs: int  # channels of the result: classes, or colors
-    features: Sequence[int] = (64, 128, 256, 512, 1024)  # at each size, the lowest last
+    outputs: int  # output channels: classes, or colors
+    features: Sequence[int] = (64, 128, 256, 512, 1024)  # channels at each size, from the largest image to the smallest
     norm: NormName = "batch"
-    dropout: float = 0.0  # at the lowest size
+    dropout: float = 0.0  # dropout rate at the smallest size
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch height width outputs"]:
-        """Sides that cannot be halved often enough raise ValueError."""
+        """Return the outputs of every pixel.
+
+        Raises:
+            ValueError: for sides that cannot be halved often enough, and for images without a channel axis or with a
+                different number of channels than the weights expect
+        """
         check_images(self, images, "Conv_0")
         step = 2 ** (len(self.features) - 1)
         if images.shape[1] % step or images.shape[2] % step:
@@ -57,7 +63,10 @@ class UNet(nn.Module):
 
 
 def doubled(x: Images) -> Float[Array, "batch _ _ _"]:
-    """Lay four channels out as 2 x 2 pixels: with a dense layer before, a 2 x 2 transposed convolution of stride 2."""
+    """Rearrange every four channels into 2 x 2 pixels.
+
+    After a dense layer this amounts to a 2 x 2 transposed convolution of stride 2.
+    """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, 2, 2, channels // 4).swapaxes(2, 3)
     return x.reshape(batch, 2 * height, 2 * width, channels // 4)

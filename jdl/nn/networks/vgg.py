@@ -13,15 +13,19 @@ from jdl.nn.layers.pooling import max_pool
 
 
 class VGG(nn.Module):
-    """Stages of convolutions, each halved by pooling; then dense layers.
+    """Stages of convolutions with max pooling after each, which halves the image, followed by dense layers.
 
-    dense: widths of the hidden dense layers, `(4096, 4096)` in the paper; `()` classifies the mean of the last
-    stage's features, as is usual for small images. norm: "batch" is what trains without a schedule of depths.
+    Attributes:
+        stages: channels of each convolution, stage by stage
+        dense: widths of the hidden dense layers, `(4096, 4096)` in the paper; `()` classifies the mean of the last
+            stage's features, as is usual for small images
+        norm: with "batch" the network trains without a schedule of increasing depths
+
     Source: Simonyan and Zisserman, "Very deep convolutional networks", 2015, table 1.
     """
 
     num_classes: int
-    stages: Sequence[Sequence[int]]  # channels of each convolution, stage by stage
+    stages: Sequence[Sequence[int]]
     dense: Sequence[int] = (4096, 4096)
     norm: NormName = "none"
     dropout: float = 0.5
@@ -30,7 +34,12 @@ class VGG(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits."""
+        """Return logits.
+
+        Raises:
+            ValueError: for images that are too small for the number of poolings, without a channel axis, or with a
+                different number of channels than the weights expect
+        """
         check_images(self, images, "Conv_0")
         smallest = 2 ** len(self.stages) if self.dense else 2 ** (len(self.stages) - 1)
         if min(images.shape[1:3]) < smallest:

@@ -1,4 +1,4 @@
-"""The vision transformer."""
+"""Vision transformer (ViT)."""
 
 import functools
 from typing import Literal
@@ -13,9 +13,17 @@ from jdl.nn.layers.transformer import Stack, TransformerBlock
 
 
 class ViT(nn.Module):
-    """Logits of an image, cut into patches that a transformer encodes; features if num_classes is None.
+    """Vision transformer: cuts an image into patches and encodes them with a transformer.
 
-    The defaults are ViT-B/16's. pooling: the features of a learned class token, or the mean over patches.
+    Returns logits, or features if num_classes is None. The defaults are those of ViT-B/16.
+
+    Attributes:
+        num_classes: number of classes; None for features
+        patch: side of a patch, in pixels
+        features: hidden width of the feed-forward networks; by default four times the width
+        pooling: "token" takes the features of a learned class token, "mean" averages over patches
+        drop_rate: stochastic depth rate at the last layer, as in `Stack`
+
     Source: Dosovitskiy et al., "An image is worth 16x16 words", 2021, section 3.1.
     """
 
@@ -24,11 +32,11 @@ class ViT(nn.Module):
     width: int = 768
     num_layers: int = 12
     num_heads: int = 12
-    features: int | None = None  # of the feed-forward networks; by default four times the width
+    features: int | None = None
     pooling: Literal["token", "mean"] = "token"
     epsilon: float = 1e-6
     dropout: float = 0.0
-    drop_rate: float = 0.0  # stochastic depth, at the last layer
+    drop_rate: float = 0.0
     scan: bool = False
     remat: bool = False
 
@@ -36,14 +44,19 @@ class ViT(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch _"]:
-        """Sides that are no multiple of the patch raise ValueError."""
+        """Return logits or features.
+
+        Raises:
+            ValueError: for sides that are not a multiple of the patch, and for images without a channel axis or with
+                a different number of channels than the weights expect
+        """
         check_images(self, images, "patches", self.patch**2)
         batch, height, width, channels = images.shape
         if height % self.patch or width % self.patch:
             raise ValueError(
                 f"images of {height} by {width} pixels don't divide into patches of {self.patch}; resize or crop them"
             )
-        # A convolution whose windows tile the image is a matrix product of the tiles.
+        # A convolution whose windows tile the image is a matrix product over the flattened tiles.
         rows, columns = height // self.patch, width // self.patch
         tiles = images.reshape(batch, rows, self.patch, columns, self.patch, channels).swapaxes(2, 3)
         x = Dense(self.width, name="patches")(tiles.reshape(batch, rows * columns, -1))

@@ -1,4 +1,4 @@
-"""Wide residual networks, for small images."""
+"""Wide residual networks for small images."""
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -9,9 +9,11 @@ from jdl.nn.networks.resnet import Images, conv
 
 
 class WideResNet(nn.Module):
-    """Three stages of (depth - 4) / 6 blocks, `widen` times as wide as ResNet's; WRN-28-10 by default.
+    """Wide ResNet: three stages of (depth - 4) / 6 blocks, `widen` times as wide as those of a ResNet.
 
-    Normalization and activation come before each convolution (He et al. 2016, "Identity mappings").
+    The defaults are those of WRN-28-10. Normalization and activation come before each convolution (He et al. 2016,
+    "Identity mappings").
+
     Source: Zagoruyko and Komodakis, "Wide residual networks", 2016, table 1.
     """
 
@@ -19,11 +21,16 @@ class WideResNet(nn.Module):
     depth: int = 28
     widen: int = 10
     norm: NormName = "batch"
-    dropout: float = 0.0  # between the convolutions of a block
+    dropout: float = 0.0  # dropout rate between the two convolutions of a block
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch classes"]:
-        """Logits."""
+        """Return logits.
+
+        Raises:
+            ValueError: for a depth other than 6 n + 4 (10, 16, 22, ...), and for images without a channel axis or
+                with a different number of channels than the weights expect
+        """
         check_images(self, images, "Conv_0")
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth={self.depth} is not 6 n + 4 (10, 16, 22, 28, 40 ...), which three stages need")

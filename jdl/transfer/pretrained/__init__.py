@@ -1,4 +1,4 @@
-"""Weights that others trained: read from their files, by a table of names, and written back."""
+"""Pretrained weights of other libraries: read from their files by a table of names, and written back."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -19,12 +19,33 @@ def load(
     missing: Sequence[str] = (),
     unexpected: Sequence[str] = (),
 ) -> dict[str, PyTree]:
-    """Our variables from a `.safetensors`, PyTorch or `.npz` file of another library; the arguments are `to_ours`'s."""
+    """Load a `.safetensors`, PyTorch or `.npz` file of another library as our variables.
+
+    Args:
+        path: the file
+        keymap: names of the architecture's weights
+        like: as in `to_ours`
+        missing: as in `to_ours`
+        unexpected: as in `to_ours`
+
+    Raises:
+        FileNotFoundError: for a file that does not exist
+        ValueError: for a file that cannot be read, and for weights that are not those of the model
+    """
     return to_ours(read(path), keymap, like, missing=missing, unexpected=unexpected)
 
 
 def save(path: str | PathLike[str], variables: Mapping[str, PyTree], keymap: KeyMap) -> None:
-    """Write our variables as a `.safetensors` file that the other library reads."""
+    """Write our variables as a `.safetensors` file that the other library reads.
+
+    Args:
+        path: the file
+        variables: variables of a model, by collection
+        keymap: names of the architecture's weights
+
+    Raises:
+        ValueError: for variables without a name in the other library, and for another file type
+    """
     write(path, to_theirs(variables, keymap))
 
 

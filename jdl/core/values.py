@@ -1,0 +1,35 @@
+"""Values that a compiled program would not judge, judged before it is compiled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jdl.core.learner import Learner, State
+
+
+def check_values(learner: Learner, state: State, data: Mapping[str, Any]) -> None:
+    """Raises ValueError for data that the learner's own check refuses, and for class labels without an output."""
+    if learner.check is not None:
+        learner.check(data)
+    _check_labels(learner, state, data)
+
+
+def _check_labels(learner: Learner, state: State, data: Mapping[str, Any]) -> None:
+    """Raises ValueError for class labels that the outputs have no place for: inside a step they would go unseen."""
+    if learner.predict is None or "target" not in data:
+        return
+    target = np.asarray(data["target"])
+    if not np.issubdtype(target.dtype, np.integer):
+        return
+    outputs = jax.eval_shape(learner.predict, state, {k: v for k, v in data.items() if k != "mask"})
+    shape = getattr(outputs, "shape", ())
+    if len(shape) < 2 or shape[-1] < 2 or shape[:-1][-target.ndim :] != target.shape:
+        return
+    seen = target[np.asarray(data["mask"]) > 0] if "mask" in data else target
+    if seen.size and (seen.min() < 0 or seen.max() >= shape[-1]):
+        raise ValueError(
+            f"target has labels from {seen.min()} to {seen.max()}, and the model has {shape[-1]} outputs (labels 0 to "
+            f"{shape[-1] - 1}); relabel them or widen the model (a target that is no class label must be floating)"
+        )
