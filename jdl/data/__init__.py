@@ -1,4 +1,4 @@
-"""Real data, split, checked and normalized; readers of what memory does not hold; shuffling and augmentation."""
+"""Real data sets (split, checked, normalized), readers for data larger than memory, shuffling and augmentation."""
 
 from jdl.data import augment, mixing, tokenizers
 from jdl.data.dataset import Dataset, Normalizer, check, split

@@ -1,12 +1,12 @@
-"""Augmentation on the device: pure functions `(key, images) -> images`, every example with its own draw.
+"""Image augmentation on the device: pure functions `(key, images) -> images` with an independent draw for each example.
 
-Images are `[batch, height, width, channels]`, floating or uint8; shape and dtype are kept. Outside the
-image there is zero, the mean of normalized images.
+Images are `[batch, height, width, channels]`, floating or uint8; shape and dtype are kept. Pixels outside the image
+count as zero, which is the mean of normalized images.
 
     augmentation = compose(shift(2), flip(), cutout(8))
     learner = feed(learner, batch_size=128, augment=on(augmentation))
 
-What mixes examples, targets too, is in `jdl.data.mixing`.
+Augmentations that mix examples, and with them their targets, are in `jdl.data.mixing`.
 """
 
 import math
@@ -24,14 +24,29 @@ Augmentation = Callable[[PRNGKeyArray, Any], Array]
 
 
 def shift(pixels: int) -> Augmentation:
-    """Move each image by up to `pixels` rows and columns, each whole number equally likely; zeros move in."""
+    """Move each image by a random whole number of rows and columns; zeros fill the gap.
+
+    Args:
+        pixels: the largest move in each direction, less than the sides of the images; all moves up to it are equally
+            likely.
+
+    Raises:
+        ValueError: for negative `pixels`; when applied, for images that are too small.
+    """
     return _crop("shift: pixels", pixels, "constant")
 
 
 def crop(padding: int, mode: str = "reflect") -> Augmentation:
-    """Pad each side by `padding`, then cut a window of the old size from a place drawn evenly.
+    """Pad each side of the image, then cut out a window of the original size at a uniformly random place.
 
-    `mode` is `"reflect"` (the border is mirrored, its own pixels not repeated) or `"zero"`, which is `shift`.
+    Args:
+        padding: pixels added on each side, less than the sides of the images.
+        mode: `"reflect"` mirrors the image at its border without repeating the border pixels; `"zero"` pads with
+            zeros, as `shift` does.
+
+    Raises:
+        ValueError: for an unknown mode or a negative padding; when applied, for images that are too small.
+
     Source: He et al., "Deep residual learning", 2016, section 4.2.
     """
     modes = {"reflect": "reflect", "zero": "constant"}
@@ -54,7 +69,14 @@ def flip(probability: float = 0.5) -> Augmentation:
 
 
 def rotate(degrees: float) -> Augmentation:
-    """Turn each image about its center by an angle even in `[-degrees, degrees]`, interpolating linearly."""
+    """Rotate each image about its center by a random angle, with linear interpolation.
+
+    Args:
+        degrees: angles are uniform in `[-degrees, degrees]`; from 0 to 180.
+
+    Raises:
+        ValueError: for `degrees` outside 0 to 180.
+    """
     if not 0 <= degrees <= 180:
         raise ValueError(f"rotate: degrees is {degrees}, and must be between 0 and 180.")
 
@@ -66,10 +88,16 @@ def rotate(degrees: float) -> Augmentation:
 
 
 def cutout(size: int) -> Augmentation:
-    """Blank a square of `size` by `size` pixels in each image, its center even over the pixels.
+    """Set a square in each image to zero; its center is uniform over the pixels.
 
-    The square may stick out over the edge, as in DeVries and Taylor, "Improved regularization of
-    convolutional neural networks with cutout", 2017, section 3.2.
+    Args:
+        size: the side of the square in pixels, at most the sides of the images. The square may extend over the edge.
+
+    Raises:
+        ValueError: for a `size` below 1; when applied, for images that are smaller than the square.
+
+    Source: DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017, section
+    3.2.
     """
     if size < 1:
         raise ValueError(f"cutout: size is {size}, and must be at least 1 pixel.")
@@ -91,12 +119,21 @@ def random_erasing(
     ratio: tuple[float, float] = (0.3, 3.3),
     fill: Literal["random", "zero"] = "random",
 ) -> Augmentation:
-    """Replace, with `probability`, a rectangle inside each image by noise of its own for each value, or by zero.
+    """Replace a random rectangle inside each image by noise or zeros, with a given probability per image.
 
-    area: the least and the largest share of the image. ratio: of height to width, tall as likely as wide where it is
-    (1 / r, r), since its logarithm is drawn evenly; a rectangle that would not fit gets the nearest ratio that does.
-    The noise is standard normal, as normalized images are, or even over 0 to 255 for uint8.
-    Source: Zhong et al., "Random erasing data augmentation", 2020, algorithm 1 (which draws until one fits).
+    Args:
+        probability: of erasing a rectangle, drawn for each image.
+        area: the smallest and the largest area of the rectangle, as fractions of the image.
+        ratio: the smallest and the largest ratio of height to width. Its logarithm is drawn uniformly, so with
+            `(1 / r, r)` tall and wide rectangles are equally likely. A rectangle that would not fit gets the nearest
+            ratio that does.
+        fill: "random" for independent noise in each value: standard normal, as normalized images are, or uniform over
+            0 to 255 for uint8. "zero" for zeros.
+
+    Raises:
+        ValueError: for an argument outside its range.
+
+    Source: Zhong et al., "Random erasing data augmentation", 2020, algorithm 1 (which draws until a rectangle fits).
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"random_erasing: probability is {probability}, and must be between 0 and 1.")
@@ -126,9 +163,11 @@ def random_erasing(
 
 
 def compose(*augmentations: Callable[[PRNGKeyArray, Any], Any]) -> Callable[[PRNGKeyArray, Any], Any]:
-    """Apply augmentations from left to right, each with a key of its own: all of images, or all of batches.
+    """Apply augmentations from left to right, each with a different key.
 
-    Those of batches are what `on` makes of the others, and `jdl.data.mixing`.
+    Args:
+        augmentations: either all act on images, or all act on batches. Augmentations of batches come from `on` and
+            from `jdl.data.mixing`.
     """
 
     def augment(key: PRNGKeyArray, images_or_batch: Any) -> Any:
@@ -140,7 +179,15 @@ def compose(*augmentations: Callable[[PRNGKeyArray, Any], Any]) -> Callable[[PRN
 
 
 def on(augmentation: Augmentation, key_name: str = "input") -> Callable[[PRNGKeyArray, Any], dict[str, Any]]:
-    """Make `augmentation` act on one array of a batch: a function `(key, batch) -> batch`, for `feed`."""
+    """Make an image augmentation act on one array of a batch.
+
+    Args:
+        augmentation: a function `(key, images) -> images`.
+        key_name: the key of the array in the batch.
+
+    Returns:
+        A function `(key, batch) -> batch`, for `feed`. It raises ValueError for a batch without that key.
+    """
 
     def augment(key: PRNGKeyArray, batch: dict[str, Any]) -> dict[str, Any]:
         if key_name not in batch:
@@ -151,16 +198,20 @@ def on(augmentation: Augmentation, key_name: str = "input") -> Callable[[PRNGKey
 
 
 def rotated(images: Images, degrees: Float[Array | np.ndarray, " batch"]) -> Augmented:
-    """Turn image i by `degrees[i]`, anticlockwise as seen on a screen, interpolating linearly.
+    """Rotate image i by `degrees[i]` with linear interpolation.
 
-    The same as scipy.ndimage's `rotate(image, degrees, reshape=False, order=1, mode="grid-constant")`.
+    The result is that of scipy.ndimage's `rotate(image, degrees, reshape=False, order=1, mode="grid-constant")`.
+
+    Args:
+        images: floating or integer images.
+        degrees: angles, counterclockwise as seen on a screen.
     """
     images = _as_images(images)
     batch, height, width, channels = images.shape
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     angles = jnp.deg2rad(jnp.asarray(degrees).astype(dtype))[:, None, None]
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
-    # Where each output pixel comes from: the inverse rotation, the row axis pointing down.
+    # Find where each output pixel comes from: the inverse rotation, with the row axis pointing down.
     down = jnp.arange(height, dtype=dtype)[:, None] - (height - 1) / 2
     right = jnp.arange(width, dtype=dtype)[None, :] - (width - 1) / 2
     rows = cosine * down + sine * right + (height - 1) / 2
@@ -177,7 +228,7 @@ def rotated(images: Images, degrees: Float[Array | np.ndarray, " batch"]) -> Aug
             corner = jnp.take_along_axis(pixels, place.reshape(batch, -1, 1), axis=1, mode="promise_in_bounds")
             turned += (row_weight * column_weight * inside)[..., None] * corner.reshape(images.shape)
     if jnp.issubdtype(images.dtype, jnp.integer):
-        # Interpolation stays within the range of the pixels; only rounding is left to do.
+        # Interpolation stays within the range of the pixels, so only rounding is needed.
         turned = jnp.round(turned)
     return turned.astype(images.dtype)
 
@@ -185,7 +236,15 @@ def rotated(images: Images, degrees: Float[Array | np.ndarray, " batch"]) -> Aug
 def boxes(
     corners: Int[Array, "batch 2"], sizes: Int[Array, "batch 2"] | int, height: int, width: int
 ) -> Bool[Array, "batch {height} {width} 1"]:
-    """True inside a rectangle of each image: `sizes` rows and columns from `corners`, as far as they lie in it."""
+    """Return a mask that is True inside one rectangle per image.
+
+    Args:
+        corners: row and column of each rectangle's top left pixel. Parts of a rectangle outside the image are
+            ignored.
+        sizes: rows and columns of each rectangle in pixels; one number for equal squares.
+        height: rows of the images.
+        width: columns of the images.
+    """
     ends = corners + sizes
     rows, columns = jnp.arange(height), jnp.arange(width)
     inside_rows = (rows >= corners[:, 0, None]) & (rows < ends[:, 0, None])
@@ -214,7 +273,7 @@ def _windows(
     images: Shaped[Array, "batch _ _ channels"], corners: Int[Array, "batch 2"], height: int, width: int
 ) -> Shaped[Array, "batch {height} {width} channels"]:
     """Cut from image i the window whose top left pixel is `corners[i]`."""
-    # Rows first, then columns: each a gather of whole lines, faster than one gather of pixels.
+    # Rows first, then columns: two gathers of whole lines are faster than one gather of pixels.
     rows = corners[:, 0, None] + jnp.arange(height)
     columns = corners[:, 1, None] + jnp.arange(width)
     images = jnp.take_along_axis(images, rows[:, :, None, None], axis=1, mode="promise_in_bounds")

@@ -1,7 +1,7 @@
-"""What every data source gives: a train, a validation and a test part, split, checked and normalized.
+"""The format that every data source returns: train, validation and test parts, split, checked and normalized.
 
-A part is a dict of arrays with a leading example axis, under the keys `"input"`, `"target"` and, where
-lengths differ, `"mask"`. A value may itself be a dict of arrays.
+A part is a dict of arrays with a leading example axis, under the keys `"input"`, `"target"` and, where lengths
+differ, `"mask"`. A value may itself be a dict of arrays.
 """
 
 import math
@@ -18,12 +18,19 @@ PARTS = ("train", "validation", "test")
 
 
 def check(data: Mapping[str, Any], num_classes: int | None = None, name: str = "data") -> Mapping[str, Any]:
-    """Stop at once if arrays cannot be trained on, and return them unchanged otherwise.
+    """Return `data` unchanged if it can be trained on, and raise ValueError otherwise.
 
-    Every array must be numeric or boolean, have the same, non-zero number of examples along axis 0, and hold
-    no NaN or infinity. With `num_classes`, `data["target"]` must hold integers in `[0, num_classes)` wherever
-    the mask (if there is one) is true, or rows of `num_classes` probabilities. `name` is what messages call
-    the data. Raises ValueError with the key, the value and the remedy.
+    Every array must be numeric or boolean, have the same nonzero number of examples along axis 0, and contain no NaN
+    or infinity.
+
+    Args:
+        data: a dict of arrays, or of dicts of arrays, with a leading example axis.
+        num_classes: if given, `data["target"]` must hold integers in `[0, num_classes)` wherever the mask (if there
+            is one) is true, or rows of `num_classes` probabilities.
+        name: the name of the data in error messages.
+
+    Raises:
+        ValueError: for data that fails a check; the message names the key, the value and the remedy.
     """
     if not isinstance(data, Mapping):
         raise ValueError(
@@ -78,7 +85,7 @@ def _check_labels(key: str, target: Any, mask: Any, num_classes: int) -> None:
         )
     labels = np.asarray(target)
     wrong = (labels < 0) | (labels >= num_classes)
-    # Padding may carry any label, -1 and -100 being usual ones.
+    # Padding may carry any label; -1 and -100 are common.
     if mask is not None and mask.shape == labels.shape[: mask.ndim]:
         wrong &= np.asarray(mask, bool).reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))
     if wrong.any():
@@ -96,10 +103,10 @@ def _first_index(wrong: np.ndarray) -> tuple[int, ...]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Normalizer:
-    """Shift and scale by a mean and a standard deviation, both float32; a pytree, so it can be saved.
+    """Shift and scale inputs by a mean and a standard deviation, both float32.
 
-    `normalizer(inputs)` and `normalizer.invert(normalized)` take NumPy or JAX arrays (or pytrees of them, as
-    fitted) and keep their floating dtype; integers give float32.
+    It is a pytree, so it can be saved. `normalizer(inputs)` and `normalizer.invert(normalized)` take NumPy or JAX
+    arrays, or pytrees of the structure that it was fitted on. Floating dtypes are kept; integers become float32.
 
     >>> import numpy as np
     >>> normalizer = Normalizer.fit(np.array([[1.0, 5.0], [3.0, 5.0]]))
@@ -112,10 +119,17 @@ class Normalizer:
 
     @classmethod
     def fit(cls, inputs: Any, axes: str | Sequence[int] = "per feature") -> "Normalizer":
-        """Measure the mean and the population standard deviation of `inputs`, the training part only.
+        """Measure the mean and the population standard deviation of `inputs`.
 
-        `axes` is what to average over: `"per feature"` (axis 0), `"per channel"` (all axes but the last), or
-        axis numbers, 0 among them. A feature that never varies gets standard deviation 1.
+        A feature that never varies gets standard deviation 1.
+
+        Args:
+            inputs: an array, or a pytree of arrays, with a leading example axis; pass the training part only.
+            axes: what to average over: `"per feature"` (axis 0), `"per channel"` (all axes except the last), or axis
+                numbers, which must include 0.
+
+        Raises:
+            ValueError: for unknown `axes`, axes without 0, or inputs without examples.
         """
         moments = jax.tree.map(lambda array: _moments(np.asarray(array), axes), inputs)
         mean, std = (jax.tree.map(lambda _, pair, i=i: pair[i], inputs, moments) for i in range(2))
@@ -125,7 +139,7 @@ class Normalizer:
         return self._map(lambda x, mean, std: (x - mean) / std, inputs)
 
     def invert(self, normalized: Any) -> Any:
-        """Give back what was normalized: `normalized * std + mean`."""
+        """Undo the normalization: `normalized * std + mean`."""
         return self._map(lambda x, mean, std: x * std + mean, normalized)
 
     def _map(self, function: Callable[[Any, Any, Any], Any], inputs: Any) -> Any:
@@ -142,7 +156,7 @@ class Normalizer:
 
 
 def _fits(fitted: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether an array of `shape`, a batch or one example, broadcasts with `fitted` without growing."""
+    """Whether an array of `shape` (a batch or one example) broadcasts with `fitted` and keeps its shape."""
     last = shape[len(shape) - len(fitted) :] if len(shape) >= len(fitted) else ()
     return len(last) == len(fitted) and all(a in (1, b) for a, b in zip(fitted, last, strict=True))
 
@@ -159,14 +173,14 @@ def _moments(array: np.ndarray, axes: str | Sequence[int]) -> tuple[np.ndarray, 
     count = math.prod(array.shape[axis] for axis in chosen)
 
     def total(function: Any) -> np.ndarray:
-        # In float64, a thousand examples at a time: a whole image data set would not fit everywhere.
+        # In float64, a thousand examples at a time: a whole image data set may not fit in memory.
         starts = range(0, array.shape[0], 1000)
         pieces = (function(array[i : i + 1000].astype(np.float64)).sum(chosen, keepdims=True) for i in starts)
         return sum(pieces, start=np.zeros(()))
 
     mean = total(lambda x: x) / count
     std = np.sqrt(total(lambda x: np.square(x - mean)) / count)
-    # Compared exactly: the rounding of the mean gives a constant feature a deviation of about 1e-17.
+    # Compare exactly: rounding in the mean gives a constant feature a deviation of about 1e-17 instead of 0.
     constant = array.max(chosen, keepdims=True) == array.min(chosen, keepdims=True)
     std = np.where(constant, 1.0, std)
     return np.asarray(mean[0], np.float32), np.asarray(std[0], np.float32)
@@ -174,10 +188,17 @@ def _moments(array: np.ndarray, axes: str | Sequence[int]) -> tuple[np.ndarray, 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """The parts of one data set, and how to read them; checked when it is made.
+    """The train, validation and test parts of one data set, checked when it is created.
 
-    `num_classes` is None for regression. `normalizer` is the one already applied to every part's input
-    (None: none was), `target_normalizer` the one applied to the targets of a regression.
+    Attributes:
+        train: a dict of arrays with a leading example axis.
+        validation: the same, or None if there is no validation part.
+        test: the same.
+        num_classes: None for regression.
+        class_names: one name per class, or None.
+        name: the name of the data set in error messages.
+        normalizer: the one already applied to every part's input, or None if none was applied.
+        target_normalizer: the one applied to the targets of a regression, or None.
     """
 
     train: Data
@@ -213,20 +234,31 @@ def split(
     seed: int = 0,
     stratify: bool = True,
 ) -> tuple[Data, Data | None, Data]:
-    """Split examples into (train, validation, test) at random, class by class where there are classes.
+    """Split examples at random into (train, validation, test), stratified by class where there are classes.
 
-    `fractions` sum to 1; validation and test are rounded up, as in scikit-learn. `sizes` gives numbers of
-    examples instead, and may leave some out. A validation part of 0 is None. Integer targets of shape
-    `[examples]` are stratified unless `stratify` is False; with no validation part the result is that of
-    scikit-learn's `train_test_split(..., stratify=target, random_state=seed)`.
+    With no validation part, the result is that of scikit-learn's
+    `train_test_split(..., stratify=target, random_state=seed)`.
 
-    Raises ValueError when a part would be empty, or when a class has too few members.
+    Args:
+        data: a dict of arrays with a leading example axis.
+        fractions: the fractions for train, validation and test, which sum to 1; validation and test sizes are rounded
+            up, as in scikit-learn.
+        sizes: numbers of examples to use instead of `fractions`; they may leave some examples out.
+        seed: determines the random split.
+        stratify: whether to keep the class proportions in every part; only integer targets of shape `[examples]` are
+            stratified.
+
+    Returns:
+        The train, validation and test parts; the validation part is None if its fraction or size is 0.
+
+    Raises:
+        ValueError: for a part that would be empty, or a class with too few members.
     """
     check(data)
     num_examples = _num_examples(data)
     counts = _counts(num_examples, fractions, sizes)
     target = data.get("target")
-    # Labels of sequences, and measured targets, have no classes to keep in proportion.
+    # Sequence labels and regression targets have no class proportions to keep.
     has_classes = target is not None and getattr(target, "ndim", 0) == 1 and target.dtype.kind in "biu"
     labels = np.asarray(target) if stratify and has_classes else None
     everything = np.arange(num_examples)
@@ -238,7 +270,7 @@ def split(
 
 
 def take(data: Mapping[str, Any], index: np.ndarray) -> Data:
-    """The examples at `index`, an array of integers, of every array of `data`, as NumPy arrays."""
+    """Select the examples at the integer positions `index` from every array of `data`, as NumPy arrays."""
     return jax.tree.map(lambda array: np.asarray(array)[index], dict(data))
 
 
@@ -256,7 +288,7 @@ def _counts(num_examples: int, fractions: Sequence[float], sizes: Sequence[int] 
     if sizes is None:
         if abs(sum(fractions) - 1) > 1e-6:
             raise ValueError(f"fractions is {tuple(fractions)}, which sums to {sum(fractions):g}, not to 1.")
-        # Rounded first, so that a product such as 30.000000000000004 is not taken up to 31.
+        # Round first, so that a product such as 30.000000000000004 is not rounded up to 31.
         validation, test = (math.ceil(round(fraction * num_examples, 6)) for fraction in fractions[1:])
         counts = (num_examples - validation - test, validation, test)
     else:
@@ -275,8 +307,8 @@ def _counts(num_examples: int, fractions: Sequence[float], sizes: Sequence[int] 
 def _divide(
     index: np.ndarray, labels: np.ndarray | None, kept: int, drawn: int, seed: int, part: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide `index` into `kept` and `drawn` examples, the latter for `part`."""
-    # Imported here: scikit-learn takes a second, and most of this file does without it.
+    """Divide `index` into `kept` and `drawn` examples; the drawn ones become the part named `part`."""
+    # Imported here: importing scikit-learn takes a second, and most of this file does not need it.
     from sklearn.model_selection import train_test_split
 
     if labels is not None:

@@ -1,4 +1,4 @@
-"""Sequences of unequal lengths in arrays of few shapes: buckets of like lengths, padding, packing several in a row."""
+"""Arrays of few shapes for sequences of unequal lengths: buckets of similar lengths, padding, and packing into rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from jdl.data.shuffle import epoch_indices
 class Bucket(NamedTuple):
     """The examples of one batch, and the length to pad them to.
 
-    Where `mask` is False an example is there a second time, only to fill the batch: it must not count.
+    Where `mask` is False, the example is a repetition that only fills the batch and must not count.
     """
 
     indices: Int32[np.ndarray, "batch"]
@@ -23,17 +23,21 @@ class Bucket(NamedTuple):
 
 
 class Padded(NamedTuple):
-    """Sequences one a row; `mask` is True at their tokens."""
+    """Sequences, one per row; `mask` is True at their tokens."""
 
     ids: Int32[np.ndarray, "sequences length"]
     mask: Bool[np.ndarray, "sequences length"]
 
 
 class Packed(NamedTuple):
-    """Several sequences a row: attention stays inside a sequence where it compares `segments`.
+    """Sequences, several per row. Attention stays inside a sequence if it compares `segments`.
 
-    segments: 1, 2, ... along a row, 0 at padding; positions: 0, 1, ... along a sequence; members: row by row, the
-    numbers of the sequences in it, so that segment s of row r is sequence `members[r][s - 1]`.
+    Attributes:
+        ids: token ids.
+        segments: 1, 2, ... along a row, one number per sequence; 0 at padding.
+        positions: 0, 1, ... along each sequence.
+        members: for each row, the indices of its sequences, so that segment s of row r is sequence
+            `members[r][s - 1]`.
     """
 
     ids: Int32[np.ndarray, "rows length"]
@@ -43,7 +47,7 @@ class Packed(NamedTuple):
 
     @property
     def efficiency(self) -> float:
-        """The share of tokens that are no padding."""
+        """The fraction of token positions that are not padding."""
         return float(np.mean(self.segments > 0))
 
 
@@ -56,20 +60,29 @@ def buckets(
     key: PRNGKeyArray | int = 0,
     epoch: int = 0,
 ) -> list[Bucket]:
-    """The batches of an epoch, each of examples of like lengths: as many shapes as boundaries, whatever the epoch.
+    """Return the batches of one epoch, each with examples of similar lengths.
 
-    An example of `lengths` [examples] is padded to the first of the increasing `boundaries` that is as long. Give
-    `batch_size` for as many examples a batch, or `tokens_per_batch` for as many as fit when padded. Each example comes
-    once; a bucket's last batch is filled up and masked. The order of examples and of batches is drawn anew each
-    epoch, the same for the same key (or integer seed) and epoch.
+    There are at most as many batch shapes as boundaries, the same in every epoch. Each example appears once; the last
+    batch of a bucket is filled up with repetitions and masked. The order of examples and of batches is drawn anew in
+    each epoch and depends only on the key and the epoch.
+
+    Args:
+        lengths: one integer per example, `[examples]`.
+        boundaries: increasing lengths; each example is padded to the first boundary that is not shorter.
+        batch_size: examples per batch. Give either this or `tokens_per_batch`.
+        tokens_per_batch: tokens per batch, padding included; each batch takes as many examples as fit.
+        key: a JAX key or an integer seed.
+        epoch: the number of the epoch.
+
+    Raises:
+        ValueError: for an example longer than the last boundary, for boundaries that do not increase, and if not
+            exactly one of `batch_size` and `tokens_per_batch` is given.
 
     >>> for bucket in buckets([3, 9, 4, 2], boundaries=[4, 16], batch_size=2):
     ...     print(bucket.length, bucket.indices, bucket.mask)
     4 [3 3] [ True False]
     4 [2 0] [ True  True]
     16 [1 1] [ True False]
-
-    Raises ValueError for an example longer than the last boundary.
     """
     measured, ends = np.asarray(lengths), np.asarray(boundaries)
     if ends.ndim != 1 or not len(ends) or ends[0] < 1 or (np.diff(ends) < 1).any():
@@ -86,7 +99,7 @@ def buckets(
         )
     sizes = _batch_sizes(ends, batch_size, tokens_per_batch)
     key = jax.random.key(key) if isinstance(key, int) else key
-    # One shuffle of all examples, dealt out: in each bucket they are in random order too.
+    # One shuffle of all examples, dealt out to the buckets, puts each bucket in random order, too.
     order = np.asarray(epoch_indices(jax.random.fold_in(key, 0), epoch, len(measured)))
     bucket_of = np.searchsorted(ends, measured[order])
     batches = [
@@ -117,9 +130,16 @@ def _fill(members: np.ndarray, size: int, length: int) -> Bucket:
 
 
 def pad(sequences: Sequence[ArrayLike], length: int, *, padding_id: int = 0, truncate: bool = False) -> Padded:
-    """Sequences of token ids, one a row of `length`, `padding_id` after their end.
+    """Put sequences of token ids into rows of equal length, one per row.
 
-    A longer one loses its end with `truncate`, and is a ValueError without.
+    Args:
+        sequences: token ids of each sequence.
+        length: tokens per row.
+        padding_id: the id that fills the rest of a row.
+        truncate: whether to cut off the end of sequences longer than a row.
+
+    Raises:
+        ValueError: for a sequence longer than a row, unless `truncate` is set.
     """
     rows = _checked(sequences, length, truncate)
     mask = np.arange(length) < np.array([len(row) for row in rows], int)[:, None]
@@ -130,10 +150,22 @@ def pad(sequences: Sequence[ArrayLike], length: int, *, padding_id: int = 0, tru
 
 
 def pack(sequences: Sequence[ArrayLike], length: int, *, padding_id: int = 0, truncate: bool = False) -> Packed:
-    """Sequences of token ids, as many a row of `length` as fit: the longest first, each in the first row with room.
+    """Put sequences of token ids into rows of equal length, as many per row as fit.
 
-    No token is lost, but those that `truncate` cuts off a sequence longer than a row, which is a ValueError without;
-    so is an empty sequence. Rows come full ones first: shuffle them.
+    The longest sequences are placed first, each in the first row that has room. No token is lost, except those that
+    `truncate` cuts off. Full rows come first, so shuffle the rows.
+
+    Args:
+        sequences: token ids of each sequence.
+        length: tokens per row.
+        padding_id: the id that fills the rest of a row.
+        truncate: whether to cut off the end of sequences longer than a row.
+
+    Raises:
+        ValueError: for an empty sequence, and for a sequence longer than a row, unless `truncate` is set.
+
+    Source: first-fit decreasing, which takes at most 11/9 of the fewest rows possible, plus one: Johnson,
+    "Near-optimal bin packing algorithms", MIT 1973; for language models: Krell et al. 2021, arXiv 2107.02027.
 
     >>> packed = pack([[5, 6, 7], [8], [1, 2, 3, 4], [9, 9]], length=5)
     >>> packed.ids
@@ -142,9 +174,6 @@ def pack(sequences: Sequence[ArrayLike], length: int, *, padding_id: int = 0, tr
     >>> packed.segments
     array([[1, 1, 1, 1, 2],
            [1, 1, 1, 2, 2]], dtype=int32)
-
-    Source: first-fit decreasing, at most 11/9 of the fewest rows and one more: Johnson, "Near-optimal bin packing
-    algorithms", MIT 1973; for language models Krell et al. 2021, arXiv 2107.02027.
     """
     rows = _checked(sequences, length, truncate)
     sizes = np.array([len(row) for row in rows], int)
@@ -167,7 +196,7 @@ def _first_fit_decreasing(sizes: np.ndarray, length: int) -> list[list[int]]:
     members: list[list[int]] = []
     room = np.full(len(sizes), length)
     for number in np.argsort(-sizes, kind="stable"):
-        # Rows that are not yet begun have room for any, so that one is always found.
+        # Rows that are still empty have room for any sequence, so that a row is always found.
         row = int(np.argmax(room >= sizes[number]))
         if row == len(members):
             members.append([])
@@ -182,7 +211,7 @@ def _checked(sequences: Sequence[ArrayLike], length: int, truncate: bool) -> lis
     rows = []
     for number, sequence in enumerate(sequences):
         row = np.asarray(sequence)
-        # An empty list is of floating dtype.
+        # NumPy makes an empty list a floating array.
         if row.ndim != 1 or (len(row) and row.dtype.kind not in "iu"):
             raise ValueError(
                 f"sequences[{number}] has shape {row.shape} and dtype {row.dtype}: give each as token ids, integers."

@@ -1,9 +1,9 @@
-"""Mixing examples on the device: pure functions `(key, batch) -> batch`, for `feed`, each example with its own draw.
+"""Augmentations that mix examples, on the device: pure functions `(key, batch) -> batch` for `feed`.
 
-Example i is mixed with a partner, an example of the same batch. The batch keeps its targets and gains
-`batch["other_target"]`, the partner's, and `batch["mix"]`, `[batch]`, the share of the first: `jdl.losses.mixed` makes
-of any loss the one of both targets. Metrics of training compare with the first target; batches that are not mixed, as
-in evaluation, need nothing.
+Each example is mixed with a partner from the same batch, with its own random draw. The batch keeps its targets and
+gains `batch["other_target"]`, the partner's target, and `batch["mix"]`, shape `[batch]`, the weight of the example's
+own target. `jdl.losses.mixed` turns any loss into a loss on both targets. Training metrics compare with the example's
+own target. Batches that are not mixed, as in evaluation, need no change.
 
     learner = supervised(model, losses.mixed(losses.cross_entropy), optimizer, example=batch)
     learner = feed(learner, batch_size=128, augment=compose(on(flip()), mixup(0.2)))
@@ -23,10 +23,18 @@ Mixing = Callable[[PRNGKeyArray, dict[str, Any]], dict[str, Any]]
 
 
 def mixup(alpha: float | Float[Array, ""]) -> Mixing:
-    """Average each example with its partner, by a share drawn from Beta(alpha, alpha).
+    """Average each example with its partner, with a weight drawn from Beta(alpha, alpha).
 
-    The inputs are a floating array of any shape, or a pytree of them: normalize images first, and embed no tokens.
-    alpha: above 0; 0.2 mostly leaves one of the two, 1 draws all shares alike.
+    The inputs are a floating-point array of any shape, or a pytree of them: normalize images first. Token ids cannot
+    be averaged.
+
+    Args:
+        alpha: above 0; with 0.2 one of the two examples usually dominates, with 1 all weights are equally likely.
+
+    Raises:
+        ValueError: for an `alpha` that is not above 0; when applied, for inputs that are not floating, a batch
+            without `"input"` or `"target"`, and a batch that is already mixed.
+
     Source: Zhang et al., "mixup: Beyond empirical risk minimization", 2018, section 2.
     """
     _check_alpha("mixup", alpha)
@@ -50,11 +58,19 @@ def mixup(alpha: float | Float[Array, ""]) -> Mixing:
 
 
 def cutmix(alpha: float | Float[Array, ""]) -> Mixing:
-    """Paste a box of its partner into each image, at the same place; the box's share of the pixels is the partner's.
+    """Paste a box from its partner into each image, at the same place, and weight the targets by area.
 
-    That share is drawn from Beta(alpha, alpha), the center evenly over the pixels, and what sticks out over the edge
-    is cut off and not counted. Images are `[batch, height, width, channels]` of any type. alpha: above 0; the paper
-    takes 1.
+    The box's share of the pixels is the weight of the partner's target. The share is drawn from Beta(alpha, alpha)
+    and the center of the box uniformly over the pixels. The part of a box that lies outside the image is cut off and
+    not counted. Images are `[batch, height, width, channels]` of any dtype.
+
+    Args:
+        alpha: above 0; the paper uses 1.
+
+    Raises:
+        ValueError: for an `alpha` that is not above 0; when applied, for inputs that are not images, a batch without
+            `"input"` or `"target"`, and a batch that is already mixed.
+
     Source: Yun et al., "CutMix: Regularization strategy to train strong classifiers with localizable features", 2019,
     section 3.1 and algorithm A1.
     """
@@ -82,7 +98,7 @@ def cutmix(alpha: float | Float[Array, ""]) -> Mixing:
 
 
 def _partners(key: PRNGKeyArray, batch: dict[str, Any]) -> Int[Array, " batch"]:
-    """A permutation, but that an example whose partner is padding is left to itself."""
+    """Draw a random permutation; an example whose partner would be padding is paired with itself."""
     own = jnp.arange(len(jax.tree.leaves(batch["input"])[0]))
     partner = jax.random.permutation(key, own)
     return jnp.where(jnp.asarray(batch["mask"])[partner] > 0, partner, own) if "mask" in batch else partner

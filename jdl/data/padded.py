@@ -1,4 +1,4 @@
-"""Batches of one shape that cover each example once."""
+"""Batches of equal shape that cover each example once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,18 @@ import numpy as np
 
 
 def padded_batches(data: Mapping[str, Any], batch_size: int, axis: int = 0) -> list[dict[str, Any]]:
-    """Batches of one size that cover each example once; where there are several, a mask marks the padding.
+    """Cut data into batches of one size that cover each example once.
 
-    axis: of the examples; those before it are of runs with data of their own.
+    Data that fits in one batch is returned as it is. Otherwise the last batch is padded with zeros, and `"mask"` is
+    zero at the padding (a mask in the data is kept and padded).
+
+    Args:
+        data: a dict of arrays with the same leading axes.
+        batch_size: examples per batch, at least 1.
+        axis: the example axis; the axes before it belong to runs that have their own data.
+
+    Raises:
+        ValueError: for a `batch_size` below 1, and for arrays whose leading axes differ.
     """
     if batch_size < 1:
         raise ValueError(f"evaluation batch_size={batch_size}: a batch has at least 1 example")
@@ -34,7 +43,7 @@ def padded_batches(data: Mapping[str, Any], batch_size: int, axis: int = 0) -> l
 
 
 def _cut(leaf: np.ndarray, start: int, size: int, axis: int) -> np.ndarray:
-    """`size` examples from `start` on, zeros where there are no more."""
+    """Take `size` examples from `start` on, with zeros for those beyond the end."""
     part = leaf[(*[slice(None)] * axis, slice(start, start + size))]
     missing = size - part.shape[axis]
     return np.pad(part, [(0, missing * (at == axis)) for at in range(leaf.ndim)]) if missing else part

@@ -1,7 +1,7 @@
-"""Batches of data that does not fit in memory, made by Grain ahead of the step that takes them.
+"""Batches of data that does not fit in memory, which Grain prepares ahead of the step that consumes them.
 
-Batch n follows from the seed and n alone: it is the same whatever the number of workers, threads and batches made
-ahead, and a place in the data is one number.
+Batch n depends on the seed and n alone: it is the same for any number of workers, threads and batches prepared ahead,
+and a position in the data is a single number.
 """
 
 import functools
@@ -31,7 +31,10 @@ type Numbered = tuple[int, Example]
 
 @runtime_checkable
 class Examples(Protocol):
-    """Random access: a length, and example i at `[i]`; a method `name(i)`, if there is one, is used in messages."""
+    """Random access to examples: a length, and example i at `[i]`.
+
+    If there is a method `name(i)`, error messages use it.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...
@@ -52,22 +55,37 @@ def pipeline(
     shard: tuple[int, int] | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> "Pipeline":
-    """A source of batches, without end, from data that is read example by example.
+    """Return an endless source of batches from data that is read one example at a time.
 
-    data: `jdl.data.image_folder`, `token_file`, `array_records`, or anything with a length whose `[i]` is a dict of
-    arrays. Each epoch has an order of its own and leaves out a remainder smaller than a batch, which without
-    drop_remainder is a batch too. map, then random_map, act on an example; the generator that random_map is given
-    follows from the seed and the place in the epochs.
-    workers: processes that read and map, none by default; each imports the functions it is given anew (those of a
-    script, a notebook and lambdas are sent), so that a script trains under `if __name__ == "__main__":`. threads: in
-    this process or in each worker, one batch in the making each. prefetch: batches that a thread of this process puts
-    on the device ahead of time; 0 puts each when it is asked for.
-    shard: `(index, count)`, which of count equal parts of every batch this process reads; by default JAX's process.
-    sharding: where batches go; over several processes it makes their parts one global array, by default over them all.
+    Each epoch has a different order, if the data is shuffled.
 
-    Raises ValueError for sizes that don't fit the data or each other, for functions that cannot be sent to workers,
-    and for a first example that `jdl.data.check` refuses; `next` raises ValueError, naming the example, for one that
-    cannot be read, mapped or stacked.
+    Args:
+        data: `jdl.data.image_folder`, `token_file`, `array_records`, or anything with a length whose `[i]` is a dict
+            of arrays.
+        batch_size: examples per batch, over all processes together.
+        seed: determines the order of the examples and what `random_map` draws.
+        shuffle: whether to shuffle the examples.
+        map: applied to each example.
+        random_map: applied to each example after `map`, with a NumPy generator that depends on the seed and on the
+            example's place in the epochs.
+        workers: the number of processes that read and map; 0 does so in this process. Each worker imports the
+            functions it is given anew (those of a script or a notebook, and lambdas, are sent to it), so a script
+            must train under `if __name__ == "__main__":`.
+        threads: threads in this process, or in each worker; each prepares one batch at a time.
+        prefetch: batches that a thread of this process puts on the device ahead of time; with 0, each is put there
+            when it is requested.
+        drop_remainder: whether to leave out an epoch's last examples if they do not fill a batch; otherwise they make
+            a smaller batch.
+        shard: `(index, count)`, which of `count` equal parts of every batch this process reads; by default JAX's
+            process index and count.
+        sharding: where to place batches. With several processes, it makes their parts one global array, by default
+            over all of them.
+
+    Raises:
+        ImportError: if Grain is not installed.
+        ValueError: for sizes that do not fit the data or each other, for functions that cannot be sent to workers,
+            and for a first example that `jdl.data.check` refuses. `next` raises ValueError for an example that cannot
+            be read, mapped or stacked, and names it.
     """
     try:
         import grain
@@ -99,7 +117,7 @@ def pipeline(
         examples = examples.random_map(_Mapped(random_map, data), seed=map_seed)
     example = _Stacked(data)([examples[0]])
     check(example, name="the first example")
-    # Parts of a batch follow each other: the processes' parts, put together, are the batch that one would make.
+    # The parts of a batch are consecutive: put together, the processes' parts are the batch of a single process.
     parts = examples.batch(batch_size // count, drop_remainder=drop_remainder, batch_fn=list).map(_Stacked(data))
     if drop_remainder:
         parts = parts[: size // batch_size * count]
@@ -136,12 +154,16 @@ def _check_sizes(size: int, batch_size: int, shard: tuple[int, int], drop_remain
 
 
 class Pipeline:
-    """What `pipeline` gives: a `jdl.Source` that reads ahead; `close` it to end its threads and worker processes.
+    """The `jdl.Source` that `pipeline` returns. It reads ahead; `close` ends its threads and worker processes.
 
-    In order and with nothing left out, it is also what `jdl.evaluate` and `jdl.fit(validation=)` take.
+    A pipeline that keeps the order and leaves nothing out can also be passed to `jdl.evaluate` and
+    `jdl.fit(validation=)`.
 
-    example: a batch of one, as `jdl.supervised(..., example=)` takes it. position: batches consumed. waited: seconds
-    that `next` was blocked, for lack of a batch that was ready.
+    Attributes:
+        example: a batch of one example, as `jdl.supervised(..., example=)` takes it.
+        batch_size: examples per batch.
+        position: the number of batches consumed.
+        waited: the seconds that `next` has waited for batches that were not ready.
     """
 
     def __init__(
@@ -159,16 +181,16 @@ class Pipeline:
         self.batch_size = identity["batch_size"]
         self.position = 0
         self.waited = 0.0
-        self._batches = batches  # a Grain MapDataset without end
+        self._batches = batches  # an endless Grain MapDataset
         self._identity = identity
-        self._whole = whole  # a Grain MapDataset of one pass, or why there is none
-        self._readers: list[Pipeline] = []  # of passes, between two of them
+        self._whole = whole  # a Grain MapDataset of one pass, or the reason why there is none
+        self._readers: list[Pipeline] = []  # pipelines for `epoch` that no pass uses at the moment
         self._workers, self._threads, self._prefetch = workers, threads, prefetch
         self._sharding = sharding
         self._place = functools.partial(_placed, shared=workers > 0, sharding=sharding)
-        # Grain's, over the batches from `position` on, once one was asked for: on the host, and ahead on the device.
+        # Grain's iterators from `position` on, none until `next` is called: on the host, then ahead on the device.
         self._iterators: list[Any] = []
-        # Also where the source is forgotten, and before the interpreter ends: then Grain itself would be too late.
+        # Close also when this source is garbage-collected, and at exit, where Grain's own cleanup comes too late.
         weakref.finalize(self, _close, self._iterators)
 
     def next(self, state: PyTree = None) -> PyTree:
@@ -179,7 +201,7 @@ class Pipeline:
             batch = next(self._iterators[-1])
         except Exception as error:
             self.close()
-            # Grain's frames and the error hold each other, and with them the semaphores of the workers.
+            # Grain's frames and the error refer to each other, and would keep the semaphores of the workers alive.
             traceback.clear_frames(error.__traceback__)
             _explain_death(error)
             raise
@@ -188,10 +210,12 @@ class Pipeline:
         return batch
 
     def epoch(self) -> Iterator[PyTree]:
-        """The batches of one pass over the data, of one size: a mask marks what fills up the last one.
+        """Iterate over the batches of one pass over the data, all of one size.
 
-        The place of `next` stays where it is. Raises ValueError for a pipeline whose epochs differ or leave examples
-        out.
+        A mask marks the filling of the last batch. The position of `next` does not change.
+
+        Raises:
+            ValueError: for a pipeline whose epochs differ or leave examples out.
         """
         if isinstance(self._whole, str):
             raise ValueError(self._whole)
@@ -205,22 +229,22 @@ class Pipeline:
         try:
             for _ in range(len(self._whole)):
                 yield reader.next()
-            self._readers.append(reader)  # which has begun to read ahead
+            self._readers.append(reader)  # it has already begun to read ahead
         finally:
-            if reader not in self._readers:  # somebody stopped in the middle
+            if reader not in self._readers:  # the caller stopped in the middle
                 reader.close()
 
     def _start(self) -> None:
         import grain
         from absl import flags
 
-        if not flags.FLAGS.is_parsed():  # Grain 0.2.18 asks for one of its flags (github.com/google/grain/issues/1355)
+        if not flags.FLAGS.is_parsed():  # Grain 0.2.18 reads one of its flags (github.com/google/grain/issues/1355)
             flags.FLAGS.mark_as_parsed()
         reading = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads)
         working = grain.MultiprocessingOptions(num_workers=self._workers)
         batches = self._batches[self.position :].to_iter_dataset(reading).mp_prefetch(working, _enter_worker)
         on_host = iter(batches)
-        # The state asked for makes Grain's iterator over workers know them all, to start them at once and end them all.
+        # get_state makes Grain's iterator aware of all workers, so that it starts them at once and ends them all.
         on_host.get_state()
         on_host.start_prefetch()
         placing: Any = _Placing(on_host, self._place)
@@ -240,7 +264,7 @@ class Pipeline:
         self.position = int(saved["position"])
 
     def close(self) -> None:
-        """End the threads and worker processes; a `next` after it starts them anew where the last one was."""
+        """End the threads and worker processes. A later `next` starts them again at the same position."""
         _close(self._iterators)
         _close(self._readers)
 
@@ -251,7 +275,7 @@ def _close(iterators: list[Any]) -> None:
 
 
 class _FilledUp:
-    """Batches of one size: a mask marks what is no example (one that is there already has zeros there)."""
+    """Fills batches up to one size with zeros. A mask marks the examples; a mask that is already there is kept."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -263,7 +287,7 @@ class _FilledUp:
 
 
 class _Placing:
-    """What Grain's prefetching thread iterates over: batches, put on the device."""
+    """The iterator that Grain's prefetching thread consumes: it puts each batch on the device."""
 
     def __init__(self, on_host: Any, place: Callable[[PyTree], PyTree]) -> None:
         self._on_host, self._place = on_host, place
@@ -272,11 +296,11 @@ class _Placing:
         return self._place(next(self._on_host))
 
     def get_state(self) -> dict[str, Any]:
-        return {}  # the place in the data is the pipeline's position
+        return {}  # the pipeline's position is the place in the data
 
 
 def _placed(batch: PyTree, shared: bool, sharding: jax.sharding.Sharding | None) -> PyTree:
-    if shared:  # the memory goes back to the workers; a CPU device would keep using it, and its file handle, in place
+    if shared:  # workers reuse the memory; a CPU device would keep using it, and its file handle, in place
         batch = jax.tree.map(np.array, batch)
     if sharding is None:
         return jax.device_put(batch)
@@ -284,7 +308,7 @@ def _placed(batch: PyTree, shared: bool, sharding: jax.sharding.Sharding | None)
 
 
 class _Read:
-    """Grain's data source: numbered examples."""
+    """A data source for Grain that gives each example with its index."""
 
     def __init__(self, data: Examples) -> None:
         self._data = data
@@ -301,7 +325,7 @@ class _Read:
 
 
 class _Mapped:
-    """A map of the user's over numbered examples."""
+    """Applies the user's map to an example that comes with its index."""
 
     def __init__(self, function: Callable[..., Example], data: Examples) -> None:
         self._function, self._data = function, data
@@ -315,7 +339,7 @@ class _Mapped:
 
 
 def _failure(data: Examples, index: int, what: str, error: Exception) -> ValueError:
-    # Of a kind that can be sent from a worker, with all that is said in its words: causes stay behind.
+    # A type that a worker can send, with everything in its message, because an exception's cause is not sent.
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{place.name}, {os.path.basename(place.filename)} line {place.lineno}"
     return ValueError(f"{_called(data, index)} could not {what}: {type(error).__name__}: {error} (in {where})")
@@ -327,7 +351,7 @@ def _called(data: Examples, index: int) -> str:
 
 
 class _Stacked:
-    """A batch of numbered examples."""
+    """Stacks examples that come with their indices into a batch."""
 
     def __init__(self, data: Examples) -> None:
         self._data = data
@@ -355,11 +379,11 @@ def _described(example: Example) -> Example:
 
 
 def _check_sendable(workers: int, things: dict[str, Any]) -> None:
-    import cloudpickle  # which Grain sends by
+    import cloudpickle  # Grain sends functions with it
 
     for name, thing in things.items():
         module = sys.modules.get(getattr(thing, "__module__", None) or type(thing).__module__)
-        if module is not None and not _importable(module.__name__):  # an experiment's file, say
+        if module is not None and not _importable(module.__name__):  # such as an experiment's file
             cloudpickle.register_pickle_by_value(module)
         try:
             cloudpickle.dumps(thing)
@@ -371,7 +395,7 @@ def _check_sendable(workers: int, things: dict[str, Any]) -> None:
 
 
 def _importable(module: str) -> bool:
-    """Whether another process would find a module."""
+    """Whether another process could import a module."""
     if module == "__main__" or module in sys.builtin_module_names:
         return True
     package = module.rpartition(".")[0]
@@ -380,10 +404,10 @@ def _importable(module: str) -> bool:
 
 
 def _enter_worker(index: int, count: int) -> None:
-    """What a worker process does first: it leaves accelerators alone, and ends with the process that it works for."""
+    """Set up a worker process: it uses no accelerator, and ends when the process that it works for ends."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    jax.config.update("jax_platforms", "cpu")  # which was imported before this
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process is told, and ends this one
+    jax.config.update("jax_platforms", "cpu")  # JAX was imported before the variable was set
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process gets the signal, too, and ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

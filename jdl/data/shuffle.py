@@ -1,9 +1,9 @@
-"""A shuffle that is computed, not stored: where position i of epoch e goes, from the key alone.
+"""A shuffle that is computed, not stored: the key alone determines which example is at position i of epoch e.
 
-A learner that draws its own batches needs 128 shuffled indices a step, and has nowhere to keep sixty
-thousand. A Feistel network is a permutation that can be evaluated at one point; here it permutes a grid of
-rows x columns just larger than the data, and a point that lands outside the data is permuted again until
-it lands inside ("cycle walking"), which is again a permutation.
+A learner that draws its own batches needs, say, 128 shuffled indices per step, and has nowhere to keep sixty
+thousand. A Feistel network is a permutation that can be evaluated at a single point. Here it permutes a grid of rows
+x columns just larger than the data. A point that lands outside the data is permuted again until it lands inside
+("cycle walking"), which is again a permutation.
 
 Source: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, sections 4 and 5.
 """
@@ -23,22 +23,30 @@ def shuffled_index(
     position: Integer[ArrayLike, "*shape"],
     size: int,
 ) -> Int32[Array, "*shape"]:
-    """The example at `position` of epoch `epoch` in a shuffle of `size` examples.
+    """Return the example at `position` of epoch `epoch` in a shuffle of `size` examples.
 
-    Over positions 0 to size - 1 every index in `[0, size)` comes up exactly once. `size` is a Python int
-    from 1 to 2**31 - 1; positions outside `[0, size)` are taken modulo `size`. Nothing is stored or sorted:
+    Over the positions 0 to size - 1, every index in `[0, size)` appears exactly once. Nothing is stored or sorted:
     the cost grows with the number of positions, not with `size`.
+
+    Args:
+        key: the JAX key of the shuffle, the same for all epochs.
+        epoch: the number of the epoch.
+        position: one or several positions; those outside `[0, size)` are taken modulo `size`.
+        size: a Python int from 1 to 2**31 - 1.
+
+    Raises:
+        ValueError: for a `size` outside that range.
 
     >>> key = jax.random.key(0)
     >>> sorted(int(shuffled_index(key, 0, position, 5)) for position in range(5))
     [0, 1, 2, 3, 4]
     """
     _check_size(size)
-    # The random words depend on the key alone, so that they are drawn once for a loop of steps, not in each.
+    # The random words depend on the key alone, so a loop of steps draws them once, not in every step.
     words = jax.random.bits(key, (_num_rounds(size),), jnp.uint32)
     round_keys = _hash(words ^ _hash(jnp.asarray(epoch).astype(jnp.uint32) + jnp.uint32(0x9E3779B9)))
-    # The modulo is a safeguard: a point that starts outside the data may sit on a cycle that never enters it,
-    # and would be walked for ever.
+    # The modulo is a safeguard: a point that starts outside the data may be on a cycle that never enters it, and
+    # the walk would never end.
     start = (jnp.asarray(position) % size).astype(jnp.uint32)
 
     def walk(state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -51,7 +59,7 @@ def shuffled_index(
 
 
 def epoch_indices(key: PRNGKeyArray, epoch: Integer[ArrayLike, ""], size: int) -> Int32[Array, "{size}"]:
-    """The whole shuffle of epoch `epoch`: `shuffled_index` at every position."""
+    """Return the whole shuffle of epoch `epoch`: `shuffled_index` at every position."""
     _check_size(size)
     return shuffled_index(key, epoch, jnp.arange(size), size)
 
@@ -62,19 +70,19 @@ def _check_size(size: int) -> None:
 
 
 def _grid(size: int) -> tuple[int, int]:
-    """Rows and columns, nearly equal, of a grid with at least `size` and less than `size + rows` cells."""
+    """Choose nearly equal rows and columns of a grid with at least `size` and fewer than `size + rows` cells."""
     rows = math.isqrt(size - 1) + 1
     return rows, -(-size // rows)
 
 
 def _num_rounds(size: int) -> int:
-    # Each round mixes less the fewer values a coordinate has. Chi-square over 300 000 keys finds pairs biased
-    # with 8 rounds at sizes up to 13 and with 12 rounds at size 5, and finds nothing with these numbers.
+    # The fewer values a coordinate has, the less each round mixes. A chi-square test over 300 000 keys finds biased
+    # pairs with 8 rounds at sizes up to 13 and with 12 rounds at size 5, and none with the numbers below.
     return 8 if size > 4096 else 12 if size > 64 else 24
 
 
 def _permute(index: UInt32[Array, "..."], round_keys: UInt32[Array, " rounds"], size: int) -> UInt32[Array, "..."]:
-    """Permute the cells of the grid: add to each coordinate in turn a hash of the other."""
+    """Permute the cells of the grid by adding to each coordinate in turn a hash of the other."""
     rows, columns = _grid(size)
     row, column = index % rows, index // rows
     for i in range(round_keys.shape[0]):
@@ -88,8 +96,8 @@ def _permute(index: UInt32[Array, "..."], round_keys: UInt32[Array, " rounds"], 
 def _hash(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """Mix 32 bits so that each input bit flips each output bit half of the time.
 
-    Two multiplications and three shifts; the constants are those that Chris Wellons found by search
-    ("lowbias32", https://nullprogram.com/blog/2018/07/31/).
+    It uses two multiplications and three shifts. Chris Wellons found the constants by search ("lowbias32",
+    https://nullprogram.com/blog/2018/07/31/).
     """
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, characters, and the subword tokenizers of the library `tokenizers`."""
+"""Tokenizers from text to ids and back: bytes, characters, and the subword tokenizers of the library `tokenizers`."""
 
 import abc
 import json
@@ -14,10 +14,14 @@ from jdl.data.lengths import pad
 
 
 class Tokenizer(abc.ABC):
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
-    vocab_size: ids are in [0, vocab_size); special_ids: the ids of the tokens that stand for no text, by name. Such a
-    name in a text is read as any other text, and decoding leaves special tokens out.
+    The name of a special token is encoded as ordinary text where it appears in a text. Decoding leaves special tokens
+    out.
+
+    Attributes:
+        vocab_size: ids are in `[0, vocab_size)`.
+        special_ids: the ids of the tokens that stand for no text, by name.
     """
 
     vocab_size: int
@@ -25,17 +29,24 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
-        """The token ids of a text, with the special tokens that this tokenizer puts around one."""
+        """Return the token ids of a text, including the special tokens that this tokenizer puts around it."""
 
     @abc.abstractmethod
     def to_json(self) -> str:
-        """What `load` makes this tokenizer of again."""
+        """Return the JSON text from which `load` restores this tokenizer."""
 
     @abc.abstractmethod
     def _decode(self, ids: np.ndarray) -> str: ...
 
     def decode(self, ids: Sequence[int] | np.ndarray | Array) -> str:
-        """The text of token ids [tokens]. ValueError for an id outside [0, vocab_size)."""
+        """Return the text of a sequence of token ids.
+
+        Args:
+            ids: integers, shape `[tokens]`.
+
+        Raises:
+            ValueError: for an id outside `[0, vocab_size)`, and for anything but one sequence of integers.
+        """
         array = np.asarray(ids)
         if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
             raise ValueError(f"ids has shape {array.shape} and dtype {array.dtype}: give one sequence of integers.")
@@ -53,10 +64,21 @@ class Tokenizer(abc.ABC):
         end: str | None = None,
         padding: str | None = None,
     ) -> dict[str, Int32[np.ndarray, "texts length"] | Bool[np.ndarray, "texts length"]]:
-        """`ids` [texts, length] and `mask`, True at tokens, of texts cut off or padded to `length`.
+        """Encode texts into rows of `length` tokens, cut off or padded.
 
-        begin, end: special tokens put before and after each text, kept where it is cut off; padding: the special
-        token after its end, else id 0.
+        Args:
+            texts: one text per row.
+            length: tokens per row, special tokens included.
+            begin: a special token to put before each text; it is kept when the text is cut off.
+            end: a special token to put after each text; it is kept when the text is cut off.
+            padding: the special token that fills the rest of a row; id 0 if None.
+
+        Returns:
+            A dict of `ids` and `mask`; the mask is True at tokens and False at padding.
+
+        Raises:
+            ValueError: for one string instead of several, for an unknown special token, and for a `length` that
+                leaves no room for text.
         """
         if isinstance(texts, str):
             raise ValueError(f"texts is one string, {texts[:30]!r}: give a list of them.")
@@ -70,7 +92,7 @@ class Tokenizer(abc.ABC):
         return padded._asdict()
 
     def _encode_rows(self, texts: Sequence[str], room: int, length: int) -> list[np.ndarray]:
-        """Each text's ids, cut off to `room`."""
+        """Return the ids of each text, cut off to `room` tokens."""
         _check_room(room, length)
         return [self.encode(text)[:room] for text in texts]
 
@@ -83,7 +105,7 @@ class Tokenizer(abc.ABC):
 
 
 class Bytes(Tokenizer):
-    """The 256 values of a byte of UTF-8, then special tokens."""
+    """Tokenizes the UTF-8 bytes of a text: ids 0 to 255 are byte values, special tokens follow."""
 
     def __init__(self, special_tokens: Sequence[str] = ()) -> None:
         self.special_ids = _numbered(special_tokens, 256)
@@ -93,7 +115,7 @@ class Bytes(Tokenizer):
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
     def _decode(self, ids: np.ndarray) -> str:
-        # A model's samples, or a text cut off, need not be whole characters.
+        # A model's samples, or a truncated text, may not be valid UTF-8.
         return ids.astype(np.uint8).tobytes().decode(errors="replace")
 
     def to_json(self) -> str:
@@ -101,7 +123,7 @@ class Bytes(Tokenizer):
 
 
 class Characters(Tokenizer):
-    """The characters of an alphabet in its order, then special tokens."""
+    """Tokenizes the characters of a text: ids follow the order of the alphabet, special tokens follow."""
 
     def __init__(self, alphabet: str, special_tokens: Sequence[str] = ()) -> None:
         if not alphabet or len(set(alphabet)) < len(alphabet):
@@ -113,7 +135,11 @@ class Characters(Tokenizer):
         self._order = np.argsort(self._codes)
 
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
-        """The token ids of a text. ValueError for a character that is not in the alphabet."""
+        """Return the token ids of a text.
+
+        Raises:
+            ValueError: for a character that is not in the alphabet.
+        """
         codes = _code_points(text)
         places = np.searchsorted(self._codes[self._order], codes).clip(max=len(self.alphabet) - 1)
         ids = self._order[places]
@@ -134,19 +160,19 @@ class Characters(Tokenizer):
 
 
 class Subwords(Tokenizer):
-    """A tokenizer of the library `tokenizers`, here as `library`."""
+    """Wraps a tokenizer of the library `tokenizers`, which stays available as `library`."""
 
     def __init__(self, library: Any) -> None:
         library.no_padding()
         library.no_truncation()
-        library.encode_special_tokens = True  # as ordinary text, where a text has one's name in it
+        library.encode_special_tokens = True  # a special token's name in a text is ordinary text
         added = library.get_added_tokens_decoder()
         self.library = library
         self.special_ids = {token.content: number for number, token in sorted(added.items()) if token.special}
         self.vocab_size = max(library.get_vocab().values()) + 1
 
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
-        # "Fast" leaves out where in the text each token was: on a long text it takes a quarter of the time.
+        # The "fast" variant skips each token's position in the text; on a long text it takes a quarter of the time.
         return np.array(self.library.encode_batch_fast([text])[0].ids, np.int32)
 
     def _decode(self, ids: np.ndarray) -> str:
@@ -158,7 +184,7 @@ class Subwords(Tokenizer):
         encodings = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
         for encoding in encodings:
             encoding.truncate(room)
-        # Only then the special tokens around it, so that none is cut off.
+        # Add the special tokens after truncation, so that none is cut off.
         return [np.array(self.library.post_process(encoding).ids, np.int32) for encoding in encodings]
 
     def to_json(self) -> str:
@@ -166,7 +192,7 @@ class Subwords(Tokenizer):
 
 
 def bytes_tokenizer(special_tokens: Sequence[str] = ()) -> Tokenizer:
-    """Bytes of UTF-8, 256 values, then the special tokens: it encodes any text.
+    """Make a tokenizer of UTF-8 bytes: 256 byte values, then the special tokens. It encodes any text.
 
     >>> bytes_tokenizer(["<end>"]).encode_batch(["é!", "x"], 4, end="<end>")["ids"]
     array([[195, 169,  33, 256],
@@ -176,7 +202,9 @@ def bytes_tokenizer(special_tokens: Sequence[str] = ()) -> Tokenizer:
 
 
 def characters(text: str, special_tokens: Sequence[str] = ()) -> Tokenizer:
-    """The characters of `text`, sorted, then the special tokens; other characters are a ValueError when encoding.
+    """Make a tokenizer of the characters of `text`, sorted, followed by the special tokens.
+
+    Encoding any other character raises ValueError.
 
     >>> tokenizer = characters("hello")
     >>> tokenizer.vocab_size, tokenizer.encode("hole")
@@ -186,12 +214,22 @@ def characters(text: str, special_tokens: Sequence[str] = ()) -> Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> Tokenizer:
-    """Byte-pair encoding over bytes, learnt from `texts`: it encodes any text, and decodes to the same.
+    """Learn a byte-pair encoding over bytes from `texts`. It encodes any text and decodes to the same text.
 
-    The special tokens come first, then the 256 bytes, then merges until there are `vocab_size` tokens, or until
-    no two neighbors in the texts are left to merge. The same texts give the same tokenizer.
+    The special tokens come first, then the 256 bytes, then merges until there are `vocab_size` tokens or no two
+    neighbors in the texts are left to merge. The same texts give the same tokenizer.
 
-    Source: Sennrich, Haddow and Birch 2016, arXiv 1508.07909; over bytes Radford et al. 2019 (GPT-2), section 2.2.
+    Args:
+        texts: the texts to learn from.
+        vocab_size: the number of tokens, at least 256 plus the number of special tokens.
+        special_tokens: their names, each once.
+
+    Raises:
+        ValueError: for one string instead of several texts, a `vocab_size` that is too small, or repeated special
+            tokens.
+        ImportError: if the library `tokenizers` is not installed.
+
+    Source: Sennrich, Haddow and Birch 2016, arXiv 1508.07909; over bytes, Radford et al. 2019 (GPT-2), section 2.2.
     """
     library = _library()
     if isinstance(texts, str):
@@ -216,10 +254,18 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
 
 
 def wordpiece(vocab_file: str | os.PathLike[str], lowercase: bool = True) -> Tokenizer:
-    """BERT's tokenizer from its vocab.txt, one token a line: [CLS], the longest pieces of each word, [SEP].
+    """Load BERT's tokenizer from its vocab.txt, which has one token per line.
 
-    lowercase: lower case and no accents, as the "uncased" models want. FileNotFoundError where there is no such file,
-    ValueError where it lacks a special token.
+    A text is encoded as [CLS], the longest pieces of each word, [SEP].
+
+    Args:
+        vocab_file: the path of vocab.txt.
+        lowercase: whether to convert to lower case and remove accents, as the "uncased" models expect.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file lacks a special token.
+        ImportError: if the library `tokenizers` is not installed.
 
     Source: Devlin et al. 2019, arXiv 1810.04805.
     """
@@ -243,7 +289,13 @@ def wordpiece(vocab_file: str | os.PathLike[str], lowercase: bool = True) -> Tok
 
 
 def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-    """Write a tokenizer for `load`; a subword tokenizer's file is the `tokenizer.json` that other libraries read."""
+    """Write a tokenizer to a file for `load`.
+
+    For a subword tokenizer the file is the `tokenizer.json` that other libraries read.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".writing")
     try:
@@ -259,8 +311,12 @@ def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """Read a tokenizer that `save` wrote, or any `tokenizer.json` of the library `tokenizers`.
 
-    Padding and truncation that such a file asks for are left to `encode_batch`. FileNotFoundError where there is no
-    such file, ValueError where it is no tokenizer.
+    Padding and truncation settings in such a file are ignored: `encode_batch` does both.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a tokenizer.
+        ImportError: for a subword tokenizer, if the library `tokenizers` is not installed.
     """
     _check_file(path)
     content = Path(path).read_text(encoding="utf-8")
@@ -276,7 +332,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     library = _library()
     try:
         return Subwords(library.Tokenizer.from_str(content))
-    except Exception as error:  # the library raises no other kind
+    except Exception as error:  # the library raises no narrower type
         raise ValueError(f"{path} is no tokenizer of the library tokenizers ({error}).") from error
 
 
@@ -288,7 +344,7 @@ def _check_file(path: str | os.PathLike[str]) -> None:
 def _library() -> Any:
     try:
         import tokenizers
-        import tokenizers.models  # with its siblings
+        import tokenizers.models  # its sibling modules come with it
     except ImportError as error:
         raise ImportError("subword tokenizers need the library tokenizers: pip install 'jdl[text]'") from error
     return tokenizers

@@ -1,4 +1,4 @@
-"""Floating-point operations of a program, counted in its JAX trace: scans by their length, and nothing is compiled."""
+"""Floating-point operations of a program, counted in its JAX trace: scan bodies once per iteration; no compilation."""
 
 import math
 from collections.abc import Callable, Iterator

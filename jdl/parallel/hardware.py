@@ -7,7 +7,7 @@ from jdl.parallel.hlo import Collective
 
 
 class Hardware(NamedTuple):
-    """One device of a kind, and how such devices are connected. Units of bytes are powers of ten."""
+    """One kind of device, and how such devices are connected. Units of bytes are powers of ten."""
 
     name: str
     flops: float  # per second, bfloat16, dense
@@ -21,8 +21,8 @@ class Hardware(NamedTuple):
 # NVIDIA's data sheets: H100 SXM 989 TFLOP/s dense, 80 GB at 3.35 TB/s; H200 141 GB at 4.8 TB/s; both 900 GB/s NVLink
 # (both directions together), eight per node, each with a 400 Gb/s adapter. Google Cloud's pages: TPU v5p 459 TFLOP/s,
 # 95 GB at 2,765 GB/s, 1,200 GB/s (both directions together), pods of 8,960, 50 Gb/s per chip between pods; v6e
-# 918 TFLOP/s, 32 GB at 1,638 GB/s, 800 GB/s (both directions together), pods of 256, and between pods assumed to be
-# as v5p. Read in November 2026.
+# 918 TFLOP/s, 32 GB at 1,638 GB/s, 800 GB/s (both directions together), pods of 256; the speed between them is assumed
+# to be that of v5p. Read in November 2026.
 HARDWARE = {
     one.name: one
     for one in (
@@ -35,9 +35,9 @@ HARDWARE = {
 
 
 class Estimate(NamedTuple):
-    """The least seconds that a step takes in each part of a device.
+    """The least time of a step in seconds, for each part of the device.
 
-    They hold if every part is busy all the time, in parallel with the others.
+    The parts are assumed to be busy all the time, in parallel with each other.
     """
 
     compute: float
@@ -58,13 +58,13 @@ class Estimate(NamedTuple):
 def estimate(
     hardware: Hardware, flops: int | float, traffic: int | float, collectives: Sequence[Collective]
 ) -> Estimate:
-    """Estimate the least seconds of a step from what it does on one device (`jdl.parallel.hlo.Program`).
+    """Estimate the least time of a step from what it does on one device (`jdl.parallel.hlo.Program`).
 
     What a group of devices sends between nodes goes over the network adapters of all its devices in a node, as
     parallel rings.
 
     Args:
-        hardware: the devices.
+        hardware: the kind of device.
         flops: floating-point operations on one device.
         traffic: bytes of memory traffic on one device.
         collectives: the collectives of the step.

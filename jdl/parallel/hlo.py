@@ -1,10 +1,10 @@
-"""What a program does on each device, read from its HLO text: products, memory traffic, collectives.
+"""Read from HLO text the work of a program on each device: matrix products, memory traffic, collectives.
 
 The text is that of the program after it was split over the devices, and before the passes for this machine (whose
 compiler computes bfloat16 in float32). What the compilers of accelerators are known to do next counts as done: an
 all-reduce of which each device reads only its part becomes a reduce-scatter, which sends half as much, and a sum of
-all-reduces becomes an all-reduce of the sum. A loop's body counts as often as it runs, and all branches of a
-conditional count.
+all-reduces becomes an all-reduce of the sum. A loop's body counts as often as it runs (once if that cannot be read
+from the text), and all branches of a conditional count.
 """
 
 import math
@@ -42,7 +42,7 @@ class Collective(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a step does on one device."""
+    """The work of a step on one device."""
 
     flops: int  # of matrix products and convolutions; a multiply-add counts as two
     traffic: int  # bytes of their operands and results; operations between them are assumed to be fused
@@ -164,8 +164,8 @@ def _times(computations: dict[str, list[Instruction]], entry: str) -> Counter[st
 def _trips(line: Instruction, computations: dict[str, list[Instruction]]) -> int:
     """Return how often a loop runs.
 
-    That is what XLA has noted, or else the constant that the loop's counter (which starts at 0) is compared with. It
-    is 1 if neither is found.
+    This is the number that XLA has noted, or else the constant that the loop's counter, which starts at 0, is
+    compared with. If neither is found, the loop counts once.
     """
     if (known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line.rest)) is not None:
         return int(known[1])
@@ -198,13 +198,13 @@ def _type_of(operand: str, types: dict[str, str]) -> str:
 
 
 def _joined(body: list[Instruction]) -> set[str]:
-    """Find the all-reduces that can be merged into another all-reduce of the same computation, and return their names.
+    """Return the names of the all-reduces that can be merged into another one of the same computation.
 
     If the results of two all-reduces of equal size over the same devices are used for nothing but their sum, one
-    all-reduce of the sum replaces both. The first is returned here, and `read` does not count it. (This is about
-    whole collectives; `_results` is about what a remaining collective counts as.)
+    all-reduce of the sum replaces both. The first of the two is returned here, and `read` leaves it out. (This drops
+    whole collectives; `_results` says as which kind a remaining one counts.)
     """
-    summed: dict[str, Instruction] = {}  # by an instruction that only moves or adds results: the all-reduce kept
+    summed: dict[str, Instruction] = {}  # the all-reduce kept, by the name of what moves or adds its result
     found = set()
     uses = Counter(name for line in body for name in _names(line))
     for line in body:
@@ -234,10 +234,10 @@ def _flops(line: Instruction, left: list[int], right: list[int]) -> int:
 def _results(
     line: Instruction, kind: str, devices: int, body: list[Instruction], computations: dict[str, list[Instruction]]
 ) -> Iterator[tuple[str, float]]:
-    """Yield what a collective counts as: kinds and bytes of its results on each device, each kind at most once.
+    """Yield the kinds that a collective counts as, each with the bytes of its results on one device.
 
     An all-reduce may have several results. Those of which each device reads only its slice (`_only_a_part`) count
-    together as a reduce-scatter, and the others together as an all-reduce. Any other collective counts as it is.
+    together as one reduce-scatter, the others together as one all-reduce. Any other collective counts as what it is.
     """
     if kind != "all-reduce":
         yield kind, size(line.type)
@@ -252,10 +252,10 @@ def _results(
 
 
 def _only_a_part(name: str, devices: int, body: list[Instruction], computations: dict[str, list[Instruction]]) -> bool:
-    """Whether each device reads nothing of the array `name` but a slice, at most one part in `devices`.
+    """Whether each device reads only a slice of the array `name`, at most a share of 1 / `devices`.
 
-    The array is followed through instructions that only move it and into fusions. `_results` asks this about each
-    result of an all-reduce, to count it as a reduce-scatter.
+    The array is followed through instructions that only move it, and into fusions. `_results` asks this about each
+    result of an all-reduce, to decide whether it counts as a reduce-scatter.
     """
     types = {line.name: line.type for line in body}
     users = [line for line in body if name in _names(line)]

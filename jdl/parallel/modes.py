@@ -1,4 +1,4 @@
-"""How one run uses the devices, by the name that a config gives the mode.
+"""Modes in which one run uses several devices, chosen by name in a config.
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -46,21 +46,20 @@ def distribute(
     - "fsdp+tensor": both.
     - "sequence": the tokens of each sequence are divided, for long sequences.
     - "auto": "data" on several accelerators, or processes, that divide the batch. "single" on a CPU, whose devices
-      share its cores, and within transforms that have taken the devices (`seeds`; spread=False leaves them to another
-      mode).
+      share its cores, and within transforms that have taken the devices (`seeds`; with spread=False it leaves them to
+      another mode).
 
     Args:
         learner: the learner to spread.
         devices: the mode.
-        mesh_shape: the number of devices, 8 or "8", by default all. For the last three modes in the list of `Mode`
-            ("tensor", "fsdp+tensor", "sequence"), two numbers, (4, 2) or "4x2": devices over the batch, and devices
-            within each example or layer. By default the first is one and the second all devices, and for
-            "fsdp+tensor" half of the devices by two.
+        mesh_shape: the number of devices, 8 or "8", by default all. "tensor", "fsdp+tensor" and "sequence" take two
+            numbers, (4, 2) or "4x2": devices over the batch, and devices within each example or layer. Their default
+            is one by all devices, and for "fsdp+tensor" half of the devices by two.
         rules: what else to divide, as in `shard`, over the mesh axes "data" and "model". "pmap" keeps all of the
             state on every device.
 
     Raises:
-        ValueError: for an unknown mode, and for a mesh that the devices cannot form.
+        ValueError: for an unknown mode, and for a mesh that does not suit the mode or that the devices cannot form.
     """
     shape = check_mesh(devices, mesh_shape)
     if devices == "auto":

@@ -24,10 +24,7 @@ class Partition(NamedTuple):
 
     Attributes:
         mesh: the devices and the names of their axes.
-        rules: as in `jdl.shard`.
-        tensor: as in `jdl.shard`.
-        fsdp: as in `jdl.shard`.
-        sequence: as in `jdl.shard`.
+        rules, tensor, fsdp, sequence: as in `jdl.shard`.
         lanes: a regular expression for the paths of state arrays that are divided like the examples (a trait of the
             learner).
     """
@@ -144,7 +141,7 @@ class Placed(NamedTuple):
 
 
 def layout(learner: Learner, partition: Partition) -> list[Placed]:
-    """Return where the arrays of a learner's state would lie: a dry run that makes no array."""
+    """Return the layout of a learner's state on a mesh, without making an array."""
     state = jax.eval_shape(learner.init, jax.random.key(0))
     specs = jax.tree.leaves(partition.of_state(state), is_leaf=lambda node: isinstance(node, PartitionSpec))
     rows = []

@@ -1,4 +1,4 @@
-"""Plan what a run takes of each device: bytes, operations, collectives, time. No array is made and no step is run."""
+"""Plan what a run needs of each device: bytes, operations, collectives, time. No array is made and no step is run."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from jdl.parallel.partition import Partition, Placed, layout
 from jdl.runtime import processes
 from jdl.runtime.cores import ask_for_devices
 
-_OF_A_PROCESS = 2048  # devices; XLA takes further CPU devices for those of other processes
+_OF_A_PROCESS = 2048  # devices; XLA treats further CPU devices as those of other processes
 
 
 class Plan(NamedTuple):
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a step takes, as it would be compiled for the mesh."""
+    """The costs of one step, as it would be compiled for the mesh."""
 
     device_count: int
     model_flops: int  # one forward and one backward pass of the whole batch, without recomputation
@@ -55,7 +55,7 @@ class Work(NamedTuple):
     program: hlo.Program  # on each device
 
     def on(self, hardware: Hardware) -> Estimate:
-        """Estimate the least time of a step on such hardware."""
+        """Estimate the least time of a step on this hardware."""
         traffic = self.program.traffic + 2 * self.arguments  # the state is read and written again
         return estimate(hardware, self.program.flops, traffic, self.program.collectives)
 
@@ -68,7 +68,7 @@ class Work(NamedTuple):
         return self.arguments + self.temporaries <= hardware.memory
 
     def as_json(self) -> dict[str, Any]:
-        """Return the work, with estimates for all known hardware, for `--json`."""
+        """Return the costs, with estimates for all known hardware, for `--json`."""
         there = {
             name: {**self.on(one)._asdict(), "seconds": self.on(one).seconds, "bound": self.on(one).bound,
                    "mfu": self.mfu(one), "fits": self.fits(one)}
@@ -79,7 +79,7 @@ class Work(NamedTuple):
 
 
 def devices_on_paper(count: int) -> None:
-    """Provide that many CPU devices to compile for; call it before JAX is first used."""
+    """Provide `count` CPU devices to compile for. Call it before JAX is first used."""
     jax.config.update("jax_platforms", "cpu")
     ask_for_devices(count)
     if count > _OF_A_PROCESS:  # compiling for several processes needs a coordinator
@@ -87,9 +87,9 @@ def devices_on_paper(count: int) -> None:
 
 
 def work(learner: Learner, devices: Mode | str, mesh_shape: str, batch_size: int) -> Work:
-    """Measure what a step takes on each device of a mesh, by compiling it for as many devices of this machine's CPU.
+    """Measure what a step costs on each device of a mesh, by compiling it for as many CPU devices of this machine.
 
-    The devices need not be cores: call `devices_on_paper(4096)` before JAX is first used.
+    There may be more devices than cores: call `devices_on_paper(4096)`, say, before JAX is first used.
 
     Args:
         learner: the learner, not yet distributed.

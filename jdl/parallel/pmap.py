@@ -36,7 +36,8 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
         devices: by default all, including those of other processes.
 
     Raises:
-        ValueError: for a learner of several runs, and for a batch, or environments, that the devices do not divide.
+        ValueError: for a learner that already holds several runs, and for a batch, or environments, that the devices
+            do not divide.
     """
     if learner.runs is not None:
         raise ValueError("pmap goes inside: seeds(pmap(learner), ...), with spread=False to leave pmap the devices")
@@ -57,7 +58,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
         state = learner.init(key)
         if len(chosen) == 1:
             return state
-        # Place it as steps return it, so that they are compiled once and data is put on the same devices.
+        # Place the state where steps keep it, so that they are compiled once and data is put on the same devices.
         mesh = mesh_of(chosen, _REPLICAS)
         shardings = jax.tree.map(functools.partial(NamedSharding, of_groups(mesh)), _specs(learner, state, mesh))
         return jax.lax.with_sharding_constraint(state, shardings)
@@ -128,7 +129,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
 
 
 def _specs(learner: Learner, state: State, mesh: Mesh) -> PyTree:
-    """Return the layout of a state: its lanes are divided; all else, also a replay, is whole on each replica."""
+    """Return the layout of a state: lanes are divided; the rest, including a replay, is whole on each replica."""
     specs = Partition(mesh, lanes=learner.traits.lanes).of_state(state)
     whole = lambda node: jax.tree.map(lambda _: PartitionSpec(), node, is_leaf=_is_spec)  # noqa: E731
     return jax.tree.map(
@@ -168,7 +169,7 @@ def of_groups(mesh: Mesh) -> Mesh:
 def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[Device]:
     """Return the devices that a transform may use.
 
-    These are the devices asked for, by default all. If a transform around has already taken the devices, it is a
+    These are the devices asked for, by default all. If an enclosing transform has already taken the devices, it is a
     single device, and a warning says so.
 
     Args:

@@ -33,7 +33,7 @@ def shard(
     fsdp: str | None = None,
     sequence: str | None = None,
 ) -> Learner:
-    """Make a learner one global program over the devices of a mesh, which the compiler splits.
+    """Turn a learner into one global program that the compiler splits over the devices of a mesh.
 
     The batch is divided over the mesh's first axis and the state by rules; everything else is on every device.
     Statistics and random masks are those of a single device. Use it under `jit`.
@@ -41,18 +41,18 @@ def shard(
     Args:
         learner: the learner to spread.
         mesh: by default all devices on one axis, "data".
-        rules: `(regular expression, PartitionSpec)` pairs. The first expression found in a leaf's path determines its
-            layout ("params/Dense_0/kernel", and the optimizer's moments of the same name).
+        rules: `(regular expression, PartitionSpec)` pairs. The first expression found in a leaf's path
+            ("params/Dense_0/kernel", and the optimizer's moments of the same name) determines the layout of the leaf.
         tensor: a mesh axis that divides the parameters of `jdl.nn`'s network families where they are divisible
             (`jdl.nn.TENSOR_PARALLEL`).
         fsdp: a mesh axis that divides every array of at least 1,024 elements along its longest axis that is free and
             divisible. Arrays are gathered layer by layer as they are needed (Rajbhandari et al., "ZeRO", 2020).
         sequence: a mesh axis that divides the second axis of the batch, the time of sequences, for networks that mix
-            times only in `jdl.nn.MultiHeadAttention` (`jdl.nn.layers.ring_attention`).
+            time steps only in `jdl.nn.MultiHeadAttention` (`jdl.nn.layers.ring_attention`).
 
     Raises:
-        ValueError: for an unknown mesh axis, a rule that matches nothing or does not divide its axis, a learner of
-            several runs, and a batch given to a step that the devices do not divide.
+        ValueError: for an unknown mesh axis, a rule that matches nothing or does not divide its axis, a learner that
+            already holds several runs, and a batch given to a step that the devices do not divide.
     """
     if learner.runs is not None:
         raise ValueError("shard goes inside: seeds(shard(learner), ...), with spread=False to leave shard the devices")
@@ -101,7 +101,7 @@ def shard(
     def init(key: Array) -> State:
         state = learner.init(key)
         if alone():
-            partition().of_state(state)  # report a rule that does not fit already on one device
+            partition().of_state(state)  # so that a rule that does not fit is reported on one device, too
             return state
         # Without the barrier, the compiler would leave zeros, which are constants, whole on every device.
         return place_state(jax.lax.optimization_barrier(state))
@@ -152,7 +152,7 @@ def _examples_stay(examples: list[int], mesh: Mesh, rows: str) -> Callable[..., 
 
 
 def divides(batch: Batch, count: int) -> bool:
-    """Whether a number of devices divides the leading axis of each array of a batch."""
+    """Whether `count` divides the leading axis of each array of a batch."""
     return all(jnp.ndim(leaf) > 0 and len(leaf) % count == 0 for leaf in jax.tree.leaves(batch))
 
 

@@ -1,1 +1,1 @@
-"""This process and its machine: cores and devices, other processes, notices to end, caches, files."""
+"""This process and its machine: cores and devices, other processes, preemption, caches, files."""

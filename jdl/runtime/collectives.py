@@ -1,4 +1,4 @@
-"""Collectives of many arrays: those that are small in one, since each takes its time however little it moves."""
+"""Collectives over pytrees. Small arrays share one call, since every call costs time however little data it moves."""
 
 from collections.abc import Callable
 
@@ -7,21 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-_SMALL = 2**14  # numbers in an array
+_SMALL = 2**14  # elements; arrays with fewer share one call
 
 
 def summed(tree: PyTree, axis_name: str) -> PyTree:
-    """The sum over replicas."""
+    """Sum each array over the replicas."""
     return _small_ones_together(lambda leaf: jax.lax.psum(leaf, axis_name), tree)
 
 
 def stacked(tree: PyTree, axis_name: str) -> PyTree:
-    """What each replica has, along a new first axis."""
+    """Gather each array from all replicas, stacked along a new first axis."""
     return _small_ones_together(lambda leaf: jax.lax.all_gather(leaf, axis_name), tree)
 
 
 def joined(tree: PyTree, axis_name: str, axis: int) -> PyTree:
-    """What each replica has, side by side along an axis."""
+    """Gather each array from all replicas, concatenated along `axis`."""
 
     def join(leaf: Array) -> Array:
         parts = jnp.moveaxis(leaf, 0, axis)

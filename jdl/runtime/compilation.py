@@ -1,4 +1,4 @@
-"""The persistent compilation cache: the second start of an experiment does not compile again."""
+"""The persistent compilation cache: an experiment that starts a second time does not compile again."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs on disk, for every size and compile time, unless the user chose otherwise.
+    """Keep compiled programs on disk, whatever their size and compile time, unless the user chose otherwise.
 
-    The folder is JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) where there is one, else `jdl/jax` in the user's
-    cache; `JDL_COMPILATION_CACHE=off` leaves JAX as it is. `jdl.jit` calls this.
+    The folder is JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) if there is one, else `jdl/jax` in the user's cache.
+    `JDL_COMPILATION_CACHE=off` leaves JAX as it is. `jdl.jit` calls this.
     """
     if os.environ.get("JDL_COMPILATION_CACHE") == "off":
         return
@@ -23,4 +23,4 @@ def use_compilation_cache() -> None:
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jdl" / "jax"
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    compilation_cache.reset_cache()  # it may have been set up, without a folder, by an earlier compilation
+    compilation_cache.reset_cache()  # an earlier compilation may have set it up without a folder

@@ -1,4 +1,4 @@
-"""The cores and devices of this process."""
+"""The CPU cores and the devices of this process."""
 
 import contextlib
 import fcntl
@@ -15,11 +15,19 @@ from jdl.runtime.memory import keep_scratch_memory
 
 
 def host_devices(count: int | None = None) -> int:
-    """Make each CPU core a JAX device, so that `seeds` and `population` can spread runs; returns how many there are.
+    """Make each CPU core a JAX device, so that `seeds` and `population` can spread runs over them.
 
-    Call it before JAX is first used (the `jdl` command does); once a backend runs this is no longer possible, and a
-    warning says so. It also lets the CPU's programs keep their scratch memory (`jdl.runtime.memory`).
-    count: how many, by default the cores this process may use.
+    Call it before JAX is first used (the `jdl` command does). Once a backend runs, the number of devices is fixed,
+    and a warning says so. This also lets CPU programs keep their scratch memory (`jdl.runtime.memory`).
+
+    Args:
+        count: the number of devices, by default the cores that this process may use.
+
+    Returns:
+        The number of devices of this process.
+
+    Raises:
+        ValueError: for a count below 1.
     """
     if count is None:
         count = cores()
@@ -35,7 +43,11 @@ def host_devices(count: int | None = None) -> int:
 
 
 def ask_for_devices(count: int) -> bool:
-    """As `host_devices`, without starting JAX, so that there may be another mind; returns whether it was in time."""
+    """Like `host_devices`, but leave JAX unstarted, so that a later call can change the count.
+
+    Returns:
+        False if JAX already runs, so that the number of devices stays as it is.
+    """
     keep_scratch_memory()
     _let_devices_wait()
     try:
@@ -46,14 +58,15 @@ def ask_for_devices(count: int) -> bool:
 
 
 def use_every_core() -> bool:
-    """Make each core of this process a JAX device, as `ask_for_devices` does."""
+    """Call `ask_for_devices` with one device for each core of this process."""
     return ask_for_devices(cores())
 
 
 def _let_devices_wait() -> None:
-    """Let CPU devices wait for each other as long as it takes: one that has more runs than others is not stuck.
+    """Raise XLA's timeouts for CPU devices that wait for each other: one that has more runs than others is not stuck.
 
-    XLA, which reads this when its backend starts, would end the process after 40 seconds of one call.
+    By default XLA ends the process once a call has waited for 40 seconds. It reads these flags when its backend
+    starts.
     """
     given = os.environ.get("XLA_FLAGS", "")
     ours = {
@@ -64,34 +77,39 @@ def _let_devices_wait() -> None:
     os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
 
 
-_share: list[int] = []  # of the cores, where several processes have them
+_share: list[int] = []  # the number of cores of this process, where several processes share them
 
 
 def share_cores(count: int) -> None:
-    """Count on so many cores from now on: other processes have the rest."""
+    """Set the number of cores that this process counts on from now on; other processes use the rest."""
     _share[:] = [count]
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if _share:
         return _share[0]
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_core: list[IO[str]] = []  # the core that this process has to itself, as a locked file
+_core: list[IO[str]] = []  # the lock file of the core that this process is pinned to
 
 
-_cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()  # that it may use
+_cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()  # the cores that this process may use
 
 
 def one_core() -> bool:
-    """Keep this process on a core of its own, with one JAX device; returns whether it is.
+    """Pin this process to a core that no other process of jdl uses, with one JAX device.
 
-    For programs of many small calls, as acting in Gymnasium environments is: a CPU backend hands calls and their parts
-    from thread to thread, and between cores the waiting takes longer than the work (acting with 256-256: 47 instead of
-    117 microseconds). Calls are made by the thread that asks for them, too. Call it before JAX is first used. Other
-    processes that ask get other cores; the one that finds none left goes where it may.
+    Use it for programs of many small calls, such as acting in Gymnasium environments. A CPU backend hands calls and
+    their parts from thread to thread, and between cores the waiting takes longer than the work (acting with a 256-256
+    network: 47 instead of 117 microseconds). Calls also run in the thread that makes them.
+
+    Call it before JAX is first used. Other processes that call it get other cores; a process that finds no free core
+    is not pinned.
+
+    Returns:
+        Whether this process is pinned to a core.
     """
     if _core or not hasattr(os, "sched_setaffinity"):
         return bool(_core)
@@ -105,17 +123,24 @@ def one_core() -> bool:
 
 
 def another_core() -> IO[str] | None:
-    """Where this process is on a core of its own, move the calling thread to another that is free; close to give back.
+    """Move the calling thread to another free core, if `one_core` has pinned this process.
 
-    Its parts of the work then go on beside those of the other threads. None where no core is free.
+    The thread then runs in parallel with the other threads of the process.
+
+    Returns:
+        A lock file to close when giving the core back, or None if the process is not pinned or no core is free.
     """
     return _claimed(_cores) if _core else None
 
 
 def _claimed(cores: set[int]) -> IO[str] | None:
-    """Put the calling thread (before others start: the process) on a core that no one has; the lock on it."""
+    """Pin the calling thread to a core that no other process has claimed.
+
+    Before other threads start, this pins the whole process. Returns the lock on the core, or None if every core is
+    claimed.
+    """
     for core in sorted(cores):
-        with contextlib.suppress(OSError):  # held by another process, or by another user
+        with contextlib.suppress(OSError):  # claimed by another process, or the file is another user's
             claim = (Path(tempfile.gettempdir()) / f"jdl-core-{core}").open("w")
             try:
                 fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,7 +153,7 @@ def _claimed(cores: set[int]) -> IO[str] | None:
 
 
 def leave_core() -> int:
-    """Give the core of `one_core` back, to wait for other processes; returns how many this one may use."""
+    """Give up the core of `one_core` while waiting for other processes; return how many cores this one may use."""
     if _core:
         os.sched_setaffinity(0, _cores)
         _core.pop().close()
@@ -136,12 +161,12 @@ def leave_core() -> int:
 
 
 def device_kind() -> str:
-    """The kind of the default device, for the record of a run."""
+    """The kind of the default device, for a run's record."""
     return jax.devices()[0].device_kind
 
 
 def environment_devices() -> dict[str, Any]:
-    """Backend, kind and number of the devices that this process sees."""
+    """Backend, device kind, number of devices and number of processes, as this process sees them."""
     return {
         "backend": jax.default_backend(),
         "kind": device_kind(),

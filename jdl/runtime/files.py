@@ -1,4 +1,4 @@
-"""Files that are whole at any moment: written under another name, synced, renamed."""
+"""Atomic file writes: a file is written under a temporary name, synced, then renamed."""
 
 import json
 import os
@@ -7,17 +7,21 @@ from typing import Any
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader, or a kill, sees the old file or the new one."""
+    """Write JSON so that a reader sees either the old file or the new one, even if this process is killed."""
     write_text(path, json.dumps(value, indent=2, default=plain_json) + "\n")
 
 
 def as_json(value: Any) -> Any:
-    """A value as it is read back from JSON."""
+    """Return a value as it would be read back from JSON."""
     return json.loads(json.dumps(value, default=plain_json))
 
 
 def plain_json(value: Any) -> Any:
-    """A value that JSON has no type for, as one it has."""
+    """Convert a path to a string; the `default` argument of `json.dumps`.
+
+    Raises:
+        TypeError: for another type that JSON lacks.
+    """
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"a config holds {value!r} of type {type(value).__name__}; use numbers, strings, paths and tuples")
@@ -29,7 +33,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync, rename. Raises OSError naming the folder where it cannot."""
+    """Write a file under a temporary name, sync it, rename it.
+
+    Raises:
+        OSError: if it cannot be written; the message names the path.
+    """
     temporary = path.with_name(path.name + ".writing")
     try:
         with temporary.open("wb") as file:

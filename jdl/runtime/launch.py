@@ -1,8 +1,10 @@
-"""Start a command as several processes of one program: those of this machine, or this one of a cluster's.
+"""Run a command as several processes of one program: start all of them on this machine, or be one of a cluster.
 
-jdl launch --processes 2 run char_lm --devices data              # here, to try it
-srun jdl launch run char_lm --devices fsdp                       # as Slurm says
-jdl launch --coordinator 10.0.0.1:4000 --processes 2 --index 0 run char_lm        # by hand, one on each machine
+jdl launch --processes 2 run char_lm --devices data              # all processes here, to try it
+
+srun jdl launch run char_lm --devices fsdp                       # one process of a cluster, as Slurm says
+
+jdl launch --coordinator 10.0.0.1:4000 --processes 2 --index 0 run char_lm        # by hand, once on each machine
 """
 
 import dataclasses
@@ -20,30 +22,43 @@ from jdl.runtime import processes
 from jdl.runtime.cores import share_cores
 from jdl.runtime.preemption import REQUEUE, Preempted
 
-_GRACE = 20  # seconds that the others have to say what they saw, once one has failed
-_SAVING = 600  # seconds that all have to save, once they are told to end
+_GRACE = 20  # seconds for the others to report what they saw, once a process has failed
+_SAVING = 600  # seconds for all processes to save, once they are told to end
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How the processes find each other; left alone, as the cluster's environment says (Slurm, Kubernetes, MPI ...)."""
+    """How the processes find each other. By default the cluster's environment says (Slurm, Kubernetes, MPI ...)."""
 
     processes: int | None = None
-    """how many; without a coordinator they are started on this machine"""
+    """the number of processes; without --coordinator and --cluster all are started on this machine"""
     devices_each: int = 1
-    """how many devices each process makes of a CPU"""
+    """the number of JAX devices that each process makes of a CPU"""
     coordinator: str | None = None
-    """HOST:PORT, where process 0 listens"""
+    """HOST:PORT at which process 0 listens"""
     index: int | None = None
-    """which of the processes this one is, from 0 up"""
+    """the index of this process, from 0 up"""
     cluster: str | None = None
-    """slurm, k8s, ompi or mpi4py, where it is not found out"""
+    """slurm, k8s, ompi or mpi4py, if it is not detected"""
     patience: int = 120
-    """seconds to wait for the others at the start"""
+    """seconds to wait for the other processes at the start"""
 
 
 def launch(options: Options, command: Sequence[str], dispatch: Callable[[list[str]], int]) -> int:
-    """Run a command of jdl, or a Python script, as one of several processes, or as all of them; returns its status."""
+    """Run a command of jdl, or a Python script, as one of several processes, or start all of them here.
+
+    Args:
+        options: how the processes find each other. With `processes`, but neither `coordinator` nor `cluster`, all of
+            them are started on this machine.
+        command: the words of the command; a first word that ends in ".py" is a script to run.
+        dispatch: runs a command of jdl, given its words, and returns its exit status.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: for numbers below 1, and for GPUs of this machine that the processes do not divide evenly.
+    """
     if options.devices_each < 1:
         raise ValueError(f"--devices-each {options.devices_each}: at least 1")
     if options.processes is not None and options.processes < 1:
@@ -62,7 +77,10 @@ def launch(options: Options, command: Sequence[str], dispatch: Callable[[list[st
 
 
 def _start_all(options: Options, command: Sequence[str]) -> int:
-    """The processes on this machine: what the first one prints is shown, what the others print when they fail."""
+    """Start all processes on this machine, wait for them and return their status.
+
+    The output of process 0 is shown. Another process shows only its last line, and only if it fails first.
+    """
     count = options.processes or 1
     address = processes.here()
     shares = _shares_of_gpus(count, _gpus(os.environ))
@@ -90,7 +108,13 @@ def _start_all(options: Options, command: Sequence[str]) -> int:
 
 
 def _watch(working: list[subprocess.Popen], outputs: list[Path]) -> int:
-    """The status of them all: 0 where each ended well, else that of the one that failed first, in words, too."""
+    """Wait for the processes; return 0 if all succeed, else the status of the one that failed first.
+
+    A failure is also printed.
+
+    Raises:
+        Preempted: if that process asks to be started again.
+    """
     while True:
         statuses = [process.poll() for process in working]
         failed = [index for index, status in enumerate(statuses) if status]
@@ -120,7 +144,7 @@ def _wait(working: list[subprocess.Popen], seconds: float) -> None:
 
 
 def _gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that processes of JAX would find, without starting JAX, which would take them."""
+    """List the GPUs that JAX processes would find, without starting JAX, which would occupy them."""
     chosen = environment.get("JAX_PLATFORMS") or ",".join(
         "cuda" for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)
     )
@@ -133,7 +157,7 @@ def _gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def _shares_of_gpus(count: int, gpus: list[str]) -> list[dict[str, str]]:
-    """What each process's environment says of the GPUs: as many each, none twice."""
+    """Return the environment variables that divide the GPUs equally among the processes."""
     if not gpus:
         return [{}] * count
     if len(gpus) % count:

@@ -1,7 +1,7 @@
-"""A scheduler's notice that a process is to end (SIGTERM): save, and leave with a status that asks to be started again.
+"""Preemption: on a scheduler's SIGTERM, save and exit with a status that asks for a restart.
 
-Slurm, Kubernetes and preemptible machines send it some seconds before they end a process. `fit` then saves between two
-calls of the step, so that the run goes on to the bits that it would have had.
+Slurm, Kubernetes and preemptible machines send it some seconds before they end a process. `fit` then saves between
+two calls of the step, so that the resumed run gives the same bits as a run without interruption.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ class Preempted(SystemExit):
 
 
 class Notice:
-    """False until the process is told to end."""
+    """False until the process is told to end, then True."""
 
     def __init__(self) -> None:
         self._given = threading.Event()
@@ -30,13 +30,13 @@ class Notice:
         return self._given.is_set()
 
     def give(self) -> None:
-        """Tell those who ask from now on."""
+        """Make the notice true."""
         self._given.set()
 
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Notice]:
-    """Until this context is left, SIGTERM does no more than to give the notice."""
+    """Inside this context, SIGTERM only makes the `Notice` true."""
     notice = Notice()
     with _handling(lambda *_: notice.give()):
         yield notice
@@ -44,10 +44,10 @@ def noticed() -> Iterator[Notice]:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """Until this context is left, SIGTERM raises Preempted, but within `noticed`: what is open is closed."""
+    """Inside this context, but outside `noticed`, SIGTERM raises `Preempted`, so that cleanup code runs."""
 
     def leave(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would break off what the first one closes
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal would interrupt the cleanup
         raise Preempted
 
     with _handling(leave):
@@ -56,7 +56,7 @@ def leaving() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handling(handler: Any) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # which alone may say how signals are taken
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, handler)

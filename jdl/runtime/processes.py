@@ -1,7 +1,7 @@
-"""Several processes, on one machine or many, that run one program on all of their devices together (JAX's own runtime).
+"""Several processes, on one machine or many, that run one program on all their devices (JAX's distributed runtime).
 
-Each runs the same Python; arrays may lie over the devices of all. The first process owns the run directory; the others
-keep what they write in folders of their own that go when they end.
+Every process runs the same Python code, and arrays may be spread over the devices of all processes. The first process
+owns the run directory. The others write to temporary folders that are deleted when they end.
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-_HEARTBEAT = 30  # seconds after which a process that is silent counts as dead, and the others end
-_WRITING = 600  # seconds that a process waits for another's part of a checkpoint
+_HEARTBEAT = 30  # seconds of silence after which a process counts as dead and the others end
+_WRITING = 600  # seconds that a process waits for another process's part of a checkpoint
 _count: list[int] = []
 _TOLD = {
     kind.__name__: kind for kind in (FileExistsError, FileNotFoundError, OSError, LookupError, ValueError, TypeError)
@@ -32,20 +32,28 @@ def join(
     cluster: str | None = None,
     patience: int = 120,
 ) -> None:
-    """Join the processes of a program, before JAX is first used.
+    """Join the processes of a program; call it before JAX is first used.
 
-    coordinator: HOST:PORT, where process 0 listens. count, index: how many processes there are, and which this one is.
-    What is None follows from the environment that Slurm, Kubernetes, Open MPI or a cloud's TPUs set. cluster: which of
-    these ("slurm", "k8s", "ompi", "mpi4py"), where it is not to be found out.
-    Raises ConnectionError where nobody listens there after `patience` seconds, ValueError where nothing says who the
-    processes are; where others do not come in that time, the process ends with a message and status 2.
+    Arguments that are None are taken from the environment that Slurm, Kubernetes, Open MPI or a cloud's TPUs set. If
+    other processes do not come within `patience` seconds, this process ends with a message and status 2.
+
+    Args:
+        coordinator: HOST:PORT at which process 0 listens.
+        count: the number of processes.
+        index: the index of this process, from 0 up.
+        cluster: "slurm", "k8s", "ompi" or "mpi4py", if it should not be detected.
+        patience: seconds to wait for the coordinator and for the other processes.
+
+    Raises:
+        ConnectionError: if nobody listens at the coordinator's address after `patience` seconds.
+        ValueError: for an index outside the count, and if nothing says who the processes are.
     """
     if index is not None and count is not None and not 0 <= index < count:
         raise ValueError(f"process {index} of {count}: processes are numbered from 0 to {count - 1}")
     if coordinator and index:
         _wait_for(coordinator, patience)
     _count[:] = [count] if count else []
-    # Where some never come, JAX would abort this process with a trace of its own stack.
+    # If some processes never come, JAX would abort this one with a trace of its own stack: end before that.
     alarm = threading.Timer(patience, _give_up, [_missing(count, index, coordinator, patience)])
     alarm.daemon = True
     alarm.start()
@@ -59,7 +67,7 @@ def join(
         raise ValueError(f"{error} Give --coordinator HOST:PORT, --processes N and --index I, or --cluster") from error
     finally:
         alarm.cancel()
-    if not _count:  # as the cluster says; to ask JAX in public would start its devices
+    if not _count:  # taken from the cluster; JAX's public functions would start its devices
         from jax._src import distributed
 
         _count[:] = [distributed.global_state.num_processes or 1]
@@ -73,14 +81,14 @@ def _missing(count: int | None, index: int | None, coordinator: str | None, pati
 
 
 def here() -> str:
-    """HOST:PORT of this machine, for the processes on it: a port that is free now."""
+    """Return HOST:PORT with a free port of this machine, for processes that all run on it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def _wait_for(coordinator: str, patience: int) -> None:
-    """Return when somebody listens at HOST:PORT."""
+    """Wait until somebody listens at HOST:PORT."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"coordinator {coordinator!r}: give HOST:PORT")
@@ -104,22 +112,22 @@ def _give_up(message: str) -> None:
 
 
 def started() -> int:
-    """How many processes there are; unlike `count` this starts no backend."""
+    """Return the number of processes. Unlike `count`, this starts no backend."""
     return _count[0] if _count else 1
 
 
 def several() -> bool:
-    """Whether this process is one of several; starts no backend where it is alone."""
+    """Whether this process is one of several. If it is the only one, this starts no backend."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return jax.process_count() if several() else 1
 
 
 def index() -> int:
-    """Which of the processes this one is."""
+    """Return the index of this process."""
     return jax.process_index() if several() else 0
 
 
@@ -129,25 +137,25 @@ def first() -> bool:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether an error is that of a computation, or a meeting, that another process did not come to."""
+    """Whether an error means that another process did not take part in a computation or a barrier."""
     words = ("Gloo", "NCCL", "Connection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "barrier")
     return isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in words)
 
 
 def leave(status: int) -> None:
-    """End this process without waiting for the others, which notice; for one that has failed."""
+    """End this process after a failure, without waiting for the others, which notice that it is gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def from_first(value: Any) -> Any:
-    """What the first process gives (of JSON's types), in all."""
+    """Return the first process's value (JSON types only) in every process."""
     return everyones(value)[0]
 
 
 def everyones(value: Any) -> list[Any]:
-    """What each process gives (of JSON's types), in all."""
+    """Return the list of all processes' values (JSON types only) in every process."""
     if not several():
         return [value]
     from jax.experimental import multihost_utils
@@ -161,7 +169,10 @@ def everyones(value: Any) -> list[Any]:
 
 
 def by_first(function: Callable[[], Any]) -> Any:
-    """What a function gives (of JSON's types) that the first process alone calls; raises in all what it raises."""
+    """Call a function in the first process alone and return its result (JSON types only) in every process.
+
+    An OSError, LookupError, ValueError or TypeError that the function raises is raised in every process.
+    """
     if not several():
         return function()
     told: dict[str, Any] = {}
@@ -178,7 +189,16 @@ def by_first(function: Callable[[], Any]) -> Any:
 
 
 def agree(what: str, value: Mapping[str, Any]) -> None:
-    """Raises ValueError in every process, saying who differs in what, where one was given other values."""
+    """Check that all processes were given the same values.
+
+    Args:
+        what: the name of the values in error messages.
+        value: values by name, JSON types only.
+
+    Raises:
+        ValueError: in every process, if the values differ; the message says which process differs from the first, and
+            in what.
+    """
     ours, *others = everyones(value)
     for index, theirs in enumerate(others, 1):
         differ = [
@@ -191,20 +211,20 @@ def agree(what: str, value: Mapping[str, Any]) -> None:
 
 
 def barrier(name: str) -> None:
-    """Return when all processes are here; from any thread. Each name once."""
+    """Wait until all processes have called this, in any of their threads. Each name can be used only once."""
     if several():
-        from orbax.checkpoint import multihost  # through the coordinator: the devices go on meanwhile
+        from orbax.checkpoint import multihost  # through the coordinator, so that devices keep working
 
         multihost.get_barrier_sync_fn()(key=f"jdl/{name}", timeout_ms=_WRITING * 1000)
 
 
 def addressable(leaf: Any) -> bool:
-    """Whether this process can read an array by itself."""
+    """Whether this process can read an array without the others."""
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
 
 
 def gathered(tree: Any) -> Any:
-    """The tree with arrays whose parts lie with several processes brought together, as NumPy's, in every process."""
+    """Gather arrays that are divided among processes, as NumPy arrays in every process; leave the rest as it is."""
     if not several():
         return tree
     from jax.experimental import multihost_utils
@@ -215,7 +235,7 @@ def gathered(tree: Any) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """The tree with arrays of this process alone: of what lies with several, its own copy."""
+    """Return the tree with arrays that this process holds alone: whole copies of those that span processes."""
 
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
@@ -226,23 +246,23 @@ def local(tree: Any) -> Any:
 
 
 def joined(array: np.ndarray, axis: int) -> np.ndarray:
-    """The parts that each process has of an array, of equal shapes, side by side along an axis: in every process."""
+    """Concatenate each process's part of an array (of equal shapes) along `axis`, in every process."""
     if not several():
         return array
     from jax.experimental import multihost_utils
 
-    # As bytes: JAX would make single precision of double.
+    # As bytes, because JAX would convert double precision to single.
     rows = multihost_utils.process_allgather(np.frombuffer(array.tobytes(), np.uint8))
     return np.concatenate([np.frombuffer(row.tobytes(), array.dtype).reshape(array.shape) for row in rows], axis)
 
 
 def part(array: np.ndarray, axis: int) -> np.ndarray:
-    """This process's part of an array, as `joined` joined them."""
+    """Return this process's part of an array that `joined` has concatenated."""
     return np.array_split(array, count(), axis)[index()]
 
 
 def side_by_side(tree: Any, axis: int) -> Any:
-    """Arrays over the devices of all processes, put together from a part of each along an axis."""
+    """Make arrays over the devices of all processes from each process's part, concatenated along `axis`."""
     if not several():
         return tree
     sharding = of_parts(axis)
@@ -250,21 +270,29 @@ def side_by_side(tree: Any, axis: int) -> Any:
 
 
 def of_parts(axis: int = 0) -> jax.sharding.Sharding:
-    """Where batches lie that are put together from a part of each process, along an axis."""
+    """Return the sharding of batches that consist of one part per process along `axis`."""
     devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
     mesh = jax.sharding.Mesh(devices, ("process", "device"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * axis, "process"))
 
 
 def placed(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """An array that every process has, or can read in parts (`training.checkpoint.shards`), on the devices of all."""
+    """Put an array on the devices of all processes.
+
+    Args:
+        array: an array that every process has, or can read in parts (`training.checkpoint.shards`).
+        sharding: which device gets which part.
+    """
     if sharding.is_fully_addressable:
         return jax.device_put(np.asarray(array), sharding)
     return jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: np.asarray(array[index]))
 
 
 class Notice:
-    """A scheduler's notice to any of the processes, given to all at the same call: asked once before each."""
+    """A scheduler's notice to end, true in all processes at the same call, whichever process received it.
+
+    Every process must ask for its truth value once before each call of the step.
+    """
 
     def __init__(self) -> None:
         self._calls = 0

@@ -1,1 +1,1 @@
-"""Real data sets, one kind a file, and where they come from."""
+"""Real data sets, one kind per file, and where they come from."""

