@@ -9,7 +9,7 @@ PEERS ?= .venv-peers
 TORCH_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.11*/bin/python) $(shell command -v python3.11) python3)
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
 
-.PHONY: train test test-slow test-browser parity check env bench bench-torch bench-models bench-rl bench-scale clean
+.PHONY: train test test-slow test-browser parity check results figures env bench bench-torch bench-models bench-rl bench-scale clean
 
 train: env  ## the main job: a CNN on handwritten digits over eight seeds
 	$(BIN)/jdl run digits --seeds 8
@@ -31,6 +31,13 @@ check: env  ## lint, format, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/jdl results --check
+
+results: env  ## the tables of the READMEs, written from the records
+	$(BIN)/jdl results --write
+
+figures: env  ## measure again the records that are out of date, one after another (hours); ONLY=NAME for one
+	$(BIN)/jdl measure $(ONLY)
 
 env: $(STAMP)  ## the environment alone
 

@@ -34,6 +34,7 @@ with _epy.lazy_api_imports(globals()):
     from jdl.experiment import tune
     from jdl.experiment.execute import run
     from jdl.experiment.load import load
+    from jdl.experiment.records import Record
     from jdl.experiment.separate import separately
     from jdl.parallel.modes import Mode, distribute
     from jdl.parallel.pmap import pmap
@@ -71,6 +72,7 @@ __all__ = [
     "Monitor",
     "Pipeline",
     "Preempted",
+    "Record",
     "Run",
     "Source",
     "TrainState",

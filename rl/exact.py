@@ -1,4 +1,4 @@
-"""What policies are worth in an environment whose transitions are known: computed, not played."""
+"""Exact returns of policies in environments whose transitions are known: computed, not sampled."""
 
 from typing import Any
 
@@ -13,7 +13,13 @@ from rl.types import Algorithm, TimeStep
 
 
 def greedy_policies(algorithm: Algorithm, agents: Any, rules: Table) -> Int[np.ndarray, "runs states"]:
-    """The greedy action in each state of a table of transitions; agents: with a leading axis, as of `rl.train`."""
+    """The greedy action of each agent in each state.
+
+    Args:
+        algorithm: the algorithm that trained the agents.
+        agents: leaves [runs, ...], as `rl.train` returns them.
+        rules: the transitions of the environment.
+    """
     states = jnp.arange(len(rules.start))
     timestep = TimeStep(states, jnp.ones(len(states), bool), rules.allowed)
     agents = jax.device_put(jax.device_get(agents))
@@ -21,7 +27,16 @@ def greedy_policies(algorithm: Algorithm, agents: Any, rules: Table) -> Int[np.n
 
 
 def exact_returns(algorithm: Algorithm, agents: Any, env: str) -> dict[str, np.ndarray]:
-    """Of each agent in one of Gymnasium's toy text environments, and of the optimum that value iteration finds."""
+    """The exact return of each greedy agent, and the optimal return found by value iteration.
+
+    Args:
+        algorithm: the algorithm that trained the agents.
+        agents: leaves [runs, ...], as `rl.train` returns them.
+        env: id of one of Gymnasium's toy text environments.
+
+    Returns:
+        "return (exact)" and "return (optimum)", each [runs].
+    """
     rules = table(gymnasium.make(env))
     horizon = gymnasium.spec(env).max_episode_steps or 1000
     found = [expected_return(policy, rules, horizon) for policy in greedy_policies(algorithm, agents, rules)]

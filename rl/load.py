@@ -1,4 +1,4 @@
-"""Trained agents, from their run directories."""
+"""Load trained agents from their run directories."""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,29 @@ from rl.spaces import zeros
 
 
 class LoadedAgent:
-    """An agent of a run, to act greedily with: `agent.act(observation)`."""
+    """A trained agent that acts greedily: `agent.act(observation)`.
+
+    Args:
+        run: the loaded run.
+        index: position of the agent's seed among those of the run.
+        space: the observation space that observations are checked against; None for no check.
+    """
 
     def __init__(self, run: LoadedRun, index: int, space: gymnasium.Space | None) -> None:
         self.run, self.index, self.space = run, index, space
 
     def act(self, observation: Any) -> np.ndarray:
-        """The action for one observation, as the environment gives and takes them."""
+        """The greedy action for one observation.
+
+        Args:
+            observation: as the environment returns it, without a batch axis.
+
+        Returns:
+            The action, as the environment takes it.
+
+        Raises:
+            ValueError: for an observation of another shape than those of the run's environment.
+        """
         if self.space is not None:
             _check(observation, self.space, self.run)
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], observation)
@@ -28,16 +44,21 @@ class LoadedAgent:
 
 
 def load(path: str | Path, index: int = 0) -> LoadedAgent:
-    """The agent that an experiment left in a run directory; index: which of the run's seeds.
+    """Load the agent that an experiment saved in a run directory.
 
-    The experiment needs a `learner(config)`, which those in ./experiments have; `agent.run` is what `jdl.load` gives.
-    Raises ValueError for a seed that the run does not have; `act` raises it for an observation of another shape than
-    those of the run's environment.
+    The experiment must define `learner(config)`, as those in ./experiments do. `agent.run` is the result of `jdl.load`.
+
+    Args:
+        path: the run directory.
+        index: position of the agent's seed among those of the run, counted from 0.
+
+    Raises:
+        ValueError: for a seed that the run does not have.
     """
     run = jdl.load(path)
     if not 0 <= index < len(run.seeds):
         raise ValueError(f"load(index={index}): {run.path} has {len(run.seeds)} seed(s), counted from 0")
-    own = run.path / f"seed-{run.seeds[index]}"  # seeds that were trained in processes of their own
+    own = run.path / f"seed-{run.seeds[index]}"  # exists if the seeds were trained in separate processes
     name = run.config.get("env")
     space = (
         spaces_of(name, run.config.get("vectorization"))[0]

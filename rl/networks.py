@@ -1,6 +1,7 @@
-"""Networks for agents: a torso makes features of a batch of observations, the algorithm adds its heads.
+"""Networks for agents: a torso turns a batch of observations into features, and the algorithm adds its heads.
 
-Any Flax module that takes a batch of observations, as the space gives them, and returns [batch, features] will do.
+A torso is any Flax module that takes a batch of observations from the space, not encoded, and returns
+[batch, features].
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,13 @@ _orthogonal = nn.initializers.orthogonal
 
 
 class MLP(nn.Module):
-    """Dense layers on encoded observations (initialized as in Huang et al. 2022, details 2 and 3)."""
+    """Dense layers on encoded observations, initialized as in Huang et al. 2022, details 2 and 3.
+
+    Attributes:
+        encode: function from a batch of observations to vectors (`rl.spaces.encode`).
+        widths: features of each layer.
+        activation: applied after each layer.
+    """
 
     encode: Callable[[Any], Array]
     widths: Sequence[int] = (64, 64)
@@ -33,9 +40,11 @@ class MLP(nn.Module):
 
 
 class NatureCNN(nn.Module):
-    """The convolutional network of Mnih et al. 2015 for pictures of bytes, [batch, height, width, channels].
+    """The convolutional network of Mnih et al. 2015, for uint8 images [batch, height, width, channels].
 
-    channels_first: [batch, channels, height, width], as Gymnasium stacks frames.
+    Attributes:
+        width: features of the dense layer at the end.
+        channels_first: images are [batch, channels, height, width], as Gymnasium stacks frames.
     """
 
     width: int = 512
@@ -56,9 +65,17 @@ class NatureCNN(nn.Module):
 def torso(
     space: gymnasium.Space, widths: Sequence[int] = (64, 64), activation: Callable[[Array], Array] = nn.tanh
 ) -> nn.Module:
-    """A torso that suits an observation space: convolutions for pictures of bytes, dense layers for the rest.
+    """A torso for an observation space: `NatureCNN` for uint8 images, `MLP` for all else.
 
-    Pictures of less than 36 x 36, too small for these convolutions, count among the rest.
+    Images smaller than 36 x 36 are too small for these convolutions and get an `MLP` as well.
+
+    Args:
+        space: any space that `rl.spaces.encode` takes.
+        widths: features of each layer of the `MLP`.
+        activation: of the `MLP`.
+
+    Raises:
+        ValueError: for unsupported spaces.
     """
     if not is_image(space):
         return MLP(encode(space), tuple(widths), activation)
@@ -66,12 +83,19 @@ def torso(
 
 
 class ActorCritic(nn.Module):
-    """A policy head and a value head, on a torso each, or on one torso where `critic` is None."""
+    """A policy head and a value head.
+
+    Attributes:
+        actor: torso of the policy head.
+        critic: torso of the value head; None to use the actor's.
+        outputs: number of outputs of the policy head.
+        stds: number of standard deviations, whose logarithms are learned and the same in all states.
+    """
 
     actor: nn.Module
     critic: nn.Module | None
     outputs: int
-    stds: int  # learnt logarithms of standard deviations, the same in all states
+    stds: int
 
     @nn.compact
     def __call__(self, observation: Any) -> tuple[Array, Array, Array]:
@@ -85,7 +109,13 @@ class ActorCritic(nn.Module):
 
 
 class Values(nn.Module):
-    """A value for each action, dueling or not (Wang et al. 2016, equation 9)."""
+    """A value for each action.
+
+    Attributes:
+        torso: network from observations to features.
+        actions: number of actions.
+        dueling: compute state value and advantages separately and add them (Wang et al. 2016, equation 9).
+    """
 
     torso: nn.Module
     actions: int

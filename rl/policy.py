@@ -49,8 +49,8 @@ class Policy(NamedTuple):
 
     Attributes:
         init: `(key) -> agent`.
-        apply: `(params, observation, action_mask) -> (distribution, values [batch])`, for observations [batch, ...] that
-            have been through `seen`.
+        apply: `(params, observation, action_mask) -> (distribution, values [batch])`, for observations [batch, ...]
+            that have been through `seen`.
         seen: `(agent, observation) -> observation`, normalized if the agent normalizes; the network's input.
         act: as `Algorithm.act`, with `()` as extras.
         recall: as `Algorithm.recall`.

@@ -1,4 +1,4 @@
-"""Gymnasium's spaces as arrays: what a network is given, for any space it may be handed."""
+"""Gymnasium's spaces as arrays: network inputs from observations, and environment inputs from actions."""
 
 import math
 from collections.abc import Callable
@@ -15,27 +15,35 @@ _HANDLED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of thes
 
 
 def is_image(space: gymnasium.Space) -> bool:
-    """Whether an observation is a picture of bytes, channels last or first, of 36 x 36 at least."""
+    """Whether observations are uint8 images of at least 36 x 36, with channels last or first."""
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
         return False
     return sorted(space.shape)[1] >= 36
 
 
 def zeros(space: gymnasium.Space, *batch: int) -> Any:
-    """Observations of zeros with leading axes, as an environment of this space gives them."""
+    """An observation of zeros, in the structure and types in which environments with this space return it.
+
+    Args:
+        space: Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these.
+        *batch: sizes of leading axes.
+
+    Raises:
+        ValueError: for other spaces.
+    """
     if isinstance(space, spaces.Dict):
         return {name: zeros(part, *batch) for name, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(zeros(part, *batch) for part in space.spaces)
     _check(space)
-    # What Gymnasium calls int64 and float64 is 32 bits in JAX, unless 64 are asked for.
+    # Gymnasium's int64 and float64 are 32-bit in JAX unless 64 bits are enabled.
     return np.zeros((*batch, *(space.shape or ())), jax.dtypes.canonicalize_dtype(space.dtype or np.float32))
 
 
 def real_valued(space: gymnasium.Space) -> Any:
-    """Which parts of an observation are real numbers, as a tree of booleans like the observation's.
+    """A tree of booleans like the observation's: True for the parts that are real numbers.
 
-    Normalizing is for these alone: choices are numbered before their one-hot, pictures of bytes are divided by 255.
+    Only these are normalized: choices are integers until they become one-hot, and uint8 images are divided by 255.
     """
     if isinstance(space, spaces.Dict):
         return {name: real_valued(part) for name, part in space.spaces.items()}
@@ -45,7 +53,16 @@ def real_valued(space: gymnasium.Space) -> Any:
 
 
 def encode(space: gymnasium.Space) -> Callable[[Any], Float[Array, "batch features"]]:
-    """A function from a batch of observations to vectors: numbers as they are, choices one-hot, parts side by side."""
+    """A function from a batch of observations to vectors.
+
+    Numbers stay as they are, bytes are divided by 255, choices become one-hot, and parts are concatenated.
+
+    Args:
+        space: Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these.
+
+    Raises:
+        ValueError: for other spaces.
+    """
     if isinstance(space, spaces.Dict | spaces.Tuple):
         named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         parts = [(name, encode(part)) for name, part in named]
@@ -68,7 +85,11 @@ def encode(space: gymnasium.Space) -> Callable[[Any], Float[Array, "batch featur
 
 
 def legal(space: gymnasium.Space) -> Callable[[Any], Any]:
-    """A function from what a policy put out to what the environment takes: inside a box, counted from its start."""
+    """A function from a policy's actions to those that the environment takes.
+
+    Actions for a Box are clipped to its bounds. Choices, which a policy counts from 0, are shifted by the `start` of a
+    Discrete or MultiDiscrete space. Others stay as they are.
+    """
     if isinstance(space, spaces.Box):
         return lambda action: jnp.clip(action, space.low, space.high)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
@@ -77,7 +98,10 @@ def legal(space: gymnasium.Space) -> Callable[[Any], Any]:
 
 
 def choices(space: gymnasium.Space) -> list[int]:
-    """How many options each choice of an action has: what an action mask lists one after another."""
+    """The number of options of each choice in an action; empty if the space has no choices.
+
+    An action mask lists the options of all choices one after another.
+    """
     if isinstance(space, spaces.Discrete):
         return [int(space.n)]
     return space.nvec.ravel().tolist() if isinstance(space, spaces.MultiDiscrete) else []

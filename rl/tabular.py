@@ -1,4 +1,4 @@
-"""What tabular methods share: a value for each state and action, ε-greedy acting, and the update of those visited."""
+"""The part that tabular methods share: a table of action values, ε-greedy acting, and the update of visited entries."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,17 +14,24 @@ from jdl.core.metrics import Last, Mean
 from rl.exploration import Schedule, at, epsilon_greedy
 from rl.types import Algorithm, Carry, Experience, TimeStep
 
-# (values [env, action], probabilities of the behavior [env, action], next action [env], allowed) -> backup [env]
+# (values [env, actions], probabilities of the behavior policy [env, actions], next action [env],
+# allowed [env, actions]) -> value of the next state [env]
 type Backup = Callable[[Array, Array, Array, Array], Array]
 
 
 @flax.struct.dataclass
 class TabularAgent:
-    """Everything that changes while a table is learnt."""
+    """Everything that changes while a table is learned.
 
-    values: Any  # [states, actions]
-    visits: Any  # [states, actions]
-    steps: Any  # of all environments together
+    Attributes:
+        values: [states, actions], float32; action values.
+        visits: [states, actions], float32; how often each state and action were visited.
+        steps: scalar int32; steps of all environments together.
+    """
+
+    values: Any
+    visits: Any
+    steps: Any
 
 
 def tabular(
@@ -37,7 +44,20 @@ def tabular(
     discount: float,
     num_steps: int,
 ) -> Algorithm:
-    """A table learnt by one-step backups; arguments as for `rl.q_learning`."""
+    """A table learned by one-step backups.
+
+    Args:
+        observation_space: Discrete.
+        action_space: Discrete.
+        backup: the estimated value of the next state, from its action values and the action taken there.
+        learning_rate: see `rl.q_learning`.
+        epsilon: see `rl.q_learning`.
+        discount: see `rl.q_learning`.
+        num_steps: see `rl.q_learning`.
+
+    Raises:
+        ValueError: for spaces that are not Discrete.
+    """
     for name, space in (("observation", observation_space), ("action", action_space)):
         if not isinstance(space, spaces.Discrete):
             raise ValueError(
@@ -74,14 +94,14 @@ def tabular(
             values = agent.values[after]
             allowed = allowed_actions(mask, count)
             probabilities = behavior(values, allowed, agent.steps)
-            # Where what was done next is not known, what the same policy would have done.
+            # At the end of an episode or of the rollout the next action is unknown: draw it from the same policy.
             drawn = jax.random.categorical(jax.random.fold_in(key, t), jnp.log(probabilities))
             worth = backup(values, probabilities, jnp.where(end, drawn, next_action), allowed)
             error = reward + discount * jnp.where(terminated, 0, worth) - agent.values[state, action]
             visited = jnp.zeros_like(agent.visits).at[state, action].add(valid)
             visits = agent.visits + visited
             rate = at(learning_rate, visits)
-            # The mean over environments that are at the same place: a sum would overshoot.
+            # Average over environments that visit the same state and action: a sum would overshoot.
             change = jnp.zeros_like(agent.values).at[state, action].add(error * valid) / jnp.maximum(visited, 1)
             agent = TabularAgent(agent.values + rate * change, visits, agent.steps + valid.sum().astype(jnp.int32))
             return agent, ((jnp.abs(error) * valid).sum(), valid.sum())

@@ -1,4 +1,4 @@
-"""A trained agent to look at: one greedy episode as a GIF."""
+"""Videos of trained agents: one greedy episode as a GIF."""
 
 import contextlib
 import io
@@ -17,16 +17,25 @@ from rl.spaces import legal
 from rl.types import Agent, Algorithm, TimeStep
 
 _WIDTH = 300  # pixels
-_FRAMES = 250  # at most; every so many-th of a longer episode
+_FRAMES = 250  # limit; longer episodes are subsampled
 
 
 def video(
     algorithm: Algorithm, agent: Agent, env: str, path: str | Path, *, seed: int = 0, max_steps: int = 1000
 ) -> Path | None:
-    """Play a greedy episode of a registered environment and write it as a GIF; returns its path.
+    """Play a greedy episode of a registered environment and write it as a GIF.
 
-    agent: of one run. None, and no file, where the environment has no pictures, where what draws them is not
-    installed, and where its vector environment sees something else (Atari).
+    Args:
+        algorithm: the algorithm that trained the agent.
+        agent: the agent of one run, without an axis of runs.
+        env: id of the Gymnasium environment.
+        path: file to write.
+        seed: of the environment's reset and of the agent.
+        max_steps: steps after which the episode is cut off.
+
+    Returns:
+        The path. None, and no file is written, if the environment does not render images, if the packages that it
+        renders with are not installed, or if its vector environment has other observations (Atari).
     """
     single = gymnasium.make(env)
     single.close()
@@ -52,7 +61,7 @@ def video(
 
 @contextlib.contextmanager
 def _no_display() -> Iterator[None]:
-    """Let pygame draw without a display server; looking for one, SDL would complain on stderr."""
+    """Let pygame draw without a display server; SDL would look for one and complain on stderr."""
     given = os.environ.get("SDL_VIDEODRIVER")
     os.environ["SDL_VIDEODRIVER"] = given or "dummy"
     try:

@@ -1,7 +1,7 @@
 """A convolutional network on handwritten digits (scikit-learn's 8x8 images), the framework's first real run.
 
-Run:       jdl run digits --seeds 8     (see experiments/README.md)
-Expected:  see experiments/README.md
+Run:       jdl run digits --seeds 8
+Result:    not measured yet
 Data:      a stratified fifth is the test part; a tenth of all is held out for validation, which is looked at and
            never selected on. The split has its own seed: the runs differ by initialization, order and shifts.
 """
@@ -19,7 +19,7 @@ import jdl
 class Config:
     """Hyper-parameters."""
 
-    epochs: int = 40
+    epochs: float = 40
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 1e-3
@@ -28,6 +28,16 @@ class Config:
     shift: int = 1  # pixels by which training images are moved at random, either way
     split_seed: int = 0
     steps_per_call: int = 19  # updates in one dispatch; an epoch is 19
+
+
+SMOKE = {"epochs": 0.15, "steps_per_call": 2}
+RECORDS = {
+    "": jdl.Record(
+        seeds=8,
+        bars={"accuracy": ">= 0.985"},
+        beside="SVC 0.991, 3-NN 0.985, MLP 0.979, forest 0.975 (scikit-learn, stratified 80/20, 5 seeds)",
+    )
+}
 
 
 class ConvNet(nn.Module):
@@ -52,7 +62,7 @@ def dataset(config: Config) -> jdl.data.Dataset:
 def learner(config: Config) -> jdl.Learner:
     """One run."""
     data = dataset(config)
-    steps = config.epochs * (len(data.train["target"]) // config.batch_size)
+    steps = int(config.epochs * (len(data.train["target"]) // config.batch_size))
     schedule = optax.cosine_decay_schedule(config.learning_rate, max(1, steps))
     return jdl.supervised(
         ConvNet(config.dropout),

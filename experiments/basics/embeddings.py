@@ -1,7 +1,7 @@
 """What a network's features know: projections, clusters, and anomalies found by autoencoders, on Fashion-MNIST.
 
 Run:       jdl run embeddings --seeds 3
-Expected:  see experiments/README.md; figures in the report
+Result:    not measured yet
 Data:      as `fashion_mnist`'s. Projections and clusters (scikit-learn) are of 3,000 test images, which the classifier
            never saw; its peer is the same of the pixels. Anomalies: an autoencoder for each class, trained on that
            class alone, tells its 1,000 test images from the 9,000 others; its peers are the reconstruction error of
@@ -31,16 +31,34 @@ import jdl
 class Config:
     """Hyper-parameters."""
 
-    epochs: int = 2  # of the classifier
+    epochs: float = 2  # of the classifier
     features: int = 64  # its last hidden layer, which is looked at
     images: int = 3000  # that are projected and clustered
     code: int = 32  # the autoencoder's narrowest layer, and the principal components
-    autoencoder_epochs: int = 20
+    autoencoder_epochs: float = 20
     batch_size: int = 100
     learning_rate: float = 2e-3
     steps_per_call: int = 50
     folder: Path | None = None  # of the IDX files
     fetch: bool = False  # download them, checked, if they are nowhere
+
+
+SMOKE = {"epochs": 0.0034, "images": 200, "autoencoder_epochs": 0.035, "steps_per_call": 2}
+RECORDS = {
+    "": jdl.Record(
+        shown=(
+            "accuracy",
+            "k-means of features (adjusted Rand)",
+            "k-means of pixels (adjusted Rand)",
+            "Gaussian mixture of features (adjusted Rand)",
+            "Gaussian mixture of pixels (adjusted Rand)",
+            "anomalies by autoencoder (area under ROC)",
+            "anomalies by principal components (area under ROC)",
+            "anomalies by isolation forest (area under ROC)",
+        ),
+        beside="pixels; scikit-learn's PCA and isolation forest, which is better still",
+    )
+}
 
 
 class Classifier(nn.Module):

@@ -1,7 +1,8 @@
 """Overfitting shown and cured: one convolutional network on 3,000 images, under five kinds of regularization.
 
 Run:       jdl run overfitting --seeds 3
-Expected:  see experiments/README.md; the figure in the report
+Result:    loss, none 0.885 [0.86, 0.934]; loss, L2 0.58 [0.548, 0.6]; loss, dropout 0.501 [0.489, 0.514]; loss,
+           augmentation 0.462 [0.45, 0.469]; loss, all three 0.388 [0.376, 0.402] (3 seeds, 13 min)
 Data:      the first 3,000 training images of Fashion-MNIST; the 5,000 held out as `fashion_mnist` does are looked at
            on the way, and its 10,000 test images at the end.
 """
@@ -33,6 +34,10 @@ class Config:
     steps_per_call: int = 30  # updates in one dispatch; an epoch
     folder: Path | None = None  # of the IDX files
     fetch: bool = False  # download them, checked, if they are nowhere
+
+
+SMOKE = {"images": 200, "steps": 2, "steps_per_call": 2}
+RECORDS = {"": jdl.Record(shown=[f"loss, {kind}" for kind in KINDS], beside="each other: one figure")}
 
 
 class ConvNet(nn.Module):

@@ -1,7 +1,7 @@
 """REINFORCE, with a learnt baseline or with none, on environments with a compiled twin; scored in the real one.
 
 Run:       jdl run reinforce --env CartPole-v1 --seeds 10      (--no-baseline)
-Expected:  see experiments/README.md
+Result:    not measured yet
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 import optax
 from gymnasium import Space
 
+import jdl
 import rl
 
 
@@ -23,6 +24,16 @@ class Config(rl.Training):
     learning_rate: float | None = None  # of Adam, decays to zero over the run
     discount: float | None = None
     entropy_weight: float | None = None
+
+
+SMOKE = {"total_steps": 256, "num_episodes": 2, "num_steps": 64}
+RECORDS = {
+    "": jdl.Record(
+        seeds=10,
+        statistic="iqm",
+        bars={"return": ">= 475"},
+    ),
+}
 
 
 RENAMED = {"rollout": "num_steps"}  # since version 0.1

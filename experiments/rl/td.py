@@ -1,6 +1,7 @@
 """Q-learning, SARSA and expected SARSA on toy text environments, beside the optimum that value iteration finds.
 
 Run:       jdl run td --method q_learning --env FrozenLake-v1 --seeds 10      (CliffWalking-v1, Taxi-v4, ...)
+Result:    not measured yet
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import optax
 from gymnasium import Space
 
+import jdl
 import rl
 
 
@@ -23,6 +25,24 @@ class Config(rl.Training):
     epsilon: float | None = None  # the share of random actions at the start; it falls to zero over the run
     discount: float | None = None
     num_episodes: int = 1000  # of the final evaluation, for each seed
+
+
+SMOKE = {"total_steps": 64, "num_episodes": 2}
+RECORDS = {
+    f"{method}-{name}": jdl.Record(
+        {"method": method, "env": env},
+        seeds=10,
+        bars={"return (exact)": f">= {bar}"},
+        shown=("return (exact)", "return (optimum)"),
+        beside="optimum by value iteration; bar: within 2% of it",
+    )
+    for name, env, bar in (
+        ("frozen_lake", "FrozenLake-v1", 0.725),
+        ("cliff_walking", "CliffWalking-v1", -13.26),
+        ("taxi", "Taxi-v4", 7.77),
+    )
+    for method in ("q_learning", "sarsa", "expected_sarsa")
+}
 
 
 METHODS = {"q_learning": rl.q_learning, "sarsa": rl.sarsa, "expected_sarsa": rl.expected_sarsa}

@@ -1,7 +1,8 @@
 """Are these review sentences for or against? A bidirectional LSTM, a fine-tuned MiniLM, and words counted.
 
 Run:       jdl run sentiment --seeds 3 --fetch           (--network lstm for the other network)
-Expected:  see experiments/README.md
+Result:    accuracy 0.85 [0.84, 0.861]; TF-IDF accuracy 0.756 [0.745, 0.763]; majority accuracy 0.514 (3 seeds, 20
+           min)
 Data:      sentences of movie and product reviews scored from -4 to 4 by twenty people each (Hutto and Gilbert 2014);
            those nearer to 0 than 0.5 are left out. Seed i has split i; no review is divided between two parts. The
            peer, TF-IDF with logistic regression (scikit-learn), sees the same sentences.
@@ -40,6 +41,21 @@ class Config:
     steps_per_call: int = 5
     folder: Path | None = None  # of the reviews
     fetch: bool = False  # download reviews and weights, checked, if they are nowhere
+
+
+SMOKE = {"network": "lstm", "train_sentences": 64, "epochs": 1, "steps_per_call": 2, "fetch": True}
+RECORDS = {
+    "": jdl.Record(
+        {"fetch": True},
+        shown=("accuracy", "TF-IDF accuracy", "majority accuracy"),
+        beside="TF-IDF with logistic regression on the same sentences",
+    ),
+    "lstm": jdl.Record(
+        {"network": "lstm", "learning_rate": 2e-3, "epochs": 4, "dropout": 0.4, "fetch": True},
+        shown=("accuracy", "TF-IDF accuracy", "majority accuracy"),
+        beside="bidirectional LSTM, from scratch",
+    ),
+}
 
 
 class BidirectionalLSTM(nn.Module):

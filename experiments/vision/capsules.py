@@ -1,7 +1,7 @@
 """A small capsule network on Fashion-MNIST, beside a convolutional network of as many parameters.
 
 Run:       jdl run capsules --seeds 3                     (--network cnn for the other; --full for the paper's size)
-Expected:  see experiments/README.md; the data set's own page lists a capsule network of 8 million parameters at 93.6%
+Result:    accuracy 0.9129 [0.9118, 0.9137] (3 seeds, 60 min)
 Data:      as `fashion_mnist`'s: Debian's dataset-fashion-mnist, --folder PATH, or --fetch.
 """
 
@@ -27,7 +27,7 @@ class Config:
     full: bool = False  # 8.2 million parameters, as in the paper, for an accelerator
     iterations: int = 3  # of routing
     reconstruction: float = 5e-4  # weight of the summed squared error of the drawn image (the paper's)
-    epochs: int = 16
+    epochs: float = 16
     batch_size: int = 100
     learning_rate: float = 2e-3
     average_decay: float = 0.998
@@ -37,6 +37,16 @@ class Config:
     steps_per_call: int = 25  # updates in one dispatch
     folder: Path | None = None  # of the IDX files
     fetch: bool = False  # download them, checked, if they are nowhere
+
+
+SMOKE = {"epochs": 0.004, "steps_per_call": 2, "channels": 4}
+RECORDS = {
+    "": jdl.Record(
+        bars={"accuracy": ">= 0.91"},
+        beside="960,000 parameters; a CapsNet of 8 million 0.936 (the data set's page)",
+    ),
+    "cnn": jdl.Record({"network": "cnn", "epochs": 12}, beside="a CNN of as many parameters"),
+}
 
 
 class Capsules(nn.Module):
@@ -83,7 +93,7 @@ def learner(config: Config) -> jdl.Learner:
     def accuracy(outputs: Any, batch: Any) -> jdl.metrics.Metric:
         return jdl.metrics.accuracy(outputs if config.network == "cnn" else outputs.lengths, batch)
 
-    schedule = optax.cosine_onecycle_schedule(config.epochs * 550, config.learning_rate, pct_start=0.2)
+    schedule = optax.cosine_onecycle_schedule(max(1, int(config.epochs * 550)), config.learning_rate, pct_start=0.2)
     return jdl.supervised(
         model(config),
         loss,

@@ -1,8 +1,7 @@
 """Fashion-MNIST by a perceptron, a convolutional network or a ResNet-18.
 
 Run:       jdl run fashion_mnist --seeds 3                    (the convolutional network; --network mlp, resnet18)
-Expected:  see experiments/README.md; the data set's own page lists MLP 88.3%, two convolutions 91.6 to 93.4%,
-           ResNet-18 94.9%
+Result:    accuracy 0.9327 [0.9319, 0.9335] (3 seeds, 31 min)
 Data:      the folder of Debian's dataset-fashion-mnist, --folder PATH, or --fetch. 5,000 training images are held out
            for validation, which is looked at and never selected on.
 """
@@ -23,7 +22,7 @@ class Config:
     """Hyper-parameters."""
 
     network: Literal["cnn", "mlp", "resnet18"] = "cnn"
-    epochs: int = 15
+    epochs: float = 15
     batch_size: int = 100
     learning_rate: float = 3e-3  # the highest of one cycle
     weight_decay: float = 1e-2
@@ -37,6 +36,22 @@ class Config:
     mesh: str = ""  # of how many devices: 4, or 2x2 where layers are shared out as well
     folder: Path | None = None  # of the IDX files
     fetch: bool = False  # download them, checked, if they are nowhere
+
+
+SMOKE = {"epochs": 0.004, "steps_per_call": 2}
+RECORDS = {
+    "": jdl.Record(bars={"accuracy": ">= 0.93"}, beside="two convolutions 0.916 to 0.934 (the data set's page)"),
+    "mlp": jdl.Record(
+        {"network": "mlp", "augmentation": False},
+        bars={"accuracy": ">= 0.89"},
+        beside="MLP 0.883 (the same page)",
+    ),
+    "resnet18-reduced": jdl.Record(
+        {"network": "resnet18", "width": 32, "epochs": 10},
+        seeds=1,
+        beside="half the width, 10 epochs; ResNet-18 0.949 (the same page)",
+    ),
+}
 
 
 class ConvNet(nn.Module):
@@ -67,7 +82,7 @@ def model(config: Config) -> nn.Module:
 
 def learner(config: Config) -> jdl.Learner:
     """One run."""
-    steps = max(1, config.epochs * (55_000 // config.batch_size))
+    steps = max(1, int(config.epochs * (55_000 // config.batch_size)))
     schedule = optax.cosine_onecycle_schedule(steps, config.learning_rate, pct_start=0.2)
     return jdl.supervised(
         model(config),

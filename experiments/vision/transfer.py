@@ -1,7 +1,10 @@
 """What ImageNet's weights are worth on a few labeled pictures: from scratch, frozen, fine-tuned.
 
 Run:       jdl run transfer --seeds 3 --fetch
-Expected:  with 20 pictures of each class 0.81 fine-tuned, 0.79 frozen, 0.46 from scratch (experiments/README.md)
+Result:    accuracy, scratch, 1 of each 0.218; accuracy, scratch, 5 of each 0.389; accuracy, scratch, 20 of each
+           0.458; accuracy, frozen, 1 of each 0.481; accuracy, frozen, 5 of each 0.69; accuracy, frozen, 20 of each
+           0.792; accuracy, fine-tuned, 1 of each 0.537; accuracy, fine-tuned, 5 of each 0.727; accuracy, fine-tuned,
+           20 of each 0.806 (3 seeds, 37 min)
 Data:      six classes of Tux Paint's stamps (Debian's tuxpaint-stamps-default, or --folder PATH); seed i has split i:
            12 pictures of each class are for testing, and of the others 1, 2, 5, 10 or 20 of each for training.
            EfficientNet-Lite0's weights are downloaded once with --fetch.
@@ -35,6 +38,16 @@ class Config:
     body_factor: float = 0.1  # by which the learning rate of fine-tuned layers is smaller
     folder: Path | None = None  # of the stamps
     fetch: bool = False  # download the weights, checked, if they are nowhere
+
+
+SMOKE = {"labeled": (1,), "steps": 2, "steps_per_call": 2, "fetch": True}
+RECORDS = {
+    "": jdl.Record(
+        {"fetch": True},
+        shown=[f"accuracy, {method}, {count} of each" for method in METHODS for count in (1, 5, 20)],
+        beside="from scratch; chance 0.167; 72 test pictures of six classes of stamps",
+    )
+}
 
 
 RENAMED = {"labelled": "labeled"}  # since version 0.1

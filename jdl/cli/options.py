@@ -9,19 +9,33 @@ import tyro
 from jdl.experiment import search_space
 
 
-def read(verb: str, name: str, module: Any, options: type, arguments: list[str], **more: Any) -> Any:
-    """What a command line says: `.options`, `.config`, and what `more` names, each under its name as a prefix."""
+def read(
+    verb: str, name: str, module: Any, options: type, arguments: list[str], default: Any = None, **more: Any
+) -> Any:
+    """Parse a command line into `.options` and `.config`.
+
+    Args:
+        verb: the command.
+        name: what it is about, as the user named it.
+        module: has the Config, a docstring, perhaps RENAMED.
+        options: the dataclass of the command's own options.
+        arguments: the words.
+        default: the config that options change, by default that of `module.Config`.
+        more: further groups of options, each a type under its name as prefix.
+    """
     taken = {field.name for field in dataclasses.fields(options)} | more.keys()
     clash = taken & {field.name for field in dataclasses.fields(module.Config)}
     if clash:
         raise ValueError(f"the Config of {name} has fields that `jdl {verb}` uses; rename {', '.join(sorted(clash))}")
+    field = dataclasses.field() if default is None else dataclasses.field(default_factory=lambda: default)
     command = dataclasses.make_dataclass(
         "command",
         [
             ("options", Annotated[options, tyro.conf.arg(name="")]),
-            ("config", Annotated[module.Config, tyro.conf.arg(name="")]),
+            ("config", Annotated[module.Config, tyro.conf.arg(name="")], field),
             *more.items(),
         ],
+        kw_only=True,
     )
     arguments = _by_new_names(arguments, getattr(module, "RENAMED", {}))
     description = (module.__doc__ or "").strip()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,8 @@ from jdl.cli.command import of_name
 from jdl.cli.console import finish
 from jdl.cli.options import read
 from jdl.cli.resume import go_on
-from jdl.experiment import execute, find
+from jdl.experiment import execute, find, records, search_space
+from jdl.runtime import processes
 from jdl.runtime.cores import use_every_core
 from jdl.training.profiling import profile
 
@@ -26,6 +28,10 @@ class Options:
     """the run directory; by default runs/NAME/TIME"""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """where to send metrics besides metrics.jsonl"""
+    smoke: bool = False
+    """the smallest sizes that go through all of it, to see that it works: the experiment's SMOKE"""
+    record: bool = False
+    """keep the result as a record beside the experiment (`jdl results`)"""
     profile: int | None = None
     """trace this many calls of the step, once warm, into profile/ in the run directory, and show where time went"""
     json: bool = False
@@ -40,7 +46,8 @@ def run(name: str, arguments: list[str]) -> int:
     """
     use_every_core()  # first: an experiment that touches JAX when it is imported would start it with one device
     module = find.find(name)
-    chosen = read("run", name, module, Options, arguments)
+    smoke = module.SMOKE if "--smoke" in arguments and hasattr(module, "SMOKE") else {}
+    chosen = read("run", name, module, Options, arguments, default=search_space.replaced(module.Config(), smoke))
     options = chosen.options
     numbers = options.seed_list or tuple(range(options.seeds))
     if not numbers or min(numbers) < 0:
@@ -50,11 +57,19 @@ def run(name: str, arguments: list[str]) -> int:
         execute.settle(chosen.config)
     else:
         execute.settle_run(begun)
+    domain = next((one.domain for one in find.experiments() if one.file.samefile(str(module.__file__))), "")
+    measured = records.of_config(module, chosen.config, domain) if options.record else None
     with profile(options.profile) if options.profile is not None else contextlib.nullcontext():
         if begun is not None:
-            return go_on(begun, options.json)
-        prepared = execute.prepare(module, chosen.config, numbers, options.run_dir, options.log)
-        return finish(execute.begin(prepared), options.json)
+            status = go_on(begun, options.json)
+            finished = begun
+        else:
+            prepared = execute.prepare(module, chosen.config, numbers, options.run_dir, options.log)
+            finished = execute.begin(prepared)
+            status = finish(finished, options.json)
+    if measured is not None and processes.first():
+        print(f"recorded in {records.write(measured, finished)}", file=sys.stderr)
+    return status
 
 
 COMMAND = of_name(run)

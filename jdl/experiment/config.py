@@ -1,24 +1,165 @@
-"""Configs as JSON and back."""
+"""Configs as JSON and back: numbers, texts, paths, dates, enums, tuples, lists, dicts, and dataclasses within them.
 
+Enums are written by name, paths and dates as text. Where a field may hold several types, what JSON has no type for is
+written with its own: `{"type": "Path", "value": "runs"}`.
+"""
+
+import dataclasses
+import datetime
+import enum
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+_PLAIN = (bool, int, float, str)
+_TEXTS: dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
+    Path: (str, Path),
+    datetime.datetime: (datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+    datetime.date: (datetime.date.isoformat, datetime.date.fromisoformat),
+    datetime.time: (datetime.time.isoformat, datetime.time.fromisoformat),
+}
+_HELD = "numbers, booleans, strings, paths, dates, enums, tuples, lists and dicts of these, and dataclasses of these"
+
+
+def encode(config: Any) -> dict[str, Any]:
+    """A config as JSON, field by field."""
+    return _encode(type(config), config)
 
 
 def decode(kind: Any, value: Any) -> Any:
-    """A config from its JSON, by the types of its fields; raises ValueError naming a field it does not have."""
-    if hasattr(kind, "__dataclass_fields__") and isinstance(value, Mapping):
+    """A value of a type from its JSON; raises ValueError naming a field that a dataclass does not have."""
+    kind = _bare(kind)
+    if value is None or kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         hints = typing.get_type_hints(kind)
         for name in value:
             if name not in hints:
-                raise ValueError(f"{kind.__qualname__} has no field {name!r}; it has {', '.join(hints)}")
-        return kind(**{name: decode(hints[name], item) for name, item in value.items()})
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-        return value if value is None or len(kinds) != 1 else decode(kinds[0], value)
-    if kind is tuple or origin is tuple:
-        return tuple(value)
-    return Path(value) if kind is Path else value
+                shown = getattr(kind, "__qualname__", kind)
+                raise ValueError(f"{shown} has no field {name!r}; it has {', '.join(hints)}")
+        return typing.cast(Any, kind)(**{name: decode(hints[name], item) for name, item in value.items()})
+    several = _several(kind)
+    if len(several) == 1:
+        return decode(several[0], value)
+    if several:
+        if isinstance(value, Mapping) and value.keys() == {"type", "value"}:
+            return decode(_named(several, value["type"]), value["value"])
+        return value
+    container, inner = _container(kind)
+    if container is tuple:
+        return tuple(decode(one, item) for one, item in zip(_each(inner, value), value, strict=False))
+    if container is list:
+        return [decode(inner[0] if inner else Any, item) for item in value]
+    if container is dict:
+        keys, values = inner or (str, Any)
+        return {decode(keys, _key(keys, name)): decode(values, item) for name, item in value.items()}
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return kind[value]
+    return _TEXTS[kind][1](value) if kind in _TEXTS else value
+
+
+def check(config: type) -> None:
+    """Raises TypeError, naming the field, for a Config with a field of a type that JSON could not give back."""
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        wrong = _unsupported(hints[field.name])
+        if wrong is not None:
+            shown = getattr(wrong, "__name__", str(wrong))
+            raise TypeError(f"the field {field.name} of {config.__qualname__} holds {shown}; use {_HELD}")
+
+
+def _encode(kind: Any, value: Any) -> Any:
+    kind = _bare(kind)
+    if value is None or kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return {one.name: _encode(hints[one.name], getattr(value, one.name)) for one in dataclasses.fields(kind)}
+    several = _several(kind)
+    if len(several) == 1:
+        return _encode(several[0], value)
+    if several:
+        if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
+            return value
+        name = "list" if isinstance(value, list) else type(value).__name__
+        name = next((one.__name__ for one in _TEXTS if isinstance(value, one)), name)
+        return {"type": name, "value": _encode(_named(several, name), value)}
+    container, inner = _container(kind)
+    if container is tuple:
+        return [_encode(one, item) for one, item in zip(_each(inner, value), value, strict=False)]
+    if container is list:
+        return [_encode(inner[0] if inner else Any, item) for item in value]
+    if container is dict:
+        keys, values = inner or (str, Any)
+        return {str(_encode(keys, name)): _encode(values, item) for name, item in value.items()}
+    if isinstance(value, enum.Enum):
+        return value.name
+    return _TEXTS[kind][0](value) if kind in _TEXTS else value
+
+
+def _bare(kind: Any) -> Any:
+    """A type without its alias and annotations."""
+    while isinstance(kind, typing.TypeAliasType) or typing.get_origin(kind) is typing.Annotated:
+        kind = kind.__value__ if isinstance(kind, typing.TypeAliasType) else typing.get_args(kind)[0]
+    return kind
+
+
+def _several(kind: Any) -> list[Any]:
+    """The types of a union, without None; none where it is no union."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return []
+    return [
+        one
+        for part in typing.get_args(kind)
+        if part is not type(None)
+        for one in _several(_bare(part)) or [_bare(part)]
+    ]
+
+
+def _named(kinds: Sequence[Any], name: str) -> Any:
+    for kind in kinds:
+        if name in (getattr(kind, "__name__", None), getattr(_container(kind)[0], "__name__", None)):
+            return kind
+    raise ValueError(f"a value of type {name}, where the config takes {', '.join(map(str, kinds))}")
+
+
+def _container(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """tuple, list or dict and the types within; None and nothing for another type."""
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is tuple:
+        return tuple, inner
+    if origin in (list, Sequence):
+        return list if origin is list else tuple, inner if origin is list else (*inner, Ellipsis)
+    return (dict, inner) if origin in (dict, Mapping) else (None, ())
+
+
+def _each(inner: tuple[Any, ...], items: Sequence[Any]) -> list[Any]:
+    """The types of a tuple's items."""
+    if not inner:
+        return [Any] * len(items)
+    return [inner[0]] * len(items) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
+
+
+def _key(kind: Any, name: str) -> Any:
+    """A key of a dict, which JSON made a text."""
+    return kind(name) if _bare(kind) in (int, float) else name
+
+
+def _unsupported(kind: Any) -> Any:
+    """The type within that could not be kept, None where all can."""
+    kind = _bare(kind)
+    if kind is Any or kind in (*_PLAIN, type(None)) or kind in _TEXTS or typing.get_origin(kind) is Literal:
+        return None
+    if dataclasses.is_dataclass(kind):
+        within: Sequence[Any] = list(typing.get_type_hints(kind).values())
+    elif isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return None
+    elif _several(kind):
+        within = _several(kind)
+    elif _container(kind)[0] is not None:
+        within = [one for one in _container(kind)[1] if one is not Ellipsis]
+    else:
+        return kind
+    return next((wrong for wrong in map(_unsupported, within) if wrong is not None), None)

@@ -1,6 +1,5 @@
 """Experiments in run directories: begun, gone on with, moved to other devices, repeated."""
 
-import dataclasses
 import hashlib
 import math
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jdl.experiment.config import decode
+from jdl.experiment.config import decode, encode
 from jdl.experiment.find import find, load_file
 from jdl.parallel.modes import MODES, check_mesh
 from jdl.runtime import processes
@@ -54,7 +53,7 @@ def prepare(
     package = module.__name__.rpartition(".")[0]
     root = file.absolute().parents[len(package.split(".")) if package else 0]
     source = {"package": package, "path": sorted({str(root), str(file.absolute().parent)})}
-    values = dataclasses.asdict(config)
+    values = encode(config)
     prepared = runs.create(folder, values, experiment=file.stem, seeds=numbers, log=log, source=source)
     shutil.copyfile(file, prepared.path / COPY)
     return prepared
@@ -74,7 +73,7 @@ def _is_begun(module: ModuleType, config: Any, numbers: Sequence[int], path: Pat
     if not (path / "config.json").is_file() or (found := Run(path)).result is not None:
         return False
     file = Path(typing.cast(str, module.__file__))
-    wanted = as_json({"experiment": file.stem, "seeds": list(numbers), **dataclasses.asdict(config)})
+    wanted = as_json({"experiment": file.stem, "seeds": list(numbers), **encode(config)})
     held = {"experiment": found.description["experiment"], "seeds": list(found.seeds), **found.config}
     held |= found.description.get("before", [{}])[0]  # as it was begun, where `jdl resume` has moved it since
     differ = [

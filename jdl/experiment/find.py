@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from jdl.experiment.config import check
+
 FOLDER = Path("experiments")
 INSTALLED = Path(__file__).parents[1] / "experiments"  # in a wheel; a clone has ./experiments
 _REQUIRED = {"Config", "main"}
@@ -163,6 +165,9 @@ def _checked(module: ModuleType, name: str) -> ModuleType:
     missing = [part for part in sorted(_REQUIRED) if not hasattr(module, part)]
     if missing:
         raise TypeError(f"{name} is no experiment: it has no {' and no '.join(missing)}; see experiments/basics/xor.py")
-    if not dataclasses.is_dataclass(module.Config) or not module.Config.__dataclass_params__.frozen:  # type: ignore
+    config = module.Config
+    frozen = dataclasses.is_dataclass(config) and getattr(config, "__dataclass_params__").frozen  # noqa: B009
+    if not frozen:
         raise TypeError(f"the Config of {name} is no frozen dataclass; write @dataclasses.dataclass(frozen=True)")
+    check(module.Config)
     return module

@@ -5,6 +5,8 @@ As text, on a command line: "LOW HIGH" is uniform, "log LOW HIGH" uniform in the
 """
 
 import dataclasses
+import datetime
+import enum
 import functools
 import math
 import types
@@ -70,11 +72,12 @@ def fields(config: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
-        kind = hints[field.name]
+        kind, optional = hints[field.name], False
         if typing.get_origin(kind) in (typing.Union, types.UnionType):
             kinds = [one for one in typing.get_args(kind) if one is not type(None)]
+            optional = len(kinds) < len(typing.get_args(kind))
             kind = kinds[0] if len(kinds) == 1 else kind
-        if dataclasses.is_dataclass(kind):
+        if not optional and dataclasses.is_dataclass(kind):
             found |= {f"{field.name}.{name}": inner for name, inner in fields(typing.cast(type, kind)).items()}
         else:
             found[field.name] = kind
@@ -115,6 +118,11 @@ def _number(word: str) -> int | float:
 
 
 def _value(word: str, kind: Any) -> bool | int | float | str:
+    """A value that a field may be given; enums by name."""
+    if _is_enum(kind):
+        if word not in kind.__members__:
+            raise ValueError(f"{word!r} is not among {', '.join(kind.__members__)}")
+        return word
     if kind is bool:
         if word.lower() not in ("true", "false"):
             raise ValueError(f"{word!r} is neither true nor false")
@@ -173,6 +181,9 @@ def _typed(name: str, dimension: Any, kind: Any) -> Dimension:
     if kind is float:
         dimension = Choice(tuple(float(value) if type(value) is int else value for value in dimension.values))
     allowed = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
+    if _is_enum(kind):
+        dimension = Choice(tuple(value.name if isinstance(value, enum.Enum) else value for value in dimension.values))
+        allowed = tuple(typing.cast(type[enum.Enum], kind).__members__)
     for value in dimension.values:
         if value not in allowed if allowed else type(value) is not kind:
             raise TypeError(f"the space of {name}, {dimension}: {value!r} is not what the field holds, {shown}")
@@ -201,6 +212,9 @@ def replaced[T](config: T, settings: Mapping[str, Any]) -> T:
     for name, value in settings.items():
         first, _, rest = name.partition(".")
         value = replaced(getattr(config, first), {rest: value}) if rest else value
+        kind = fields(type(config)).get(first)
+        if _is_enum(kind) and isinstance(value, str):
+            value = typing.cast(Any, kind)[value]
         config = dataclasses.replace(typing.cast(Any, config), **{first: value})
     return config
 
@@ -216,11 +230,22 @@ def options(config: Any) -> list[str]:
         *outer, last = name.replace("_", "-").split(".")
         if isinstance(value, bool):
             words.append("--" + ".".join([*outer, last if value else f"no-{last}"]))
+        elif dataclasses.is_dataclass(value):
+            raise ValueError(f"the field {name} holds {value}, which no option of a command line gives")
         else:
-            several = value if isinstance(value, tuple) else (value,)
+            pairs = [part for pair in value.items() for part in pair] if isinstance(value, dict) else None
+            several = pairs if pairs is not None else value if isinstance(value, tuple | list) else (value,)
             words += ["--" + ".".join([*outer, last]), *(_word(one) for one in several)]
     return words
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
     return str(value) if isinstance(value, str | Path) else repr(value)
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, enum.Enum)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jdl.experiment import find, search_space
+from jdl.experiment.config import encode
 from jdl.runtime.cores import share_cores
 from jdl.runtime.files import as_json, write_json
 from jdl.runtime.preemption import REQUEUE
@@ -129,7 +130,7 @@ def _describe(folder: Path, given: Mapping[str, Any]) -> None:
     """Write down what is swept, or see that it is what was begun here."""
     deciding = {name: getattr(given["options"], name) for name in ("seeds", "split_seeds")}
     description = as_json(
-        {"experiment": given["experiment"], "config": dataclasses.asdict(given["config"]), **deciding}
+        {"experiment": given["experiment"], "config": encode(given["config"]), **deciding}
         | {"grid": {field: list(values) for field, values in given["grid"].items()}}
     )
     file = folder / _DESCRIPTION

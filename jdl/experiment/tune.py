@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from jdl.experiment import execute, find, search_space, study
+from jdl.experiment.config import encode
 from jdl.experiment.population import POPULATION, check_runs, of_setting, split, together
 from jdl.experiment.search_space import choice, log, uniform
 from jdl.experiment.study import Study, Trial
@@ -137,7 +138,7 @@ class _Search:
         mode = Monitor.of(options.metric).mode
         self.description = {
             "experiment": name,
-            "config": dataclasses.asdict(config),
+            "config": encode(config),
             "space": {field: str(dimension) for field, dimension in space.items()},
             "metric": options.metric,
             "direction": options.direction or {"min": "minimize", "max": "maximize"}[mode],
@@ -261,9 +262,7 @@ class _Search:
                 write_json(writing / "config.json", description)
             writing.rename(path)
         run = Run(path)
-        if population is None and run.config != _plain(
-            dataclasses.asdict(search_space.replaced(self.config, settings))
-        ):
+        if population is None and run.config != _plain(encode(search_space.replaced(self.config, settings))):
             raise FileExistsError(f"{path} holds a run of another search; move it away, or give another --study-dir")
         return run
 

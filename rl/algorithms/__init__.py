@@ -1,4 +1,4 @@
-"""One file an algorithm, each a named tuple of pure functions."""
+"""Algorithms, one per file; each function returns an `rl.Algorithm`, a named tuple of pure functions."""
 
 from rl.algorithms.a2c import a2c
 from rl.algorithms.dqn import dqn

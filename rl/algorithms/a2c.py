@@ -1,4 +1,4 @@
-"""Advantage actor-critic, synchronous (Mnih et al. 2016, section 4; one update a rollout)."""
+"""Synchronous advantage actor-critic (Mnih et al. 2016, section 4), with one update per rollout."""
 
 from typing import Any
 
@@ -39,7 +39,25 @@ def a2c(
     normalize_advantages: bool = False,
     normalize_observations: bool = False,
 ) -> Algorithm:
-    """A2C; arguments as for `rl.ppo`. optimizer: by default RMSProp(7e-4, decay 0.99) with a global norm of 0.5."""
+    """A2C for Discrete, MultiDiscrete, MultiBinary and Box actions.
+
+    Args:
+        observation_space: see `rl.ppo`.
+        action_space: see `rl.ppo`.
+        network: see `rl.ppo`.
+        optimizer: by default RMSProp(7e-4, decay 0.99), gradients clipped to a global norm of 0.5.
+        shared: see `rl.ppo`.
+        num_steps: steps of each environment per rollout and update.
+        discount: γ.
+        gae_lambda: λ of the advantages; 1 uses all rewards of the rollout before bootstrapping.
+        entropy_weight: weight of the entropy bonus.
+        value_weight: weight of the value loss.
+        normalize_advantages: to mean 0 and standard deviation 1 over the rollout.
+        normalize_observations: by running moments; real-valued parts alone.
+
+    Raises:
+        ValueError: for unsupported spaces, and for `num_steps` below 1.
+    """
     if optimizer is None:
         optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.rmsprop(7e-4, decay=0.99, eps=1e-5))
     if num_steps < 1:
@@ -71,7 +89,7 @@ def a2c(
                 "valid": valid,
             }
         )
-        own = seam.current().share(jnp.arange(value.size))  # replicas (`jdl.pmap`) take a part each
+        own = seam.current().share(jnp.arange(value.size))  # under `jdl.pmap`, this replica's part
         part = jax.tree.map(lambda leaf: leaf[own], batch)
         grads, _, measured = jdl.gradients(loss, agent.params, part, key)
         updates, optimizer_state = optimizer.update(grads, agent.optimizer, agent.params)

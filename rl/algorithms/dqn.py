@@ -1,7 +1,7 @@
 """Deep Q-learning (Mnih et al. 2015) with its well-known improvements as options, each independent of the others.
 
-Double (van Hasselt et al. 2016), dueling (Wang et al. 2016), n-step returns and prioritized replay (Schaul et al.
-2016), as Hessel et al. 2018 combine them.
+The options are double Q-learning (van Hasselt et al. 2016), dueling networks (Wang et al. 2016), n-step returns and
+prioritized replay (Schaul et al. 2016), as Hessel et al. 2018 combine them.
 """
 
 from typing import Any, NamedTuple
@@ -30,31 +30,54 @@ from rl.types import Algorithm, Carry, Experience, TimeStep
 
 @flax.struct.dataclass
 class DQNAgent:
-    """Everything that changes while action values are learnt."""
+    """Everything that changes while action values are learned.
+
+    Attributes:
+        params: parameters of the online network.
+        target: parameters of the target network.
+        optimizer: state of the Optax optimizer.
+        replay: the transitions kept.
+        steps: scalar int32; steps of all environments together.
+        updates: scalar int32; updates of the parameters.
+        observations: `rl.normalize.Moments` of the observations; None if they are not normalized.
+    """
 
     params: Any
     target: Any
     optimizer: Any
     replay: ReplayState
-    steps: Any  # of all environments together
-    updates: Any  # of the parameters
-    observations: Any  # moments of the observations; None where they are not normalized
+    steps: Any
+    updates: Any
+    observations: Any
 
 
 class Priorities(NamedTuple):
-    """Of the replay: its tree, and the highest so far."""
+    """The priorities of the replay.
+
+    Attributes:
+        tree: as in `ReplayState`.
+        highest: as in `ReplayState`.
+    """
 
     tree: Any
     highest: Any
 
 
 class Learning(NamedTuple):
-    """What the updates of a rollout pass on."""
+    """The state that one update passes to the next.
+
+    Attributes:
+        params: parameters of the online network.
+        target_params: parameters of the target network.
+        opt_state: state of the Optax optimizer.
+        updates: scalar int32; updates so far.
+        priorities: priorities of the replay.
+    """
 
     params: PyTree
     target_params: PyTree
     opt_state: Any
-    updates: Array  # so far
+    updates: Array
     priorities: Priorities
 
 
@@ -188,7 +211,7 @@ def dqn(
             agent.params, agent.target, agent.optimizer, agent.updates, Priorities(kept.tree, kept.highest)
         )
 
-        # The rows are read within and not carried: what passes through a branch or a loop may be copied.
+        # The replay's rows are closed over, not carried: an array that passes through a branch or loop may be copied.
         def learn() -> tuple[Learning, Any]:
             learning, metrics = jax.lax.scan(one_update, before, jax.random.split(key, updates_per_rollout))
             return learning, merge_axis(metrics, 0)
@@ -205,7 +228,7 @@ def dqn(
             part = jax.tree.map(lambda leaf: leaf[share], {"transitions": batch, "td_targets": targets})
             grads, mean, measured = jdl.gradients(loss, params, part, key)
             if prioritized:
-                # Where the batch was split, its errors did not come back in one piece.
+                # Where a transform split the batch, its errors are not in one piece and are computed again.
                 whole = not seam.current().reductions
                 errors = (
                     measured["error"] if whole else td_errors(params, batch, td_targets(params, target_params, batch))
@@ -230,7 +253,7 @@ def dqn(
         return agent, {**metrics, "epsilon": Last(jnp.asarray(at(epsilon, agent.steps), jnp.float32))}
 
     def td_targets(params: PyTree, target_params: PyTree, batch: Transitions) -> Float[Array, " batch"]:
-        """The rewards, and the target network's value of the best action after them."""
+        """The n-step rewards plus the discounted value of the best next action, by the target network."""
         next_values = values(target_params, batch.next_observation, batch.next_action_mask)
         chooser = values(params, batch.next_observation, batch.next_action_mask) if double else next_values
         bootstrap = jnp.take_along_axis(next_values, chooser.argmax(-1)[:, None], 1)[:, 0]

@@ -18,7 +18,7 @@ def expected_sarsa(
     discount: float = 0.99,
     num_steps: int = 1,
 ) -> Algorithm:
-    """Back up the mean over what the policy might do next; arguments as for `rl.q_learning`."""
+    """Tabular expected SARSA: back up the policy's mean action value. Arguments as for `rl.q_learning`."""
     return tabular(
         observation_space,
         action_space,

@@ -46,9 +46,29 @@ def ppo(
 ) -> Algorithm:
     """PPO for Discrete, MultiDiscrete, MultiBinary and Box actions.
 
-    network: a torso (`rl.networks`), by default 64-64 with tanh or the network of Mnih et al. 2015 for pictures;
-    actor and critic have one each unless `shared`. optimizer: by default Adam(2.5e-4) with a global norm of 0.5.
-    Discount, gae_lambda, clips and weights may be traced (`jdl.population`). Raises ValueError for unsupported spaces.
+    `discount`, `gae_lambda`, the clips and the weights may be traced (`jdl.population`).
+
+    Args:
+        observation_space: any space that `rl.networks.torso` or the given network takes.
+        action_space: Discrete, MultiDiscrete, MultiBinary or Box.
+        network: a torso (`rl.networks`), by default 64-64 with tanh, or the network of Mnih et al. 2015 for images.
+        optimizer: by default Adam(2.5e-4), gradients clipped to a global norm of 0.5.
+        shared: one torso for actor and critic instead of one each.
+        num_steps: steps of each environment per rollout.
+        epochs: passes over each rollout.
+        minibatches: updates per epoch.
+        discount: γ.
+        gae_lambda: λ of the advantages.
+        clip: probability ratios are clipped to [1 - clip, 1 + clip].
+        clip_value: changes of the value are clipped to [-clip_value, clip_value] in the value loss; None for no
+            clipping.
+        entropy_weight: weight of the entropy bonus.
+        value_weight: weight of the value loss.
+        normalize_advantages: to mean 0 and standard deviation 1 over each minibatch.
+        normalize_observations: by running moments; real-valued parts alone.
+
+    Raises:
+        ValueError: for unsupported spaces, for counts below 1, and for more minibatches than a rollout has steps.
     """
     if optimizer is None:
         optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-4, eps=1e-5))
@@ -87,7 +107,7 @@ def ppo(
             raise ValueError(f"ppo(minibatches={minibatches}): a rollout has {size} steps in all; at most that many")
         number = jnp.arange(epochs * minibatches)
         positions = number[:, None] % minibatches * (size // minibatches) + jnp.arange(size // minibatches)
-        # A permutation that is computed, not sorted: sorting would take longer than the updates on a CPU.
+        # Compute a permutation instead of sorting random keys: on a CPU sorting takes longer than the updates.
         shuffled = jax.vmap(lambda e, p: shuffled_index(key, e, p, size))(number // minibatches, positions)
 
         def minibatch(state: tuple[PyTree, Any], place: tuple[Array, Array]) -> tuple[tuple[PyTree, Any], Any]:
@@ -96,7 +116,7 @@ def ppo(
             center, scale = 0.0, 1.0
             if normalize_advantages:
                 center, scale = moments(batch["advantage"][indices], batch["valid"][indices])
-            own = seam.current().share(indices)  # replicas (`jdl.pmap`) take a part each of the same minibatch
+            own = seam.current().share(indices)  # under `jdl.pmap`, this replica's part of the minibatch
             part = jax.tree.map(lambda leaf: leaf[own], batch)
             part["advantage"] = (part["advantage"] - center) / scale
             grads, _, measured = jdl.gradients(loss, params, part, jax.random.fold_in(key, number))

@@ -19,11 +19,19 @@ def q_learning(
     discount: float = 0.99,
     num_steps: int = 1,
 ) -> Algorithm:
-    """Back up the best action of the state that was reached, whatever was done there.
+    """Tabular Q-learning: back up the highest action value of the next state, whichever action is taken there.
 
-    learning_rate: a number, or a function of how often a state and action were visited. epsilon: the share of random
-    actions, a number or a function of the steps taken by all environments together (Optax's schedules). num_steps
-    between updates, in order. Raises ValueError for spaces that are not Discrete.
+    Args:
+        observation_space: Discrete.
+        action_space: Discrete.
+        learning_rate: a number, or a function of how often a state and action were visited.
+        epsilon: probability of a random action, a number or a function of the steps of all environments together
+            (an Optax schedule).
+        discount: γ.
+        num_steps: steps of each environment per rollout; an update backs them up in order.
+
+    Raises:
+        ValueError: for spaces that are not Discrete.
     """
     return tabular(
         observation_space,

@@ -1,4 +1,4 @@
-"""REINFORCE (Williams 1992): the gradient of the log-probability of what was done, times what came of it."""
+"""REINFORCE (Williams 1992): the gradient of the log-probability of each action, times the return that followed."""
 
 from typing import Any
 
@@ -36,10 +36,27 @@ def reinforce(
     normalize_returns: bool = True,
     normalize_observations: bool = False,
 ) -> Algorithm:
-    """REINFORCE, with a learnt value of the state as baseline or with none (Sutton and Barto, sections 13.3, 13.4).
+    """REINFORCE for Discrete, MultiDiscrete, MultiBinary and Box actions, with or without a baseline.
 
-    Returns are whole: a step counts where its episode ends within the rollout, so that a rollout must be longer than
-    an episode. normalize_returns: of a rollout, after the baseline. Other arguments as for `rl.ppo`.
+    Returns are Monte-Carlo returns without a bootstrap: a step counts only if its episode ends within the rollout, so a
+    rollout must be longer than an episode.
+
+    Args:
+        observation_space: see `rl.ppo`.
+        action_space: see `rl.ppo`.
+        network: see `rl.ppo`.
+        optimizer: by default Adam(1e-3).
+        baseline: subtract a learned value of the state from the returns.
+        num_steps: steps of each environment per rollout and update.
+        discount: γ.
+        entropy_weight: weight of the entropy bonus.
+        normalize_returns: to mean 0 and standard deviation 1 over the rollout, after the baseline.
+        normalize_observations: by running moments; real-valued parts alone.
+
+    Raises:
+        ValueError: for unsupported spaces, and for `num_steps` below 1.
+
+    Source: Sutton and Barto, sections 13.3 and 13.4.
     """
     if optimizer is None:
         optimizer = optax.adam(1e-3)
@@ -74,7 +91,7 @@ def reinforce(
                 "valid": counted,
             }
         )
-        own = seam.current().share(jnp.arange(returned.size))  # replicas (`jdl.pmap`) take a part each
+        own = seam.current().share(jnp.arange(returned.size))  # under `jdl.pmap`, this replica's part
         part = jax.tree.map(lambda leaf: leaf[own], batch)
         grads, _, measured = jdl.gradients(loss, agent.params, part, key)
         updates, optimizer_state = optimizer.update(grads, agent.optimizer, agent.params)
@@ -97,5 +114,5 @@ def reinforce(
 
 
 def _ends_later(boundary: Bool[Array, "time env"]) -> Bool[Array, "time env"]:
-    """Whether the episode of each step ends at that step or a later one of the rollout."""
+    """Whether the episode of each step ends at that step or at a later step of the rollout."""
     return jax.lax.cummax(boundary.astype(jnp.int32), reverse=True) > 0

@@ -19,9 +19,9 @@ def sarsa(
     discount: float = 0.99,
     num_steps: int = 16,
 ) -> Algorithm:
-    """Back up the action that was done next; arguments as for `rl.q_learning`.
+    """Tabular SARSA: back up the value of the action taken next. Arguments as for `rl.q_learning`.
 
-    At the end of a rollout, and of an episode that was cut off, the next action is drawn from the policy.
+    After the last step of a rollout, and after a truncation, the next action is drawn from the policy.
     """
     return tabular(
         observation_space,

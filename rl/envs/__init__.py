@@ -1,4 +1,4 @@
-"""JAX environments: compiled twins of Gymnasium's, and the wrappers that make episodes of them."""
+"""JAX environments: compiled twins of Gymnasium's, wrappers, and adapters for the environments of other libraries."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,15 @@ TWINS: dict[str, Callable[..., Environment]] = {
 
 
 def make(name: str, **options: Any) -> Environment:
-    """The compiled twin of a Gymnasium environment, by its id; raises LookupError listing those there are."""
+    """The compiled twin of a Gymnasium environment.
+
+    Args:
+        name: its Gymnasium id.
+        **options: arguments of the twin's function in `TWINS`.
+
+    Raises:
+        LookupError: for an environment without a twin; the message lists those with one.
+    """
     if name not in TWINS:
         known = ", ".join(TWINS)
         raise LookupError(f"there is no JAX environment {name!r}; there are {known} (others train with runner host)")

@@ -1,6 +1,7 @@
-"""Other libraries' JAX environments behind our protocol; each library is imported by whoever has made its environment.
+"""Adapters from other libraries' JAX environments to `Environment`.
 
-All are taken without their own auto-reset, so that what an action led to is not lost.
+They import none of these libraries: the caller has imported the one that made the environment. All bypass the library's
+own auto-reset, which would replace the last observation of an episode.
 """
 
 from typing import Any
@@ -15,9 +16,13 @@ from rl.envs.environment import Environment, Outcome, time_limit
 
 
 def from_functional(env: Any, name: str, max_steps: int | None = None, params: Any = None) -> Environment:
-    """A functional environment of Gymnasium's (`gymnasium.experimental.functional.FuncEnv`), cut off at `max_steps`.
+    """A functional environment from Gymnasium.
 
-    name: the id of the environment to be evaluated in. params: the environment's own by default.
+    Args:
+        env: a `gymnasium.experimental.functional.FuncEnv`.
+        name: id of the Gymnasium environment in which agents are evaluated.
+        max_steps: steps after which an episode is truncated; None for no limit.
+        params: parameters of the environment; None for its defaults.
     """
     extra = {} if params is None else {"params": params}
 
@@ -40,7 +45,15 @@ def from_functional(env: Any, name: str, max_steps: int | None = None, params: A
 
 
 def from_gymnax(env: Any, params: Any = None) -> Environment:
-    """An environment of gymnax's, 1.0 or later: `from_gymnax(*gymnax.make("Breakout-MinAtar"))`."""
+    """An environment from gymnax 1.0 or later: `from_gymnax(*gymnax.make("Breakout-MinAtar"))`.
+
+    Args:
+        env: the gymnax environment.
+        params: its parameters; None for its defaults.
+
+    Raises:
+        ValueError: for an environment from an earlier gymnax, and for spaces that are neither Discrete nor Box.
+    """
     if not hasattr(env, "is_truncated"):
         raise ValueError(f"{env} does not tell truncation from termination; use gymnax 1.0 or later")
     params = env.default_params if params is None else params
@@ -59,7 +72,13 @@ def from_gymnax(env: Any, params: Any = None) -> Environment:
 
 
 def from_brax(env: Any, name: str = "brax", max_steps: int = 1000) -> Environment:
-    """An environment of Brax's without its wrappers: `from_brax(brax.envs.get_environment("ant"))`."""
+    """An environment from Brax: `from_brax(brax.envs.get_environment("ant"))`.
+
+    Args:
+        env: the Brax environment, without Brax's wrappers.
+        name: name of the environment.
+        max_steps: steps after which an episode is truncated.
+    """
 
     def reset(key: Array) -> tuple[Any, Outcome]:
         state = env.reset(key)
@@ -75,9 +94,14 @@ def from_brax(env: Any, name: str = "brax", max_steps: int = 1000) -> Environmen
 
 
 def from_pgx(env: Any, max_steps: int | None = None) -> Environment:
-    """A game for one player of pgx's: `from_pgx(pgx.make("2048"))`; what is allowed comes as an action mask.
+    """A single-player game from pgx: `from_pgx(pgx.make("2048"))`. Legal actions become the action mask.
 
-    Some never end by themselves: `max_steps` cuts off. Raises ValueError for games of more players.
+    Args:
+        env: the pgx game.
+        max_steps: steps after which an episode is truncated; None for no limit. Some games never end by themselves.
+
+    Raises:
+        ValueError: for games with more players.
     """
     if env.num_players != 1:
         raise ValueError(f"from_pgx: {env.id} is for {env.num_players} players; one agent needs a game for one")
@@ -109,7 +133,7 @@ def _numbers(observation: Any) -> Any:
 
 
 def _space(space: Any) -> spaces.Space:
-    """A space of gymnax's as one of Gymnasium's."""
+    """The Gymnasium space for a gymnax space."""
     if hasattr(space, "n"):
         return spaces.Discrete(int(space.n))
     if hasattr(space, "low") and hasattr(space, "shape"):

@@ -1,4 +1,6 @@
-"""Gymnasium's classic control environments, compiled. States are float32; Gymnasium's own are float64.
+"""Gymnasium's classic control environments, compiled. States are float32; in Gymnasium they are float64.
+
+Episodes are truncated after `max_steps` steps.
 
 Sources, by way of Gymnasium 1.4: CartPole, Barto, Sutton and Anderson 1983; MountainCar, Moore 1990; Acrobot, Sutton
 and Barto, "Reinforcement Learning", section 11.3 of the first edition; Pendulum, Gymnasium's own.
@@ -18,7 +20,7 @@ _NO = np.False_
 
 
 def cartpole(max_steps: int = 500) -> Environment:
-    """Balance a pole on a cart by pushing it left or right; 1 a step while the pole stands."""
+    """Balance a pole on a cart by pushing the cart left or right; the reward is 1 per step until the pole falls."""
     gravity, pole_mass, total_mass, half_length, force, dt = 9.8, 0.1, 1.1, 0.5, 10.0, 0.02
     angle_limit, position_limit = 12 * 2 * np.pi / 360, 2.4
     high = np.array([2 * position_limit, np.inf, 2 * angle_limit, np.inf], np.float32)
@@ -47,7 +49,7 @@ def cartpole(max_steps: int = 500) -> Environment:
 
 
 def mountain_car(max_steps: int = 200) -> Environment:
-    """Swing a car that is too weak out of a valley; -1 a step until the flag."""
+    """Drive an underpowered car out of a valley by swinging; the reward is -1 per step until it reaches the flag."""
     lowest, highest, fastest, goal, force, gravity = -1.2, 0.6, 0.07, 0.5, 0.001, 0.0025
     low, high = np.array([lowest, -fastest], np.float32), np.array([highest, fastest], np.float32)
 
@@ -69,7 +71,7 @@ def mountain_car(max_steps: int = 200) -> Environment:
 
 
 def acrobot(max_steps: int = 500) -> Environment:
-    """Swing a two-link arm above a line by the torque on its middle joint; -1 a step until it is there."""
+    """Swing a two-link arm above a line by torque on its middle joint; the reward is -1 per step until it is there."""
     dt, gravity, fastest = 0.2, 9.8, (4 * np.pi, 9 * np.pi)
     high = np.array([1, 1, 1, 1, *fastest], np.float32)
 
@@ -78,7 +80,7 @@ def acrobot(max_steps: int = 500) -> Environment:
         return jnp.stack([jnp.cos(first), jnp.sin(first), jnp.cos(second), jnp.sin(second), speed, other_speed])
 
     def derivative(state: Array, torque: Array) -> Array:
-        # Links of length and mass 1, centers of mass at 0.5, moments of inertia 1; the book's equations.
+        # The equations of the book, for links of length and mass 1, centers of mass at 0.5, moments of inertia 1.
         first, second, speed, other_speed = state
         d1 = 0.25 + 1 + 0.25 + jnp.cos(second) + 2
         d2 = 0.25 + 0.5 * jnp.cos(second) + 1
@@ -116,7 +118,7 @@ def acrobot(max_steps: int = 500) -> Environment:
 
 
 def pendulum(max_steps: int = 200) -> Environment:
-    """Swing a pendulum up and hold it there with little torque; minus the cost of angle, speed and torque a step."""
+    """Swing up a pendulum and hold it with little torque; the reward is minus a cost of angle, speed and torque."""
     gravity, fastest, strongest, dt = 10.0, 8.0, 2.0, 0.05
     high = np.array([1, 1, fastest], np.float32)
     torques = spaces.Box(-strongest, strongest, (1,), np.float32)

@@ -1,4 +1,4 @@
-"""A JAX environment: pure functions of one environment; `jax.vmap` makes it many, wrappers change what it does."""
+"""A JAX environment: pure functions of a single environment. `jax.vmap` runs many; wrappers change its behavior."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,38 +12,65 @@ EnvState = Any  # a pytree of arrays
 
 
 class Outcome(NamedTuple):
-    """What an environment answers to an action, or to a reset (whose reward is zero)."""
+    """The response of an environment to an action, or to a reset.
 
-    observation: Any  # of the state that was reached, before any reset
+    Attributes:
+        observation: the observation of the state that was reached, before any reset.
+        reward: scalar float32; zero for a reset.
+        terminated: scalar bool; the episode has ended.
+        truncated: scalar bool; the episode was cut off and would have continued.
+        action_mask: [actions], bool; True for the actions that are allowed next. None if all always are.
+    """
+
+    observation: Any
     reward: Any
-    terminated: Any  # nothing comes after
-    truncated: Any  # something would come after, and is not played
-    action_mask: Any = None  # true for the actions allowed next; None where all always are
+    terminated: Any
+    truncated: Any
+    action_mask: Any = None
 
 
 class Environment(NamedTuple):
-    """Pure functions and Gymnasium spaces; no axis of environments.
+    """An environment as pure functions and Gymnasium spaces, without an axis of environments.
 
-    `step` does not reset: what it returns is the true outcome. Who wants episodes to follow each other says so
-    (`auto_reset`).
+    `step` never resets: it returns the true outcome of the action. `auto_reset` starts a new episode after each one.
+
+    Attributes:
+        name: id of the Gymnasium environment that this is a twin of.
+        reset: `(key) -> (state, outcome)`.
+        step: `(state, action, key) -> (state, outcome)`.
+        observation_space: space of `Outcome.observation`.
+        action_space: space of the actions that `step` takes.
     """
 
-    name: str  # the id of the Gymnasium environment that it is the twin of
-    reset: Callable[[Array], tuple[EnvState, Outcome]]  # (key) -> state, outcome
-    step: Callable[[EnvState, Any, Array], tuple[EnvState, Outcome]]  # (state, action, key) -> state, outcome
+    name: str
+    reset: Callable[[Array], tuple[EnvState, Outcome]]
+    step: Callable[[EnvState, Any, Array], tuple[EnvState, Outcome]]
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
 
 
 class Timed(NamedTuple):
-    """The state of an environment with a time limit."""
+    """The state of an environment with a time limit.
+
+    Attributes:
+        state: state of the environment itself.
+        elapsed: scalar int32; steps since the reset.
+    """
 
     state: EnvState
     elapsed: Array
 
 
 def time_limit(env: Environment, max_steps: int) -> Environment:
-    """Truncate episodes after a number of steps; one that terminates at that very step has terminated."""
+    """The environment with a time limit; an episode that terminates at the limit is not truncated.
+
+    Args:
+        env: the environment to wrap.
+        max_steps: steps after which an episode is truncated.
+
+    Raises:
+        ValueError: for `max_steps` below 1.
+    """
     if max_steps < 1:
         raise ValueError(f"time_limit(max_steps={max_steps}): an episode has at least 1 step")
 
@@ -61,10 +88,11 @@ def time_limit(env: Environment, max_steps: int) -> Environment:
 
 
 def auto_reset(env: Environment) -> Callable[[EnvState, Any, Array], tuple[EnvState, Outcome, Outcome]]:
-    """`(state, action, key) -> state, outcome, now`: a step, then a reset where the episode ended.
+    """A step function that starts a new episode when one ends.
 
-    `outcome` is what the action led to, `now` what the agent sees next: the first outcome of a new episode where one
-    begins, else `outcome` itself.
+    Returns:
+        `(state, action, key) -> (state, outcome, now)`. `outcome` is that of the action. `now` is the outcome that the
+        agent acts on next: that of the reset where a new episode begins, else `outcome`.
     """
 
     def step(state: EnvState, action: Any, key: Array) -> tuple[EnvState, Outcome, Outcome]:

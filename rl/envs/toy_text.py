@@ -1,4 +1,4 @@
-"""Gymnasium's toy text environments, compiled: all that they do is in their table of transitions."""
+"""Gymnasium's toy text environments, compiled from their tables of transitions."""
 
 from typing import Any, NamedTuple
 
@@ -12,18 +12,31 @@ from rl.envs.environment import Environment, Outcome, time_limit
 
 
 class Table(NamedTuple):
-    """A finite Markov decision process: for each state and action, what may follow."""
+    """A finite Markov decision process: the possible outcomes of each action in each state.
 
-    probability: Float[np.ndarray, "states actions outcomes"]  # zero for outcomes that only pad the table
+    Attributes:
+        probability: of each outcome; zero for outcomes that only pad the table.
+        next_state: the state that an outcome leads to.
+        reward: of each outcome.
+        terminated: whether an outcome ends the episode.
+        start: probability that an episode begins in each state.
+        allowed: [states, actions], bool; True for the allowed actions. None if every action is always allowed.
+    """
+
+    probability: Float[np.ndarray, "states actions outcomes"]
     next_state: Int[np.ndarray, "states actions outcomes"]
     reward: Float[np.ndarray, "states actions outcomes"]
     terminated: Bool[np.ndarray, "states actions outcomes"]
-    start: Float[np.ndarray, " states"]  # probability of an episode to begin there
-    allowed: Any = None  # [states, actions]; None where everything always is
+    start: Float[np.ndarray, " states"]
+    allowed: Any = None
 
 
 def table(env: gymnasium.Env) -> Table:
-    """The table of a Gymnasium environment that has one (`env.unwrapped.P`)."""
+    """The table of a Gymnasium environment that has one (`env.unwrapped.P`).
+
+    Raises:
+        ValueError: for an environment without one.
+    """
     transitions, start = (getattr(env.unwrapped, name, None) for name in ("P", "initial_state_distrib"))
     if transitions is None or start is None:
         raise ValueError(f"{env} has no table of transitions (P); of Gymnasium's, FrozenLake, CliffWalking and Taxi do")
@@ -41,7 +54,13 @@ def table(env: gymnasium.Env) -> Table:
 
 
 def from_table(name: str, rules: Table, max_steps: int | None = None) -> Environment:
-    """An environment from its table; observations are states."""
+    """An environment from its table; observations are states.
+
+    Args:
+        name: name of the environment.
+        rules: its table.
+        max_steps: steps after which an episode is truncated; None for no limit.
+    """
     states, actions, _ = rules.probability.shape
     upper = jnp.asarray(np.cumsum(rules.probability, -1)[..., :-1], jnp.float32)
     starts = jnp.asarray(np.cumsum(rules.start)[:-1], jnp.float32)
@@ -69,19 +88,39 @@ def from_table(name: str, rules: Table, max_steps: int | None = None) -> Environ
 
 
 def toy_text(name: str, **options: Any) -> Environment:
-    """The compiled twin of a Gymnasium environment with a table ("FrozenLake-v1"), its options and time limit."""
+    """The compiled twin of a Gymnasium environment that has a table, with the same time limit.
+
+    Args:
+        name: its Gymnasium id, such as "FrozenLake-v1".
+        **options: for `gymnasium.make`.
+
+    Raises:
+        ValueError: for an environment without a table.
+    """
     env = gymnasium.make(name, **options)
     return from_table(name, table(env), env.spec.max_episode_steps if env.spec else None)
 
 
 def greedy(values: Float[np.ndarray, " states"], rules: Table, discount: float) -> Int[np.ndarray, " states"]:
-    """The policy that is greedy with respect to the values of states."""
+    """The policy that is greedy with respect to state values: an action per state.
+
+    Args:
+        values: value of each state.
+        rules: the table of the environment.
+        discount: γ.
+    """
     outcomes = rules.reward + discount * ~rules.terminated * values[rules.next_state]
     return (rules.probability * outcomes).sum(-1).argmax(-1)
 
 
 def expected_return(policy: Int[np.ndarray, " states"], rules: Table, horizon: int) -> float:
-    """The exact undiscounted return of a policy over episodes of `horizon` steps at most."""
+    """The exact expected undiscounted return of a policy.
+
+    Args:
+        policy: an action per state.
+        rules: the table of the environment.
+        horizon: steps after which an episode is cut off.
+    """
     states = np.arange(len(policy))
     probability, after, reward, over = (part[states, policy] for part in rules[:4])
     there, total = rules.start.copy(), 0.0
@@ -93,7 +132,15 @@ def expected_return(policy: Int[np.ndarray, " states"], rules: Table, horizon: i
 
 
 def optimal_values(rules: Table, discount: float, tolerance: float = 1e-10) -> Float[np.ndarray, " states"]:
-    """The value of each state under the best policy, by value iteration (Sutton and Barto, section 4.4)."""
+    """The value of each state under the optimal policy, by value iteration.
+
+    Args:
+        rules: the table of the environment.
+        discount: γ.
+        tolerance: stop when no value changes by as much in one sweep.
+
+    Source: Sutton and Barto, section 4.4.
+    """
     values = np.zeros(len(rules.start))
     while True:
         outcomes = rules.reward + discount * ~rules.terminated * values[rules.next_state]

@@ -1,1 +1,1 @@
-"""Replay: what an agent remembers, and the tree that draws it by priority."""
+"""Experience replay, and the sum tree for sampling it by priority."""

@@ -1,8 +1,9 @@
-"""Experience replay: what happened, in order, in memory that is there from the start, and samples of it.
+"""Experience replay: past transitions in memory that is allocated once, and samples of them.
 
-Each environment has a lane of its own, a ring of rows (`jdl.core.ring`). What an action led to is the observation of
-the row after it, so no observation is kept twice. Where an episode was cut off, that row is one that nothing starts
-from (a ghost): Gymnasium's next-step resets give it, otherwise it is added.
+Each environment has its own lane, a ring of rows (`jdl.core.ring`) in order of time. The observation that an action led
+to is stored in the next row, so no observation is stored twice. After a truncation that next row is a ghost: a row that
+is read, but from which no sampled transition starts. With Gymnasium's next-step autoreset the step that only resets is
+this row; otherwise `add` inserts it.
 """
 
 import functools
@@ -26,39 +27,66 @@ from rl.types import Experience
 
 type Memory = Literal["device", "host"]
 
-_TRIES = 64  # draws until every one is a row that something starts from; ghosts are at most half of all rows
+_TRIES = 64  # limit of redraws until no sample starts from a ghost; ghosts are at most half of all rows
 
 
 @flax.struct.dataclass
 class ReplayState:
-    """What was kept."""
+    """The transitions kept, and their priorities.
+
+    Attributes:
+        ring: rows of transitions, with a lane per environment.
+        tree: [nodes], float32; priorities of the rows (`rl.replay.sum_tree`), lane by lane. None for uniform sampling.
+        highest: scalar float32; the highest priority so far, which new rows get.
+    """
 
     ring: Ring
-    tree: Any  # priorities of the rows (`rl.replay.sum_tree`), lane by lane; None where all are alike
-    highest: Any  # the highest priority so far, which new rows get
+    tree: Any
+    highest: Any
 
 
 class Transitions(NamedTuple):
-    """A sample, each leaf [batch, ...]: what was seen and done, and n steps later."""
+    """A sample of n-step transitions.
+
+    Attributes:
+        observation: leaves [batch, ...].
+        action: [batch, ...].
+        reward: discounted sum of the rewards of n steps, or of fewer if the episode ends before.
+        discount: factor of the value of `next_observation`: γ to the power of the number of steps; zero after a
+            termination.
+        next_observation: leaves [batch, ...]; the observation after these steps.
+        next_action_mask: [batch, actions], bool; the mask that belongs to it. None if masks are not kept.
+        weight: importance weight; zero for samples that must not count.
+        place: index of the row, for `Replay.reprioritize`.
+    """
 
     observation: Any
     action: Any
-    reward: Float[Array, " batch"]  # discounted sum over the steps
-    discount: Float[Array, " batch"]  # of what comes after them; zero where nothing does
+    reward: Float[Array, " batch"]
+    discount: Float[Array, " batch"]
     next_observation: Any
     next_action_mask: Any
-    weight: Float[Array, " batch"]  # importance; zero for what should not count
-    place: Int[Array, " batch"]  # for `reprioritize`
+    weight: Float[Array, " batch"]
+    place: Int[Array, " batch"]
 
 
 class Replay(NamedTuple):
-    """Replay as pure functions."""
+    """Replay as pure functions.
+
+    Attributes:
+        init: `() -> state`, an empty replay.
+        add: `(state, experience) -> state`; the oldest rows are overwritten.
+        ready: `(state) -> scalar bool`, whether there is something to sample.
+        sample: `(state, key, batch_size, discount, importance=1) -> Transitions`. `importance` is the exponent of the
+            importance weights for prioritized sampling: 0 for no correction, 1 for full correction.
+        reprioritize: `(state, place [batch], error [batch]) -> state`; sets priorities by the size of the TD errors.
+    """
 
     init: Callable[[], ReplayState]
     add: Callable[[ReplayState, Experience], ReplayState]
-    ready: Callable[[ReplayState], Array]  # whether there is something to sample
-    sample: Callable[..., Transitions]  # (state, key, batch size, discount, importance=1)
-    reprioritize: Callable[..., ReplayState]  # (state, place, error)
+    ready: Callable[[ReplayState], Array]
+    sample: Callable[..., Transitions]
+    reprioritize: Callable[..., ReplayState]
 
 
 def replay(
@@ -74,12 +102,26 @@ def replay(
     stack: int = 1,
     memory: Memory = "device",
 ) -> Replay:
-    """A replay of the newest `capacity` rows of `num_envs` environments, sampled uniformly or by priority.
+    """A replay of the newest `capacity` rows of all environments, sampled uniformly or by priority.
 
-    n_step: of n-step returns, which end with the episode. exponent: of errors, as priorities. masked: keep action
-    masks. stack: observations are as many frames along their first axis (Gymnasium's FrameStackObservation), of which
-    only the newest is kept. memory: where observations lie, "host" for what is too large for an accelerator's; each
-    sample is then read there. Raises ValueError where the rows do not fit in memory, before anything is allocated.
+    Args:
+        observation_space: space of the observations.
+        action_space: space of the actions.
+        capacity: rows kept, of all environments together.
+        num_envs: how many environments the runner has.
+        n_step: rewards to sum before bootstrapping; sums stop at the end of an episode.
+        prioritized: sample in proportion to priorities (Schaul et al. 2016) instead of uniformly.
+        exponent: priorities are absolute TD errors to this power.
+        masked: keep action masks.
+        stack: observations are this many frames along their first axis (Gymnasium's FrameStackObservation). Only the
+            newest frame is kept; the others are read from earlier rows.
+        memory: where observations are kept, "device" or "host". "host" is for observations too large for an
+            accelerator's memory; each sample is then read from there.
+
+    Raises:
+        ValueError: for sizes below 1, a capacity too small for `n_step` and `stack`, an unknown memory, and rows that
+            do not fit in memory; the last before anything is allocated. `Replay.add` raises it for another number of
+            environments and for rollouts longer than half of a lane.
     """
     for name, value in (("capacity", capacity), ("num_envs", num_envs), ("n_step", n_step), ("stack", stack)):
         if value < 1:
@@ -124,7 +166,7 @@ def replay(
             )
         ends = experience.terminated | experience.truncated
         starts_next = jnp.concatenate([experience.timestep.first[1:], experience.last.first[None]])
-        # Cut off, and the next row begins another episode: what was reached has no row yet.
+        # Truncated, and the next row begins another episode: the observation that was reached has no row yet.
         ghost = experience.truncated & ~experience.terminated & starts_next & experience.valid
         before = jnp.cumsum(ghost, 0, dtype=jnp.int32) - ghost
         written = state.ring.written
@@ -152,10 +194,10 @@ def replay(
         return ReplayState(kept, _with_new(state, kept, written, 2 * time), state.highest)
 
     def _with_new(state: ReplayState, kept: Ring, before: Array, most: int) -> Any:
-        """The tree after rows, `most` at most, were added: the highest priority for what can be drawn now, none for
-        what no longer can.
+        """The tree after at most `most` rows per lane were added.
 
-        A row can be drawn when the rows that its return needs are there, until the oldest of its frames is expired.
+        Rows that can now be drawn get the highest priority so far, and rows that no longer can get zero. A row can be
+        drawn from when the rows that its return needs are there until the oldest of its frames is overwritten.
         """
         if state.tree is None:
             return None
@@ -174,7 +216,7 @@ def replay(
         return sum_tree.assign(tree, places.ravel(), jnp.zeros(places.size))
 
     def bounds(state: ReplayState) -> tuple[Array, Array]:
-        """The rows [lane] that can be drawn: from the first number to before the last."""
+        """The numbers of the rows that can be drawn: [first, last), each [lane]."""
         written = state.ring.written
         oldest = jnp.maximum(written - rows, 0)
         return jnp.where(oldest > 0, oldest + stack - 1, 0), jnp.maximum(written - n_step, 0)
@@ -184,7 +226,7 @@ def replay(
         return (last > first).all() if state.tree is None else sum_tree.total(state.tree) > 0
 
     def draw(state: ReplayState, key: Array, size: int) -> tuple[Array, Array]:
-        """Lanes and row numbers [size], uniformly among those that something starts from."""
+        """Lanes and row numbers [size], drawn uniformly among the rows that are not ghosts."""
         first, last = bounds(state)
 
         def again(now: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
@@ -237,13 +279,13 @@ def replay(
         )
 
     def frames(state: ReplayState, lane: Array, number: Array) -> Any:
-        """Observations; of several frames, the older ones from the rows before, the first of an episode repeated."""
+        """Observations of rows; stacked frames are read from earlier rows, and an episode's first frame is repeated."""
         kept = state.ring.rows
         if stack == 1:
             return ring.get(kept["observation"], lane, number, rows)
         back = jnp.arange(stack - 1)  # from the newest to the one before the oldest
         begins = ring.get(kept["first"], lane[:, None], number[:, None] - back, rows)
-        within = jnp.cumprod(~begins, 1).sum(1)  # so many rows before this one are of the same episode
+        within = jnp.cumprod(~begins, 1).sum(1)  # the number of earlier rows of the same episode
         age = jnp.minimum(jnp.arange(stack)[::-1], within[:, None])
         return ring.get(kept["observation"], lane[:, None], number[:, None] - age, rows)
 
@@ -263,7 +305,7 @@ def _by_lane(leaf: Array) -> Array:
 
 
 def _one_frame(observation: Any, stack: int, axis: int = 0) -> Any:
-    """The newest of the stacked frames, as observations are kept."""
+    """The newest of the stacked frames, which is the part of an observation that is kept."""
     return observation if stack == 1 else jax.tree.map(lambda leaf: jnp.take(leaf, -1, axis), observation)
 
 
@@ -279,7 +321,11 @@ def _check_memory(row: Any, count: int, of_host: bool = False) -> None:
 
 
 def free_memory(of_host: bool = False) -> int | None:
-    """Bytes free on the default device or on the host, None where it does not tell."""
+    """Free bytes on the default device, or on the host; None if unknown.
+
+    Args:
+        of_host: look at the host's memory, also when the default device is not a CPU.
+    """
     device = jax.devices()[0]
     if of_host or device.platform == "cpu":
         meminfo = Path("/proc/meminfo")

@@ -1,7 +1,7 @@
 """Sampling in proportion to priorities (Schaul et al. 2016, appendix B.2.1): a binary tree of sums in one array.
 
-Node 1 is the root, the children of node i are 2i and 2i + 1, the leaves come last. Sums are always those of the two
-children as they are now, so that rounding does not pile up.
+Node 1 is the root, the children of node i are 2i and 2i + 1, and the leaves come last. Every changed sum is computed
+anew from its two children, so rounding errors do not accumulate.
 """
 
 import math
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 
 def empty(leaves: int) -> Float[Array, " nodes"]:
-    """A tree of zeros for as many priorities."""
+    """A tree of zeros with room for this many priorities."""
     return jnp.zeros(2 * 2 ** math.ceil(math.log2(max(leaves, 2))))
 
 
@@ -29,7 +29,13 @@ def priorities(tree: Float[Array, " nodes"], leaves: Int[Array, "*batch"]) -> Fl
 def assign(
     tree: Float[Array, " nodes"], leaves: Int[Array, " batch"], values: Float[Array, " batch"]
 ) -> Float[Array, " nodes"]:
-    """The tree with new priorities; a negative leaf is left out, one that is named twice has the same value twice."""
+    """The tree with new priorities.
+
+    Args:
+        tree: the tree.
+        leaves: indices of leaves; negative ones are ignored, and repeated ones must have equal values.
+        values: their new priorities.
+    """
     half = len(tree) // 2
     nodes = jnp.where(leaves >= 0, half + leaves, len(tree))
     tree = tree.at[nodes].set(values, mode="drop")
@@ -41,9 +47,9 @@ def assign(
 
 
 def sample(tree: Float[Array, " nodes"], key: Array, count: int) -> Int[Array, " count"]:
-    """Leaves drawn in proportion to their priorities, one from each of `count` equal parts of the sum.
+    """Draw leaves in proportion to their priorities, one from each of `count` equal parts of the sum.
 
-    One of priority zero is never drawn, whatever the rounding; where all are zero the result means nothing.
+    A leaf with priority zero is never drawn, despite rounding. If all priorities are zero the result is meaningless.
     """
     at = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count * total(tree)
     node = jnp.ones(count, jnp.int32)

@@ -1,1 +1,1 @@
-"""Agents at work: on the device, on the host, in training and in evaluation."""
+"""Runners: acting and training on the device and on the host, and evaluation."""

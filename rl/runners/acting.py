@@ -1,4 +1,4 @@
-"""Acting as compiled programs."""
+"""Compiled programs for acting."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +18,15 @@ from rl.types import Algorithm, Carry, TimeStep
 
 
 def predictor(algorithm: Algorithm, action_space: gymnasium.Space) -> Callable[[State, Batch], Any]:
-    """A learner's `predict`: greedy actions, as the environment takes them, for observations [batch, ...]."""
+    """A learner's `predict`: greedy actions for observations [batch, ...].
+
+    Args:
+        algorithm: the algorithm that acts.
+        action_space: space of the actions.
+
+    Returns:
+        `(state, batch) -> actions`, as the environment takes them. `batch` is the observations or has them as "input".
+    """
     as_taken = legal(action_space)
 
     def predict(state: State, batch: Batch) -> Any:
@@ -33,9 +41,13 @@ def predictor(algorithm: Algorithm, action_space: gymnasium.Space) -> Callable[[
 
 
 class OfLeaves(NamedTuple):
-    """A compiled function of an agent and of more, to which only those leaves of the agent are given that it reads.
+    """A compiled function of an agent and other arguments that is passed only the agent's leaves that it reads.
 
-    An optimizer's and a replay's leaves would be taken apart and handed over at every step, for nothing.
+    Otherwise the leaves of the optimizer and the replay would be flattened and passed at every step for nothing.
+
+    Attributes:
+        read: indices of the leaves it reads, in the order of `jax.tree.leaves(agent)`.
+        compiled: `(leaves, *arguments) -> result`, for a list of these leaves.
     """
 
     read: list[int]
@@ -46,31 +58,50 @@ class OfLeaves(NamedTuple):
 
 
 class Program(NamedTuple):
-    """How the agents of all runs play a rollout; every array begins [run, ...]."""
+    """The functions with which the agents of all runs play a rollout; every array begins with an axis of runs.
 
-    draw: Callable[[State, int], Any]  # (state, updates to come before) -> what the steps of the rollout draw
-    act: OfLeaves  # (agent, carry, timestep, drawn, t) -> action as it is taken, as drawn if other, carry, extras
-    recall: OfLeaves | None  # (agent, carry, timestep [run, time, env], action) -> extras
-    acted: Any  # shapes of what `act` returns
-    agents: list[Any]  # shapes of an agent's leaves
+    Attributes:
+        draw: `(state, later) -> drawn`, the random numbers of the rollout that begins `later` updates after `state`;
+            leaves [run, time, ...].
+        act: `(leaves, (carry, timestep, drawn), t) -> (taken, action, carry, extras)` for step t of the rollout, each
+            [run, env, ...]. `taken` is the action as the environment takes it, `action` as the policy chose it, or None
+            if that is the same.
+        recall: `(leaves, (carry, timestep, action)) -> extras` with timestep and action [run, time, env, ...]; None if
+            the algorithm has no `recall`.
+        acted: shapes of the result of `act`.
+        agents: shapes of all leaves of the agents.
+    """
+
+    draw: Callable[[State, int], Any]
+    act: OfLeaves
+    recall: OfLeaves | None
+    acted: Any
+    agents: list[Any]
 
     @property
     def read(self) -> list[int]:
-        """The leaves of an agent that it reads."""
+        """Indices of the leaves of an agent that `act` or `recall` reads."""
         return sorted({*self.act.read, *(self.recall.read if self.recall else [])})
 
     def blank(self) -> dict[int, Any]:
-        """Leaves like those, for want of an agent."""
+        """Leaves of the same shapes and types, for use before there is an agent."""
         return {i: _blank(self.agents[i]) for i in self.read}
 
 
 def program(
     algorithm: Algorithm, action_space: gymnasium.Space, carry: Carry, timestep: TimeStep, several: bool
 ) -> Program:
-    """The program for a carry and a time step [run, env, ...]. several: agents and states have the axis of runs, too.
+    """Compile the functions that play a rollout.
 
-    What is random is drawn before the rollout (`runners.draws`), and what `Algorithm.recall` says is computed after
-    it: what remains of a step is a chain of few operations, which a CPU does not hand from core to core.
+    Random numbers are drawn before the rollout (`rl.runners.draws`), and `Algorithm.recall` is computed after it. What
+    remains of a step is a short chain of operations, which a CPU does not hand from core to core.
+
+    Args:
+        algorithm: the algorithm that acts.
+        action_space: space of the actions.
+        carry: recurrent states, leaves [run, env, ...]; only shapes and types are used.
+        timestep: leaves [run, env, ...]; only shapes and types are used.
+        several: agents and states have an axis of runs, too.
     """
     runs, num_steps = len(timestep.first), algorithm.num_steps
     as_taken = legal(action_space)
@@ -83,7 +114,7 @@ def program(
     key = jax.eval_shape(lambda: jax.random.key(0))
     agent, carry, timestep = jax.eval_shape(lambda: (algorithm.init(jax.random.key(0)), carry, timestep))
     draw_step, use = draws.split(step, key, agent, *_shapes((carry, timestep), lambda shape: shape[1:]))
-    if (count := processes.count()) > 1:  # each has a part of the environments
+    if (count := processes.count()) > 1:  # each process has a part of the environments
         whole = _shapes((carry, timestep), lambda shape: (count * shape[1], *shape[2:]))
         draw_all_step, _ = draws.split(step, key, agent, *whole)
         draw_step = draws.part_of(draw_all_step, draw_step, key, processes.index())
@@ -97,7 +128,7 @@ def program(
         return use([leaf[t] for leaf in drawn], agent, carry, timestep)
 
     def of_runs(function: Callable[..., Any]) -> Callable[..., Any]:
-        alone = not processes.several()  # of several, each acts by itself
+        alone = not processes.several()  # each of several processes acts by itself
         placed = over_runs(function, runs, placement=None, spread=alone, transform="on_host")
         return lambda agent, rest, *shared: placed((agent if several else _of_one(agent), *rest), *shared)
 
@@ -116,7 +147,7 @@ def program(
 
 
 def _of_leaves(function: Callable[..., Any], agent: Any, *arguments: Any) -> tuple[OfLeaves, Any]:
-    """A function compiled for those leaves of an agent that it reads; and the shapes of its result."""
+    """Compile a function of an agent for the leaves that it reads; also returns the shapes of its result."""
     shapes, structure = jax.tree.flatten(agent)
     traced, result = jax.make_jaxpr(function, return_shape=True)(agent, *arguments)
     used = dce_jaxpr(traced, [True] * len(traced.outvars))[1]

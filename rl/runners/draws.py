@@ -1,9 +1,11 @@
-"""What the steps of a rollout draw at random, drawn for all of them at once: one by one it costs more than a network.
+"""Draw the random numbers of all steps of a rollout at once: step by step, drawing costs more than a network.
 
-Of replicas (`jdl.pmap`) each draws for all environments and keeps what is for its own: it acts as if it were alone.
+Random numbers depend on keys alone, and the keys of a rollout are known when it begins. So `split` divides a function
+of a key into two: the part that depends on the key, which becomes one computation over all steps, and the rest, which
+stays in each step.
 
-Random numbers follow from keys alone, and the keys of a rollout are known when it begins. So a function of a key is
-taken apart: what follows from the key becomes one computation over all steps, and a step keeps the rest.
+Under `jdl.pmap` each replica draws for all environments and keeps the part for its own, so the replicas together act as
+a single device would.
 """
 
 from collections.abc import Callable
@@ -16,11 +18,20 @@ from jaxtyping import PyTree
 
 from jdl.core import seam
 
-_AT_MOST = 2**28  # bytes; more than that is better drawn when it is needed
+_AT_MOST = 2**28  # bytes; more than that is drawn step by step
 
 
 def scan(function: Callable[..., tuple[PyTree, PyTree]], carry: PyTree, keys: PyTree) -> tuple[PyTree, PyTree]:
-    """As `jax.lax.scan(function, carry, keys)`; carry, and keys after time, are [env, ...], or one for all."""
+    """Like `jax.lax.scan(function, carry, keys)`, with the random numbers of all steps drawn first.
+
+    Args:
+        function: `(carry, keys of one step) -> (carry, output)`.
+        carry: leaves [env, ...], or scalars that all environments share.
+        keys: leaves [time, env], or [time] for keys that all environments share.
+
+    Returns:
+        The last carry, and the outputs stacked along time.
+    """
     first = jax.tree.map(lambda leaf: leaf[0], keys)
     swapped = lambda key, carry: function(carry, key)  # noqa: E731
     axis = seam.current().axis
@@ -34,7 +45,7 @@ def scan(function: Callable[..., tuple[PyTree, PyTree]], carry: PyTree, keys: Py
 def _split_of_replicas(
     function: Callable[..., PyTree], key: PyTree, carry: PyTree, axis: str
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """As `split(function, key, carry)`, for keys of all replicas' environments and a carry of this one's."""
+    """Like `split(function, key, carry)`, for keys of all environments and the carry of this replica's environments."""
     replicas = jax.lax.axis_size(axis)
 
     def resized(tree: PyTree, size: Callable[[int], int]) -> PyTree:
@@ -48,7 +59,17 @@ def _split_of_replicas(
 
 
 def part_of(draw: Callable[..., Any], draw_own: Callable[..., Any], own_key: PyTree, index: Any) -> Callable[..., Any]:
-    """Of what is drawn for all environments, the part numbered `index`, which has the shapes that `draw_own` draws."""
+    """A function that draws for all environments and returns one part of it.
+
+    Args:
+        draw: `(key) -> drawn` for all environments.
+        draw_own: `(key) -> drawn` for the environments of one part; only the shapes of its result are used.
+        own_key: keys for `draw_own`; only shapes and types are used.
+        index: number of the part.
+
+    Returns:
+        `(key) -> drawn`, with the shapes of `draw_own`.
+    """
     shapes = jax.eval_shape(draw_own, own_key)
 
     def part(leaf: Any, own: Any) -> Any:
@@ -56,7 +77,7 @@ def part_of(draw: Callable[..., Any], draw_own: Callable[..., Any], own_key: PyT
         if differs:
             size = own.shape[differs[0]]
             return jax.lax.dynamic_slice_in_dim(leaf, index * size, size, differs[0])
-        # What is drawn later, in a branch perhaps, is each replica's own.
+        # A single key is still to be drawn from, perhaps in a branch: then each replica draws its own numbers.
         return jax.random.fold_in(leaf, index) if _is_key(leaf) and leaf.ndim == 0 else leaf
 
     return lambda key: jax.tree.map(part, draw(key), shapes)
@@ -67,13 +88,19 @@ def _is_key(leaf: Any) -> bool:
 
 
 def split(function: Callable[..., PyTree], key: PyTree, *rest: PyTree) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`draw(key)` and `use(drawn, *rest)` that make up `function(key, *rest)`; the arguments show types and shapes."""
+    """Divide a function into `draw` and `use`, with `use(draw(key), *rest)` equal to `function(key, *rest)`.
+
+    Args:
+        function: `(key, *rest) -> result`.
+        key: a pytree of keys; only shapes and types are used.
+        *rest: the other arguments; only shapes and types are used.
+    """
     jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(key, *rest)
     unknown = [i >= len(jax.tree.leaves(key)) for i in range(len(jaxpr.in_avals))]
     known, remaining, *_ = partial_eval_jaxpr_nounits(jaxpr, unknown, True)
     follows = _follows(known)
     draw = jaxpr_as_fun(dce_jaxpr(known, follows, instantiate=True)[0])
-    same = jaxpr_as_fun(dce_jaxpr(known, [not one for one in follows])[0])  # in every step
+    same = jaxpr_as_fun(dce_jaxpr(known, [not one for one in follows])[0])  # equal in every step
     remainder = jaxpr_as_fun(remaining)
 
     def use(drawn: list[Any], *rest: PyTree) -> PyTree:
@@ -85,7 +112,7 @@ def split(function: Callable[..., PyTree], key: PyTree, *rest: PyTree) -> tuple[
 
 
 def _follows(jaxpr: Jaxpr) -> list[bool]:
-    """Which outputs follow from the inputs."""
+    """Whether each output depends on the inputs."""
     found = set(jaxpr.invars)
     for equation in jaxpr.eqns:
         if any(not isinstance(var, Literal) and var in found for var in equation.invars):

@@ -1,4 +1,4 @@
-"""Evaluation of agents in Gymnasium environments: fresh environments, the first episode of each, nothing else."""
+"""Evaluation of agents in Gymnasium: only the first episode of each of many fresh environments counts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,7 +16,12 @@ from rl.types import Agent, Algorithm, TimeStep
 
 
 class Scores(NamedTuple):
-    """Undiscounted returns and lengths of episodes."""
+    """Results of evaluation episodes.
+
+    Attributes:
+        returns: undiscounted sum of the rewards of each episode.
+        lengths: number of steps of each episode.
+    """
 
     returns: Float[np.ndarray, "*runs episodes"]
     lengths: Float[np.ndarray, "*runs episodes"]
@@ -34,12 +39,24 @@ def evaluate(
     max_steps: int = 100_000,
     options: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Play episodes of a registered environment, each in an environment of its own.
+    """Play episodes of a registered environment, each in a separate copy of the environment.
 
-    Taking the first episodes to end instead would favor short ones. runs: the agent's leaves have a leading axis of
-    runs (`jdl.seeds`), and each run plays as many episodes. greedy: the likeliest action, else sampled ones. options:
-    keywords for `gymnasium.make`. Raises ValueError for an agent that was trained on other spaces, and for an episode
-    longer than `max_steps`.
+    Counting the first episodes to end in fewer copies instead would favor short episodes.
+
+    Args:
+        algorithm: the algorithm that trained the agent.
+        agent: the agent; with `runs`, leaves [runs, ...].
+        env: id of the Gymnasium environment.
+        episodes: episodes to play, per run.
+        runs: size of the leading axis of the agent's leaves (`jdl.seeds`); None for a single agent.
+        seed: of the environments' resets and of the agent.
+        greedy: take the most likely action instead of sampling.
+        max_steps: limit on the length of an episode.
+        options: keywords for `gymnasium.make`.
+
+    Raises:
+        ValueError: for an agent that was trained on other spaces, for an episode longer than `max_steps`, and for
+            `episodes` below 1.
     """
     if episodes < 1:
         raise ValueError(f"evaluate(episodes={episodes}): at least 1 episode")
@@ -60,7 +77,7 @@ def evaluate(
         return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[len(shape) :]), action), carry
 
     act = jax.jit(act_all)
-    agent = jax.device_put(jax.device_get(agent))  # runs may lie on several devices, and observations come to one
+    agent = jax.device_put(jax.device_get(agent))  # runs may be on several devices, observations arrive on one
     carry = algorithm.initial_carry(episodes)
     if runs is not None:
         carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (runs, *leaf.shape)), carry)
@@ -76,7 +93,7 @@ def evaluate(
             observation, reward, terminated, truncated, info = environments.step(np.asarray(action))
             returns[running] += np.asarray(reward, float)[running]
             lengths += running
-            running &= ~(terminated | truncated)  # what follows is another episode, or a step that an auto-reset faked
+            running &= ~(terminated | truncated)  # later steps are of another episode, or only reset
             if not running.any():
                 return Scores(returns.reshape(shape), lengths.reshape(shape))
             first = np.zeros(count, bool)
@@ -86,7 +103,7 @@ def evaluate(
 
 
 def _check_fit(acting: Callable[[], Any], env: str, environments: gymnasium.vector.VectorEnv) -> None:
-    """Raises ValueError where an agent cannot act on what the environments show."""
+    """Raises ValueError if the agent cannot act on the observations of the environments."""
     try:
         jax.eval_shape(acting)
     except (FlaxError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Algorithm and JAX environment as one learner: acting, environment and update are a single compiled program."""
+"""An algorithm and a JAX environment as one learner: acting, environment and update are one compiled program."""
 
 from typing import Any
 
@@ -17,22 +17,33 @@ from rl.runners.acting import predictor
 from rl.spaces import choices, legal
 from rl.types import Algorithm, Experience, TimeStep
 
-# What a state has one of for each environment, and in a replay.
+# Paths of the state's arrays that have an axis of environments, or of lanes in a replay.
 _LANES = r"^(environments|timestep|carry|returned|length)(/|$)|/replay/ring/"
 
 
 @flax.struct.dataclass
 class OnDeviceState:
-    """Agent and environments; `step` counts updates, of `num_steps` x `num_envs` environment steps each."""
+    """The agent and the environments.
+
+    Attributes:
+        key: the key of the run.
+        step: scalar int32; updates so far, each of `num_steps` x `num_envs` environment steps.
+        agent: the algorithm's agent.
+        environments: leaves [env, ...]; states of the environments.
+        timestep: leaves [env, ...]; the next input of the agent.
+        carry: leaves [env, ...]; recurrent state of the agent.
+        returned: [env], float32; sum of the rewards of the episode under way.
+        length: [env], int32; steps of the episode under way.
+    """
 
     key: Any
     step: Any
     agent: Any
-    environments: Any  # [env]
-    timestep: Any  # [env], what the agent sees next
-    carry: Any  # [env], its recurrent state
-    returned: Any  # [env], sum of rewards of the episode under way
-    length: Any  # [env]
+    environments: Any
+    timestep: Any
+    carry: Any
+    returned: Any
+    length: Any
 
 
 def on_device(
@@ -40,10 +51,20 @@ def on_device(
 ) -> Learner:
     """A learner whose step is a rollout and an update; it needs no data (`jdl.fit(jdl.jit(learner), None, ...)`).
 
-    Its metrics are those of the algorithm, and `return` and `length` of the training episodes that ended.
-    `evaluate` plays one episode for each number in `batch["episode"]` (`rl.episodes(100)`), each from its own key,
-    for `max_steps` at most, with greedy or sampled actions. `predict` acts greedily on a batch of observations. Over
-    devices (`jdl.distribute`) environments, and but for "pmap" a replay's lanes, are shared out.
+    Its metrics are those of the algorithm, and `return` and `length` of the training episodes that ended. `evaluate`
+    plays one episode for each number in `batch["episode"]` (`rl.episodes(100)`), each from its own key. `predict` acts
+    greedily on a batch of observations. `jdl.distribute` splits the environments over the devices, and in every mode
+    except "pmap" the lanes of a replay, too.
+
+    Args:
+        algorithm: the algorithm, made for the spaces of `env`.
+        env: the environment, without auto-reset.
+        num_envs: number of environments.
+        max_steps: limit on the length of an episode in `evaluate`.
+        greedy: in `evaluate`, take greedy actions instead of sampling.
+
+    Raises:
+        ValueError: for `num_envs` below 1. The compiled step raises it for an action mask that forbids every action.
     """
     if num_envs < 1:
         raise ValueError(f"on_device(num_envs={num_envs}): at least 1 environment")
@@ -65,7 +86,7 @@ def on_device(
 
     def step(state: OnDeviceState, batch: Batch = None) -> tuple[OnDeviceState, dict[str, Any]]:
         key = step_key(state)
-        # All of the rollout's keys at once: one by one they would cost as much as the environments.
+        # Split all keys of the rollout at once: step by step, splitting costs as much as the environments.
         act_keys = jax.random.split(fold(key, "act"), algorithm.num_steps)
         env_keys = jax.random.split(fold(key, "environment"), (algorithm.num_steps, num_envs))
 
@@ -86,7 +107,7 @@ def on_device(
             _stop_if_nothing_is_allowed(env, timestep.action_mask)
         if algorithm.recall is not None:
             extras = algorithm.recall(state.agent, state.carry, timestep, action)
-        # Replicas (`jdl.pmap`) have played with a part of the environments each, and learn from all.
+        # Under `jdl.pmap` each replica has played a part of the environments and learns from all of them.
         timestep, action, extras, outcome, finished = seam.whole((timestep, action, extras, outcome, finished), axis=1)
         last_of_all, first_carry = seam.whole((last, state.carry))
         experience = Experience(
@@ -96,7 +117,7 @@ def on_device(
             reward=outcome.reward,
             terminated=outcome.terminated,
             truncated=outcome.truncated,
-            valid=jnp.ones(outcome.reward.shape, bool),  # nothing is faked: resets take no step
+            valid=jnp.ones(outcome.reward.shape, bool),  # resets take no step
             next_observation=outcome.observation,
             last=last_of_all,
             carry=first_carry,
@@ -121,7 +142,14 @@ def on_device(
 
 
 def episodes(count: int) -> dict[str, np.ndarray]:
-    """The numbers of as many episodes: what `fit(validation=...)` and `jdl.evaluate` evaluate an agent on."""
+    """A batch of episode numbers, on which `fit(validation=...)` and `jdl.evaluate` evaluate an agent.
+
+    Args:
+        count: number of episodes.
+
+    Raises:
+        ValueError: for `count` below 1.
+    """
     if count < 1:
         raise ValueError(f"episodes({count}): at least 1 episode to evaluate an agent on")
     return {"episode": np.arange(count, dtype=np.int32)}
@@ -130,7 +158,7 @@ def episodes(count: int) -> dict[str, np.ndarray]:
 def _episodes(
     algorithm: Algorithm, env: Environment, agent: Any, keys: Array, max_steps: int, greedy: bool
 ) -> tuple[Array, Array]:
-    """Return and length of the first episode from each key, all played side by side until the last one ends."""
+    """Return and length of one episode per key, [episode]; all are played in parallel until the last one ends."""
     count = len(keys)
     as_taken = legal(env.action_space)
     environments, outcome = jax.vmap(env.reset)(jax.vmap(lambda key: fold(key, "reset"))(keys))
@@ -156,12 +184,12 @@ def _episodes(
 
 
 def _stop_if_nothing_is_allowed(env: Environment, mask: Array) -> None:
-    """Ends the program with a ValueError where a choice was left no option; mask: [time, env, actions]."""
+    """Stop the program with a ValueError if a mask [time, env, actions] leaves a choice without an allowed option."""
     parts = jnp.split(mask, np.cumsum(choices(env.action_space))[:-1], axis=-1)
     stuck = ~jnp.stack([part.any(-1) for part in parts]).all()
 
     def stop(stuck: Any) -> None:
-        if np.any(stuck):  # under vmap both branches are taken
+        if np.any(stuck):  # under vmap both branches run
             raise ValueError(
                 f"an action mask of {env.name} forbids every action; an episode with nothing left to do has terminated"
             )

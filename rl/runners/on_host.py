@@ -1,4 +1,4 @@
-"""Algorithm and Gymnasium vector environment as a learner and its source: the source acts, the learner learns."""
+"""An algorithm and a Gymnasium vector environment as a learner and its source: the source acts, the learner learns."""
 
 import itertools
 import warnings
@@ -26,7 +26,13 @@ from rl.types import Algorithm, Carry, Experience, TimeStep
 
 @flax.struct.dataclass
 class OnHostState:
-    """What is learnt; the environments are the source's. `step` counts updates."""
+    """The state of the learner; the environments belong to the source.
+
+    Attributes:
+        key: the key of the run.
+        step: scalar int32; updates so far.
+        agent: the algorithm's agent.
+    """
 
     key: Any
     step: Any
@@ -42,14 +48,25 @@ def on_host(
 ) -> tuple[Learner, "Acting"]:
     """A learner and its source, for `jdl.fit(jdl.jit(learner), source, ...)`.
 
-    envs: of any vectorization and autoreset mode; for `jdl.seeds(learner, n, each=True)` a list of one for each run,
-    and as many seeds (of the environments' resets; what the agent draws follows from the run's key). ahead: play the
-    next rollout while the device learns from the last, with the agent of one update before. Rollout, update and
-    metrics are those of `rl.on_device`. Each of several processes (`jdl launch`) has environments of its own, as many
-    as the others, and learns from those of all (the algorithm's `num_envs` counts them all); results are those of one
-    process with all of them, where each environment has a generator of its own (Gymnasium's natively vectorized ones
-    share one). `evaluate` is `rl.evaluate`'s business. Raises ValueError for an environment in an unknown autoreset
-    mode, one whose observations are not in its space, rewards that are not finite, and a mask that forbids everything.
+    Rollout, update and metrics are those of `rl.on_device`. The learner has no `evaluate`; use `rl.evaluate`.
+
+    With several processes (`jdl launch`), each process has the same number of environments and learns from those of
+    all processes; the algorithm's `num_envs` counts them all. The results equal those of one process with all
+    environments, if each environment has its own random generator. Gymnasium's natively vectorized environments share
+    one.
+
+    Args:
+        algorithm: the algorithm, made for the spaces of a single environment.
+        envs: a vector environment with any vectorization and autoreset mode; for `jdl.seeds(learner, n, each=True)` a
+            list with one per run.
+        seed: for the resets of the environments; with a list of environments, a list with one per run. The agent's
+            random numbers come from the key of the run instead.
+        ahead: play the next rollout while the device learns from the current one, with the agent from one update ago.
+
+    Raises:
+        ValueError: for another number of seeds than of environments, an environment that does not state its autoreset
+            mode, observations outside its space, and a mask that forbids every action. `Acting.next` raises it for
+            rewards that are not finite, too.
     """
     several = not isinstance(envs, gymnasium.vector.VectorEnv)
     vectors = [Vector(one) for one in (envs if several else [envs])]  # type: ignore[union-attr]
@@ -61,14 +78,19 @@ def on_host(
 
 
 def learn_on_host(algorithm: Algorithm, action_space: gymnasium.Space) -> Learner:
-    """The learner alone, for experience that `Acting` has gathered."""
+    """The learner alone, for experience that `Acting` collects.
+
+    Args:
+        algorithm: the algorithm.
+        action_space: space of the actions, for `predict`.
+    """
 
     def init(key: Array) -> OnHostState:
         return OnHostState(key, jnp.zeros((), jnp.int32), algorithm.init(fold(key, "agent")))
 
     def step(state: OnHostState, batch: Batch) -> tuple[OnHostState, dict[str, Any]]:
         agent, metrics = algorithm.update(state.agent, batch["experience"], fold(step_key(state), "update"))
-        # Of several processes there is a number of each.
+        # With several processes there is one number from each.
         returned, length, count = (jnp.asarray(x, jnp.float32).sum() for x in batch["episodes"])
         episodes = {"return": Mean(returned, count), "length": Mean(length, count)}
         return OnHostState(state.key, state.step + 1, agent), {**episodes, **metrics}
@@ -84,21 +106,37 @@ def learn_on_host(algorithm: Algorithm, action_space: gymnasium.Space) -> Learne
 
 
 class Rollout(NamedTuple):
-    """A rollout that was played, and where it left off."""
+    """A rollout, and where the next one begins.
+
+    Attributes:
+        experience: leaves [run, time, env, ...]; without an axis of time for `last` and `carry`.
+        storage: the arrays that hold it.
+        actions: [time, run, env, ...]; as the environments took them.
+        seen: for each run, the next input of the agent.
+        carry: leaves [run, env, ...]; recurrent states after the rollout.
+    """
 
     experience: Experience
     storage: Storage
-    actions: np.ndarray  # as they were taken, [time, run, env, ...]
-    seen: list[Seen]  # of each run
+    actions: np.ndarray
+    seen: list[Seen]
     carry: Carry
 
 
 class Acting:
-    """A source of experience: acts in the environments with the current agent, one compiled call a step.
+    """A source of experience: acts in the environments with the current agent, one compiled call per step.
 
-    ahead: while the device learns from a rollout a thread plays the next, with the agent of one update before.
-    A resumed run comes to where it was by taking the same actions from the same seeds. For environments where that
-    leads elsewhere, which is tried out at the start, there is a warning, and new episodes begin.
+    When a run is resumed, the environments return to where they were by repeating the recorded actions from the same
+    seeds. Whether environments repeat themselves is tested at the start. If they do not, there is a warning, and a
+    resumed run begins new episodes.
+
+    Args:
+        algorithm: the algorithm that acts.
+        vectors: the vector environment of each run.
+        seeds: the seed of each run's environments.
+        several: agents, states and batches have an axis of runs.
+        ahead: a thread plays the next rollout while the device learns from the current one, with the agent from one
+            update ago.
     """
 
     def __init__(
@@ -106,7 +144,7 @@ class Acting:
     ) -> None:
         self.algorithm, self.vectors, self.several = algorithm, vectors, several
         self.num_envs = vectors[0].num_envs
-        # Gymnasium seeds its sub-environments n, n + 1, ...: seeds side by side would share resets.
+        # Gymnasium seeds its sub-environments n, n + 1, ...: consecutive seeds would share resets.
         before = processes.index() * self.num_envs
         self.seeds = [before + int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1) for seed in seeds]
         self._repeats = all(_repeats(vector, seed) for vector, seed in zip(vectors, self.seeds, strict=True))
@@ -115,19 +153,27 @@ class Acting:
         self._carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(vectors), *leaf.shape)), carry)
         timestep = jax.tree.map(lambda *leaves: np.stack(leaves), *[TimeStep(*seen) for seen in self._seen])
         self._program = program(algorithm, vectors[0].action_space, self._carry, timestep, several)
-        # Two, in turn: the update may still read the one while the other is written.
+        # Two, used in turn: an update may still read one of them while the other is written.
         self._storages = itertools.cycle([
             Storage(vectors[0], len(vectors), algorithm.num_steps, self._program.acted) for _ in range(2)
         ])  # fmt: skip
-        self._totals = np.zeros((2, len(vectors), self.num_envs))  # return and length of the episodes under way
-        self._actions: list[np.ndarray] = []  # that were taken, [time, run, env, ...] of each rollout
+        self._totals = np.zeros((2, len(vectors), self.num_envs))  # return and length so far of the episodes under way
+        self._actions: list[np.ndarray] = []  # as taken, [time, run, env, ...] for each rollout
         self._core: IO[str] | None = None
         self._thread = ThreadPoolExecutor(1, "acting", self._move) if ahead else None
         self._under_way: Future[Rollout] | None = None
         self._ahead: dict[int, Any] | None = None  # the leaves of the agent that plays the rollout under way
 
     def next(self, state: State) -> Batch:
-        """A rollout with the agent in `state`; ahead, with the one before (the first two are the first agent's)."""
+        """A rollout and the episodes that ended in it.
+
+        Args:
+            state: the state whose agent acts. With `ahead`, the agent from one update ago acts; the first two rollouts
+                are both played by the first agent.
+
+        Raises:
+            ValueError: for rewards that are not finite, and for a mask that forbids every action.
+        """
         if self._thread is None:
             rollout = self._play(self._leaves(state), self._drawn(state, 0), self._seen, self._carry)
         else:
@@ -155,11 +201,11 @@ class Acting:
         return self._program.draw(processes.local(state.replace(agent=())), later)
 
     def _copies(self, state: State) -> dict[int, Any]:
-        """As `_leaves`, of their own: the update that comes takes the memory of the agent."""
+        """Copies of `_leaves`: the next update reuses the agent's memory (its state is donated)."""
         return _copied(self._leaves(state))
 
     def _placed(self, state: State) -> dict[int, Any]:
-        """The leaves that a checkpoint gave back, where those of the state are."""
+        """The leaves restored from a checkpoint, on the devices of the state's leaves."""
         assert self._ahead is not None
         return {i: jax.device_put(self._ahead[i], leaf.sharding) for i, leaf in self._leaves(state).items()}
 
@@ -169,7 +215,7 @@ class Acting:
         self._under_way = self._thread.submit(self._play, leaves, drawn, self._seen, self._carry)
 
     def _play(self, leaves: dict[int, Any], drawn: Any, seen: list[Seen], carry: Carry) -> Rollout:
-        jax.block_until_ready(leaves)  # so that the update before the last has read what is written over now
+        jax.block_until_ready(leaves)  # then the update before last has read the storage written now
         storage, seen, first_carry = next(self._storages), list(seen), carry
         taken = []
         for t in range(self.algorithm.num_steps):
@@ -187,7 +233,7 @@ class Acting:
         extras = None
         if self._program.recall is not None:
             extras = self._program.recall(leaves, (first_carry, storage.timesteps(), storage.action))
-        seen = jax.tree.map(np.array, seen)  # an environment may write over its own
+        seen = jax.tree.map(np.array, seen)  # copies: an environment may overwrite its arrays
         return Rollout(storage.experience(first_carry, extras), storage, np.stack(taken), seen, carry)
 
     def close(self) -> None:
@@ -200,7 +246,10 @@ class Acting:
             vector.close()
 
     def save(self) -> PyTree:
-        """What brings the environments back, and the record of the episodes under way; actions only ever added to."""
+        """The actions that bring the environments back, and the records of the episodes under way.
+
+        The log of actions only grows, so a checkpoint appends to it (`jdl.core.ring`).
+        """
         space = self.vectors[0].action_space
         one = np.zeros((0, len(self.vectors), self.num_envs, *(space.shape or ())), space.dtype)
         actions = np.concatenate([one, *self._actions])
@@ -216,13 +265,18 @@ class Acting:
         return saved
 
     def restore(self, saved: PyTree) -> None:
+        """Bring the environments back to where they were when `saved` was returned by `save`.
+
+        Warns if repeating the actions leads to other observations. Environments that do not repeat themselves begin new
+        episodes instead.
+        """
         actions = processes.part(np.asarray(saved["actions"].rows)[0], 2)
         self._carry = jax.tree.map(lambda leaf: processes.part(np.asarray(leaf), 1), saved["carry"])
         self._actions = [actions]
         if self._thread is not None and saved["ahead"]["begun"]:
             self._ahead = dict(zip(self._program.read, saved["ahead"]["agent"], strict=True))
         if not self._repeats:
-            # Other seeds than at the start, which would only be played once more.
+            # Other seeds than at the start, whose episodes have been played already.
             self._seen = [
                 vector.reset(seed + len(actions)) for vector, seed in zip(self.vectors, self.seeds, strict=True)
             ]
@@ -242,13 +296,13 @@ class Acting:
 
 
 def _repeats(vector: Vector, seed: int, steps: int = 16) -> bool:
-    """Whether the same actions from the same seed lead to the same; says so where they do not."""
+    """Whether the same actions from the same seed lead to the same observations; warns if they do not."""
     vector.envs.action_space.seed(0)
     actions = [vector.envs.action_space.sample() for _ in range(steps)]
     played = []
     for _ in range(2):
         first = vector.reset(seed)
-        allowed = actions if first.action_mask is None else []  # those of a random sample may be forbidden
+        allowed = actions if first.action_mask is None else []  # random actions may be forbidden: compare resets alone
         played.append([first.observation, *[vector.step(action).seen.observation for action in allowed]])
     if jax.tree.all(jax.tree.map(np.array_equal, *played)):
         return True
@@ -261,7 +315,7 @@ def _repeats(vector: Vector, seed: int, steps: int = 16) -> bool:
 
 
 def _of_all(batch: Batch, axis: int) -> Batch:
-    """A batch of what all processes have played; axis: of environments in what has no axis of time."""
+    """The batch of all processes together; `axis` is that of the environments in leaves without an axis of time."""
     if not processes.several():
         return batch
     experience = batch["experience"]

@@ -1,4 +1,4 @@
-"""A rollout on the host, written step by step into arrays that are there from the start."""
+"""Storage of a rollout on the host, written step by step into arrays that are allocated once."""
 
 from typing import Any
 
@@ -11,15 +11,21 @@ from rl.types import Carry, Experience, TimeStep
 
 
 class Storage:
-    """Arrays [run, time, env, ...]."""
+    """The arrays of a rollout, [run, time, env, ...].
+
+    Args:
+        vector: the vector environment of one run; those of other runs have the same spaces.
+        runs: number of runs.
+        num_steps: steps per rollout.
+        acted: shapes of the result of acting, [run, env, ...] (`rl.runners.acting.Program`).
+    """
 
     def __init__(self, vector: Vector, runs: int, num_steps: int, acted: Any) -> None:
-        """acted: shapes of what acting returns, [run, env, ...] (`rl.runners.acting.Program`)."""
         taken, action, _, extras = acted
         shape = runs, num_steps, vector.num_envs
         longer = runs, num_steps + 1, vector.num_envs
 
-        def like(leaf: Any) -> np.ndarray:  # [run, env, ...] -> with an axis of time
+        def like(leaf: Any) -> np.ndarray:  # [run, env, ...] -> [run, time, env, ...]
             return np.zeros((runs, num_steps, *leaf.shape[1:]), leaf.dtype)
 
         self.observation = spaces.zeros(vector.observation_space, *longer)
@@ -28,31 +34,35 @@ class Storage:
         self.action, self.extras = like(taken if action is None else action), jax.tree.map(like, extras)
         self.reward = np.zeros(shape, np.float32)
         self.terminated, self.truncated, self.valid = (np.zeros(shape, bool) for _ in range(3))
-        # Where a reset takes a step of its own, what was reached is what is seen next.
+        # Where resets take a separate step, the observation that an action led to is the one seen next: keep one only.
         self.reached = None if vector.resets_take_a_step else spaces.zeros(vector.observation_space, *shape)
         self.reached_mask = None if self.mask is None or self.reached is None else self.mask[:, 1:].copy()
 
     def see(self, run: int, t: int, seen: Seen) -> None:
+        """Store what the agent of a run sees before step t; `t = num_steps` is after the last step."""
         _write(self.observation, run, t, seen.observation)
         self.first[run, t] = seen.first
         if self.mask is not None:
             self.mask[run, t] = seen.action_mask
 
     def timestep(self, t: int) -> TimeStep:
+        """The input of the action at step t, leaves [run, env, ...]."""
         mask = None if self.mask is None else self.mask[:, t]
         return TimeStep(jax.tree.map(lambda leaf: leaf[:, t], self.observation), self.first[:, t], mask)
 
     def timesteps(self) -> TimeStep:
-        """All that were acted on."""
+        """The inputs of all actions, leaves [run, time, env, ...]."""
         mask = None if self.mask is None else self.mask[:, :-1]
         return TimeStep(_upto(self.observation), self.first[:, :-1], mask)
 
     def act(self, t: int, action: Any, extras: Any) -> None:
+        """Store the actions and extras of step t, [run, env, ...]."""
         self.action[:, t] = action
         for stored, new in zip(jax.tree.leaves(self.extras), jax.tree.leaves(extras), strict=True):
             stored[:, t] = new
 
     def step(self, run: int, t: int, step: Stepped) -> None:
+        """Store the outcome of step t in the environments of a run."""
         self.reward[run, t], self.valid[run, t] = step.reward, step.valid
         self.terminated[run, t], self.truncated[run, t] = step.terminated, step.truncated
         if self.reached is not None:
@@ -61,7 +71,14 @@ class Storage:
             self.reached_mask[run, t] = step.reached_mask
 
     def check(self, vectors: list[Vector]) -> None:
-        """Raises ValueError for rewards that are not finite."""
+        """Check the rewards of the rollout.
+
+        Args:
+            vectors: the environments of each run, for the message.
+
+        Raises:
+            ValueError: for rewards that are not finite.
+        """
         if np.isfinite(self.reward).all():
             return
         run, time, env = (int(i) for i in np.argwhere(~np.isfinite(self.reward))[0])
@@ -71,7 +88,12 @@ class Storage:
         )
 
     def experience(self, carry: Carry, extras: Any) -> Experience:
-        """All of it, for learning. extras: what `Algorithm.recall` said, None where there is no such thing."""
+        """The rollout as `Experience`, with a leading axis of runs.
+
+        Args:
+            carry: recurrent states at the start of the rollout, [run, env, ...].
+            extras: result of `Algorithm.recall`; None to take the extras of `act`.
+        """
 
         def after(tree: Any) -> Any:
             return jax.tree.map(lambda leaf: leaf[:, 1:], tree)
@@ -91,10 +113,17 @@ class Storage:
         )
 
     def episodes(self, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sums of return and length, and number, of the episodes that ended [run]; totals keep those under way."""
+        """The returns and lengths of the episodes that ended in this rollout.
+
+        Args:
+            totals: [2, run, env]; return and length so far of the episodes under way. Updated in place.
+
+        Returns:
+            Per run, the sum of the returns, the sum of the lengths and the number of the episodes that ended.
+        """
         ended = self.terminated | self.truncated
         sums = np.zeros((3, len(ended)))
-        start = np.zeros(totals.shape[1:], int)  # [run, env], where the episode under way began
+        start = np.zeros(totals.shape[1:], int)  # [run, env], the step at which the episode under way began
         for run, env, time in np.argwhere(ended.swapaxes(1, 2)):
             now = slice(start[run, env], time + 1)
             valid = self.valid[run, now, env]

@@ -1,4 +1,4 @@
-"""The shell of an experiment: train every seed, on the device or on the host, and score the agents in Gymnasium."""
+"""The common part of experiments: train every seed, on the device or on the host, and score the agents in Gymnasium."""
 
 import dataclasses
 import functools
@@ -23,52 +23,56 @@ from rl.types import Algorithm
 from rl.video import video
 
 type Runner = Literal["auto", "device", "host"]
-type Make = Callable[[gymnasium.Space, gymnasium.Space], Algorithm]  # of observation space and action space
+type Make = Callable[[gymnasium.Space, gymnasium.Space], Algorithm]  # (observation space, action space) -> algorithm
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What every experiment's config has; what is None is tuned for the environment, or else common."""
+    """The fields of every experiment's config; None means the value tuned for the environment, or else a common one."""
 
     env: str = "CartPole-v1"
     runner: Runner = "auto"
-    """device: on the environment's compiled twin; host: in Gymnasium, each seed in a process of its own; auto: on the
-    device where there is a twin"""
+    """device: on the compiled twin; host: in Gymnasium, a process per seed; auto: device if a twin exists, else host"""
     vectorization: Literal["sync", "async", "vector_entry_point"] | None = None
-    """on the host, by default as Gymnasium chooses"""
+    """on the host: how environments are vectorized, by default Gymnasium's choice"""
     ahead: bool = False
-    """on the host: act while the agent learns, as it was one update before; gains where a core is left over"""
+    """on the host: act while the agent learns, with its parameters from one update ago; faster if a core is free"""
     total_steps: int | None = None
-    """of all environments together"""
+    """environment steps, of all environments together"""
     num_envs: int | None = None
     devices: jdl.Mode = "auto"
-    """on the device: how a seed's environments and learning use the devices; "auto" leaves a CPU's to the seeds"""
+    """on the device: how a seed's environments and learning use the devices; auto leaves CPU devices to the seeds"""
     mesh: str = ""
-    """of how many devices for a seed: 4, or 2x2 where layers are shared out as well"""
+    """devices per seed: 4, or 2x2 if layers are split as well"""
     groups: int = 1
-    """of devices, each with a part of the seeds; the mesh is of one group"""
+    """groups of devices, each training a part of the seeds; the mesh is that of one group"""
     num_episodes: int = 100
-    """of the final evaluation, a seed"""
+    """episodes of the final evaluation, per seed"""
 
     @property
     def on_host(self) -> bool:
-        """Whether Gymnasium's own environment is trained in."""
+        """Whether training runs in Gymnasium's environment instead of a compiled twin."""
         return self.runner == "host" or (self.runner == "auto" and self.env not in envs.TWINS)
 
     @property
     def one_core(self) -> bool:
-        """Whether a process that trains this is faster on a core of its own: not where there are convolutions."""
+        """Whether a process that trains this is faster on a core of its own, which it is not with convolutions."""
         return self.on_host and not is_image(spaces_of(self.env, self.vectorization)[0])
 
     def separate(self, run: jdl.Run) -> bool:
-        """Whether the run's seeds are to be trained in processes of their own (`jdl.separately`)."""
+        """Whether the seeds of a run should be trained in separate processes (`jdl.separately`)."""
         return self.on_host and len(run.seeds) > 1
 
 
 def settings(config: Training, common: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The fields of a config that were given (not None), else those tuned for `config.env`, else common ones.
+    """The settings of a config: fields that are not None, else values tuned for `config.env`, else common values.
 
-    "runner" is then "device" or "host".
+    "auto" as "runner" becomes "device" or "host".
+
+    Args:
+        config: the config of an experiment.
+        common: values for all environments, by field.
+        tuned: values by environment id, then by field.
     """
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     name = config.env.rpartition(":")[2]  # without the module that registers it
@@ -76,7 +80,12 @@ def settings(config: Training, common: Mapping[str, Any], tuned: Mapping[str, Ma
 
 
 def options(algorithm: Callable[..., Algorithm], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that are arguments of an algorithm, as `rl.ppo(..., **rl.options(rl.ppo, chosen))`."""
+    """The settings that are arguments of an algorithm: `rl.ppo(..., **rl.options(rl.ppo, chosen))`.
+
+    Args:
+        algorithm: a function such as `rl.ppo`.
+        chosen: the result of `settings`.
+    """
     return {name: chosen[name] for name in inspect.signature(algorithm).parameters if name in chosen}
 
 
@@ -86,20 +95,20 @@ def experiment(
     *,
     also: Callable[[Algorithm, Any, str], Mapping[str, Any]] | None = None,
 ) -> tuple[Callable[[Any], jdl.Learner], Callable[[Any, jdl.Run], dict[str, Any]]]:
-    """The `learner(config)` and `main(config, run)` of an experiment.
+    """The functions `learner(config)` and `main(config, run)` of an experiment.
 
     Args:
         algorithm: `(config, observation space, action space) -> Algorithm`.
-        settings: `(config) -> dict`, the fields of `Training` among them (`rl.settings`).
-        also: `(algorithm, agents, env) -> dict`, more final metrics, one value per seed.
+        settings: `(config) -> dict`, which includes the fields of `Training` (`rl.settings`).
+        also: `(algorithm, agents, env) -> dict`, further final metrics, with one value per seed.
     """
 
     def learner_of(config: Any) -> jdl.Learner:
-        """One run."""
+        """The learner of one run."""
         return learner(functools.partial(algorithm, config), settings(config))
 
     def main(config: Any, run: jdl.Run) -> dict[str, Any]:
-        """Train on the device or on the host; evaluate the last agents in Gymnasium's own environment."""
+        """Train on the device or on the host, and evaluate the final agents in Gymnasium's environment."""
         if config.runner == "auto" and config.on_host:
             print(f"{config.env} has no compiled twin: training on the host", file=sys.stderr)
         if config.separate(run):
@@ -111,7 +120,16 @@ def experiment(
 
 
 def updates(total_steps: int, num_envs: int, num_steps: int) -> int:
-    """How many updates a number of environment steps makes; raises ValueError where it makes none."""
+    """The number of updates in a number of environment steps.
+
+    Args:
+        total_steps: steps of all environments together.
+        num_envs: number of environments.
+        num_steps: steps of each environment per rollout.
+
+    Raises:
+        ValueError: for fewer steps than one rollout, and for `num_envs` or `num_steps` below 1.
+    """
     if num_envs < 1 or num_steps < 1:
         raise ValueError(f"num_envs={num_envs}, num_steps={num_steps}: at least 1 of each")
     count = total_steps // (num_envs * num_steps)
@@ -124,7 +142,12 @@ def updates(total_steps: int, num_envs: int, num_steps: int) -> int:
 
 
 def learner(make: Make, chosen: Mapping[str, Any]) -> jdl.Learner:
-    """The learner of one run, as `train` trains it."""
+    """The learner of one run, the one that `train` trains.
+
+    Args:
+        make: `(observation space, action space) -> algorithm`.
+        chosen: the result of `settings`.
+    """
     if chosen["runner"] == "host":
         spaces = spaces_of(chosen["env"], chosen.get("vectorization"))
         return learn_on_host(make(*spaces), spaces[1])
@@ -133,20 +156,31 @@ def learner(make: Make, chosen: Mapping[str, Any]) -> jdl.Learner:
 
 
 class Trained(NamedTuple):
-    """What training leaves."""
+    """The result of training.
+
+    Attributes:
+        algorithm: the algorithm.
+        agents: leaves [seed, ...].
+        scores: final metrics by name, each [seed].
+    """
 
     algorithm: Algorithm
-    agents: Any  # with a leading axis of seeds
-    scores: dict[str, Any]  # by name, one a seed
+    agents: Any
+    scores: dict[str, Any]
 
 
 def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
-    """Train the run's seeds, and score the last agents.
+    """Train the seeds of a run, and score the final agents.
 
-    chosen: the fields of `Training`, as `settings` chose them. "return" and "length": means over episodes of the
-    Gymnasium environment, greedy actions; "return (twin)": the same in the compiled one.
+    The scores are "return" and "length", means over episodes of the Gymnasium environment with greedy actions, and
+    after training on the device "return (twin)", the mean return in the compiled environment.
+
+    Args:
+        make: `(observation space, action space) -> algorithm`.
+        chosen: the result of `settings`.
+        run: the run; the scores of each episode and a video of the first agent are saved in its directory.
     """
-    evaluated = episodes(chosen["num_episodes"])  # before anything is trained: a wrong number is an error
+    evaluated = episodes(chosen["num_episodes"])  # raises for a wrong number before anything is trained
     trained = _on_host(make, chosen, run) if chosen["runner"] == "host" else _on_device(make, chosen, run, evaluated)
     trained = trained._replace(agents=processes.local(trained.agents))
     scores = evaluate(
@@ -165,9 +199,10 @@ def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
 
 
 def _spread(chosen: Mapping[str, Any], run: jdl.Run) -> bool | int:
-    """How seeds use the devices: all of them, or as many groups, or none where one seed is to have them.
+    """How `jdl.seeds` spreads the seeds: over all devices (True), over groups of devices (a number), or not at all.
 
-    Raises ValueError for groups that would not be.
+    A single group, or False, leaves all devices to each seed. Raises ValueError for groups below 1, and for several
+    groups whose seeds would not use the devices.
     """
     devices, groups = chosen["devices"], chosen["groups"]
     alone = devices in ("auto", "single")

@@ -1,4 +1,4 @@
-"""Gymnasium's vector environments, whichever way they reset: what an action led to, and what the agent sees next."""
+"""Gymnasium's vector environments behind one interface that is the same for all of their autoreset modes."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,29 +13,50 @@ from rl.spaces import choices
 
 
 class Seen(NamedTuple):
-    """What the agent sees next, after any reset; each leaf [env, ...]."""
+    """The next input of the agent, after any reset.
+
+    Attributes:
+        observation: leaves [env, ...].
+        first: [env], bool; True where it begins an episode.
+        action_mask: [env, actions], bool; None if every action is always allowed.
+    """
 
     observation: Any
-    first: np.ndarray  # it begins an episode
+    first: np.ndarray
     action_mask: Any
 
 
 class Stepped(NamedTuple):
-    """One step of every environment, each leaf [env, ...]."""
+    """One step of every environment.
+
+    Attributes:
+        seen: the next input of the agent, after any reset.
+        reached: leaves [env, ...]; the observation that the action led to, before any reset.
+        reached_mask: [env, actions], bool; the action mask that belongs to `reached`, or None.
+        reward: [env].
+        terminated: [env], bool.
+        truncated: [env], bool.
+        valid: [env], bool; False where the step was only a reset and the action was ignored.
+    """
 
     seen: Seen
-    reached: Any  # the observation that the action led to, before any reset
+    reached: Any
     reached_mask: Any
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
-    valid: np.ndarray  # false where the step was only a reset, and the action was ignored
+    valid: np.ndarray
 
 
 class Vector:
-    """A vector environment with its autoreset mode taken care of (the three modes of Gymnasium 1.1 and later).
+    """A vector environment that behaves the same in each of the three autoreset modes of Gymnasium 1.1 and later.
 
-    Raises ValueError for an environment that does not say its mode, and for observations outside its own space.
+    Args:
+        envs: the vector environment, whose `metadata["autoreset_mode"]` is its mode.
+
+    Raises:
+        TypeError: for anything but a vector environment.
+        ValueError: for an environment that does not state its mode.
     """
 
     def __init__(self, envs: gymnasium.vector.VectorEnv) -> None:
@@ -61,11 +82,18 @@ class Vector:
 
     @property
     def resets_take_a_step(self) -> bool:
-        """Whether an environment that ended is reset by its next step, which does nothing else."""
+        """Whether the step after the end of an episode only resets the environment and ignores the action."""
         return self.mode is AutoresetMode.NEXT_STEP
 
     def reset(self, seed: int) -> Seen:
-        """Begin an episode in every environment."""
+        """Begin an episode in every environment.
+
+        Args:
+            seed: for the reset of the vector environment.
+
+        Raises:
+            ValueError: for observations outside the observation space, and for a mask that forbids every action.
+        """
         observation, info = self.envs.reset(seed=seed)
         if not self.envs.observation_space.contains(observation):
             raise ValueError(
@@ -78,7 +106,14 @@ class Vector:
         return Seen(observation, ~self._nobody, self._checked(mask, self._nobody))
 
     def step(self, action: np.ndarray) -> Stepped:
-        """Act in every environment; those that ended are reset, at once or by the next step, as their mode has it."""
+        """Act in every environment; an ended episode is followed by a reset, now or at the next step by its mode.
+
+        Args:
+            action: [env, ...], as the environment takes it.
+
+        Raises:
+            ValueError: for a mask that forbids every action.
+        """
         observation, reward, terminated, truncated, info = self.envs.step(action)
         mask = self._mask(observation, info, terminated)
         ended = terminated | truncated
@@ -100,6 +135,7 @@ class Vector:
         return Stepped(seen, reached, reached_mask, reward, terminated, truncated, ~self._nobody)
 
     def close(self) -> None:
+        """Close the environments."""
         self.envs.close()
 
     def _mask(self, observation: Any, info: Mapping[str, Any], over: np.ndarray) -> Any:
@@ -109,7 +145,7 @@ class Vector:
         return self._checked(np.ones((self.num_envs, sum(self._choices)), bool) if mask is None else mask, over)
 
     def _checked(self, mask: Any, over: np.ndarray) -> Any:
-        """Raises ValueError where a choice has no option left; where the episode is over there need be none."""
+        """The mask; raises ValueError if a choice has no allowed option, except where the episode is over."""
         if mask is not None:
             parts = np.split(mask, np.cumsum(self._choices)[:-1], axis=1)
             none_left = ~np.stack([part.any(1) for part in parts]).all(0) & ~over
@@ -122,10 +158,19 @@ class Vector:
 
 
 def make_vec(name: str, num_envs: int, vectorization: str | None = None, **options: Any) -> gymnasium.vector.VectorEnv:
-    """As `gymnasium.make_vec`; asynchronous environments get processes that were not forked from one that runs JAX.
+    """Like `gymnasium.make_vec`, but asynchronous environments run in processes not forked from one that runs JAX.
 
-    A fork of a process with JAX's threads may wait for ever for a lock that one of them held. Raises LookupError for an
-    environment that Gymnasium does not have, or whose package is not installed.
+    A fork of a process with JAX's threads may wait forever for a lock that one of these threads held.
+
+    Args:
+        name: id of the Gymnasium environment.
+        num_envs: number of environments.
+        vectorization: "sync", "async" or "vector_entry_point"; None for Gymnasium's choice.
+        **options: further keywords of `gymnasium.make_vec`.
+
+    Raises:
+        LookupError: for an environment that Gymnasium does not have, or whose package is not installed.
+        ValueError: for `num_envs` below 1.
     """
     if vectorization == "async":
         options["vector_kwargs"] = {"context": "forkserver", **options.get("vector_kwargs", {})}
@@ -138,14 +183,24 @@ def make_vec(name: str, num_envs: int, vectorization: str | None = None, **optio
 
 
 def spaces_of(name: str, vectorization: str | None = None) -> tuple[gymnasium.Space, gymnasium.Space]:
-    """Observation and action space of a registered environment, as its vector environments have them."""
+    """Observation and action space of a registered environment, as seen in a vector environment.
+
+    Args:
+        name: id of the Gymnasium environment.
+        vectorization: see `make_vec`.
+    """
     envs = make_vec(name, 1, vectorization)
     envs.close()
     return envs.single_observation_space, envs.single_action_space
 
 
 def mask_of(observation: Any, info: Mapping[str, Any]) -> Any:
-    """The masks [env, actions] in `info["action_mask"]`, or in an observation's "action_mask"; None without any."""
+    """The action masks [env, actions] of a vector environment; None if there are none.
+
+    Args:
+        observation: a batch of observations; if it is a dict with "action_mask", that is the mask.
+        info: otherwise, the mask is its "action_mask". Environments that gave none are allowed every action.
+    """
     if isinstance(observation, Mapping) and "action_mask" in observation:
         return np.asarray(observation["action_mask"]) > 0
     masks = info.get("action_mask")
@@ -154,7 +209,7 @@ def mask_of(observation: Any, info: Mapping[str, Any]) -> Any:
     given = info.get("_action_mask")
     flat = _flat_masks(masks)
     known = next(mask for mask in flat if mask is not None)
-    everything = np.ones(len(known), bool)  # of an environment that gave none
+    everything = np.ones(len(known), bool)  # for environments that gave none
     return np.stack([
         everything if mask is None or (given is not None and not given[i]) else mask for i, mask in enumerate(flat)
     ])  # fmt: skip
@@ -170,7 +225,7 @@ def _flat_masks(masks: Any) -> list[Any]:
 
 
 def _with(observations: PyTree, where: np.ndarray, others: Any) -> PyTree:
-    """Batched observations, where `where` replaced by the entries of a list."""
+    """A copy of batched observations with the entries at `where` replaced by those of a list."""
     copied = jax.tree.map(np.array, observations)
     for i in np.flatnonzero(where):
         jax.tree.map(lambda all_of_them, one, i=i: all_of_them.__setitem__(i, one), copied, others[i])

@@ -1,0 +1,55 @@
+"""`jdl measure`."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jdl.cli.command import Command
+from jdl.cli.console import console
+from jdl.experiment.records import Declared, declared
+
+_RUNS = Path("runs") / "records"
+
+
+def measure(only: Annotated[tuple[str, ...], tyro.conf.Positional] = (), list: bool = False) -> int:
+    """Measure the recorded results that are stale, one after another; the same command goes on where it was stopped.
+
+    Args:
+        only: records, or folders of experiments, to measure whether stale or not
+        list: show what would be measured, and how long it took last time
+    """
+    records = declared()
+    known = {record.name for record in records} | {record.domain for record in records}
+    for name in only:
+        if name not in known:
+            raise LookupError(f"there is no record {name!r}; there are {', '.join(sorted(known))}")
+    due = [one for one in records if (one.name in only or one.domain in only if only else one.stale)]
+    if list:
+        for record in due:
+            console.print(f"{record.name}: {_last(record)}", markup=False)
+        return 0
+    failed = [record.name for record in due if _run(record) != 0]
+    console.print(f"{len(due) - len(failed)} measured" + (f", failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+def _run(record: Declared) -> int:
+    """Measure one in a process of its own: JAX would keep the memory of every run."""
+    folder = _RUNS / record.name
+    number = 2
+    while (folder / "result.json").is_file():  # a finished one stays
+        folder, number = _RUNS / f"{record.name}-{number}", number + 1
+    console.print(f"{record.name}: {_last(record)}", markup=False)
+    words = [sys.executable, "-m", "jdl", *record.words, "--record", "--run-dir", str(folder)]
+    return subprocess.run(words).returncode
+
+
+def _last(record: Declared) -> str:
+    seconds = (record.measured or {}).get("seconds")
+    return "not measured yet" if seconds is None else f"{seconds:.0f} s last time"
+
+
+COMMAND = Command(measure)

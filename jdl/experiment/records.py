@@ -1,0 +1,253 @@
+"""Results as records: files of numbers beside the experiment, from which every table is made.
+
+An experiment declares what it is known by, in `RECORDS`, by the name of each variant ("" for its default config):
+
+    RECORDS = {
+        "": jdl.Record(seeds=3, bars={"accuracy": ">= 0.93"}, beside="2-layer CNNs 0.916 to 0.934"),
+        "mlp": jdl.Record({"network": "mlp"}, seeds=3, bars={"accuracy": ">= 0.89"}),
+    }
+
+`jdl run NAME --record` measures one and writes `results/NAME-VARIANT.json` in the experiment's folder.
+"""
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jdl.core.statistics import Interval, iqm_interval, mean_interval
+from jdl.experiment import find, search_space
+from jdl.experiment.config import encode
+from jdl.runtime.files import as_json, write_json
+from jdl.training.runs import Run
+
+FOLDER = "results"
+_NOT_DECIDING = ("folder", "fetch")  # fields that say where the data lie
+_BAR = re.compile(r"(>=|<=) *(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+
+
+class Record(NamedTuple):
+    """A result that an experiment is known by, how it is measured and the bar that it is held to.
+
+    Attributes:
+        settings: fields of the Config that differ from their default, by dotted name.
+        seeds: how many seeds, 0 up.
+        bars: by metric, what its average must reach: ">= 0.93" or "<= 1.88".
+        shown: the metrics in tables, by default those with a bar, else all.
+        beside: a published or peer figure.
+        statistic: "mean", or "iqm" for the interquartile mean over seeds.
+    """
+
+    settings: Mapping[str, Any] = {}
+    seeds: int = 3
+    bars: Mapping[str, str] = {}
+    shown: Sequence[str] = ()
+    beside: str = ""
+    statistic: Literal["mean", "iqm"] = "mean"
+
+
+class Row(NamedTuple):
+    """One metric of one record.
+
+    Attributes:
+        values: one per seed; empty where only the interval was kept.
+        bar: what it is held to, None where nothing is.
+        ok: whether the bar is reached; None without a bar.
+        stale: the experiment's source or what it declares has changed since, or it was never measured.
+    """
+
+    name: str
+    domain: str
+    metric: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    values: list[float | None]
+    bar: float | None
+    ok: bool | None
+    stale: bool
+
+
+class Declared(NamedTuple):
+    """A record as an experiment declares it, and as it was measured (None where it was not)."""
+
+    module: ModuleType
+    domain: str
+    variant: str
+    record: Record
+    measured: dict[str, Any] | None
+
+    @property
+    def experiment(self) -> str:
+        """The name of the experiment."""
+        return file_of(self.module).stem
+
+    @property
+    def name(self) -> str:
+        """The name of the record."""
+        return "-".join(filter(None, (self.experiment, self.variant)))
+
+    @property
+    def config(self) -> Any:
+        """The experiment's config with the record's settings."""
+        return search_space.replaced(self.module.Config(), self.record.settings)
+
+    @property
+    def words(self) -> list[str]:
+        """The command that measures it, after `jdl`."""
+        return ["run", self.experiment, *search_space.options(self.config), "--seeds", str(self.record.seeds)]
+
+    @property
+    def path(self) -> Path:
+        """Where it is written."""
+        return file_of(self.module).parent / FOLDER / f"{self.name}.json"
+
+    @property
+    def stale(self) -> bool:
+        """Whether it is to be measured again."""
+        if self.measured is None:
+            return True
+        same = self.measured["config"] == _deciding(self.config) and len(self.measured["seeds"]) == self.record.seeds
+        return not same or self.measured["fingerprint"] != fingerprint(self.module)
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """The average of each metric and its 95% interval, by the record's statistic."""
+        if self.measured is None:
+            return {}
+        if "intervals" in self.measured:
+            kept = {name: _numbers(numbers) for name, numbers in self.measured["intervals"].items()}
+            return {name: Interval(*map(np.float64, numbers)) for name, numbers in kept.items()}
+        values = {name: np.asarray(_numbers(one)) for name, one in self.measured["metrics"].items()}
+        of = (lambda x: iqm_interval(x[:, None])) if self.record.statistic == "iqm" else mean_interval
+        nothing = Interval(*[np.float64(np.nan)] * 3)
+        return {name: of(x) if np.isfinite(x).all() else nothing for name, x in values.items()}
+
+    @property
+    def shown(self) -> list[str]:
+        """The metrics for tables."""
+        return list(self.record.shown or self.record.bars or self.intervals)
+
+    def rows(self) -> list[Row]:
+        """A row for each metric shown."""
+        found = []
+        for metric in self.shown:
+            interval = self.intervals.get(metric)
+            mean, low, high = (None, None, None) if interval is None else map(_finite, interval)
+            sign, bar = parsed(self.record.bars[metric]) if metric in self.record.bars else ("", None)
+            ok = None if bar is None else mean is not None and (mean >= bar if sign == ">=" else mean <= bar)
+            values = list((self.measured or {}).get("metrics", {}).get(metric, []))
+            found.append(
+                Row(
+                    self.name,
+                    self.domain,
+                    metric,
+                    mean,
+                    low,
+                    high,
+                    values,
+                    bar,
+                    ok,
+                    self.stale,
+                )
+            )
+        return found
+
+
+def declared(domain: str = "") -> list[Declared]:
+    """The records that the experiments of a folder (by default of all) declare; imports them."""
+    found = []
+    for one in find.experiments(domain):
+        module = find.find(str(one.file))
+        for variant, record in getattr(module, "RECORDS", {}).items():
+            for text in record.bars.values():
+                parsed(text)
+            made = Declared(module, one.domain, variant, record, None)
+            found.append(made._replace(measured=_read(made.path)))
+    return found
+
+
+def of_config(module: ModuleType, config: Any, domain: str = "") -> Declared:
+    """The record that a config measures: the declared one, or else one named by the options that make the config."""
+    for variant, record in getattr(module, "RECORDS", {}).items():
+        made = Declared(module, domain, variant, record, None)
+        if _deciding(made.config) == _deciding(config):
+            return made
+    words = [word for word in search_space.options(config) if word not in ("--fetch", "--no-fetch")]
+    variant = re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(words)).strip("-")
+    settings = {name: search_space.value_of(config, name) for name in search_space.fields(type(config))}
+    return Declared(module, domain, variant, Record(settings), None)
+
+
+def write(made: Declared, run: Run) -> Path:
+    """Write a finished run as a record; returns the file."""
+    assert run.result is not None
+    environment = run.environment
+    record = {
+        "name": made.name,
+        "command": " ".join(["jdl", *made.words[:-1], str(len(run.seeds))]),
+        "config": _deciding(made.config),
+        "seeds": list(run.seeds),
+        "metrics": run.result["metrics"],
+        "seconds": run.result["seconds"],
+        "date": datetime.now(UTC).date().isoformat(),
+        "devices": environment["devices"],
+        "versions": environment["packages"],
+        "git": environment["git"],
+        "fingerprint": fingerprint(made.module),
+    }
+    made.path.parent.mkdir(exist_ok=True)
+    write_json(made.path, record)
+    return made.path
+
+
+def fingerprint(module: ModuleType) -> str:
+    """A digest of an experiment's program: comments, docstrings and what it declares of its results do not count."""
+    tree = ast.parse(file_of(module).read_text())
+    tree.body = [node for node in tree.body if not _declares(node)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def parsed(bar: str) -> tuple[str, float]:
+    """The sign and the number of a bar; raises ValueError for another text."""
+    found = _BAR.fullmatch(bar.strip())
+    if found is None:
+        raise ValueError(f'a bar is ">= 0.93" or "<= 1.88", this one is {bar!r}')
+    return found[1], float(found[2])
+
+
+def file_of(module: ModuleType) -> Path:
+    """The file of an experiment."""
+    return Path(str(module.__file__))
+
+
+def _declares(node: ast.stmt) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return any(isinstance(target, ast.Name) and target.id in ("RECORDS", "SMOKE", "RENAMED") for target in targets)
+
+
+def _deciding(config: Any) -> dict[str, Any]:
+    """A config as JSON, without the fields that do not decide the result."""
+    return {name: value for name, value in as_json(encode(config)).items() if name not in _NOT_DECIDING}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [np.nan if value is None else value for value in values]
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
