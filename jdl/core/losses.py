@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from jdl.core.labels import class_labels
 from jdl.core.paths import by_path
 
 Loss = Callable[[Any, Any], Float[Array, " batch"]]
@@ -18,7 +19,7 @@ Loss = Callable[[Any, Any], Float[Array, " batch"]]
 
 def cross_entropy(logits: Float[Array, "batch classes"], batch: Any) -> Float[Array, " batch"]:
     """Softmax cross-entropy (nats) with integer `batch["target"]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["target"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, class_labels(logits, batch))
 
 
 def smoothed_cross_entropy(smoothing: float) -> Loss:
@@ -30,7 +31,7 @@ def smoothed_cross_entropy(smoothing: float) -> Loss:
         raise ValueError(f"smoothed_cross_entropy({smoothing}): the share taken off the target is in [0, 1), often 0.1")
 
     def loss(logits: Float[Array, "batch classes"], batch: Any) -> Float[Array, " batch"]:
-        target = jax.nn.one_hot(batch["target"], logits.shape[-1], dtype=logits.dtype)
+        target = jax.nn.one_hot(class_labels(logits, batch), logits.shape[-1], dtype=logits.dtype)
         return optax.softmax_cross_entropy(logits, optax.smooth_labels(target, smoothing))
 
     return loss
@@ -54,13 +55,12 @@ def token_cross_entropy(logits: Float[Array, "batch time vocabulary"], batch: An
     tokens: 0 for padding, whose target may be any number. An example in which none counts has loss 0. A mean over
     examples weighs them alike, however many tokens each has.
     """
-    target, weights = batch["target"], batch.get("weights")
-    for name, array in (("target", target), ("weights", weights)):
-        if array is not None and array.shape != logits.shape[:2]:
-            raise ValueError(
-                f'batch["{name}"] is {list(array.shape)}; for logits {list(logits.shape)} it is [batch, time], '
-                f"{list(logits.shape[:2])}"
-            )
+    target, weights = class_labels(logits, batch), batch.get("weights")
+    if weights is not None and weights.shape != logits.shape[:2]:
+        raise ValueError(
+            f'batch["weights"] is {list(weights.shape)}; for logits {list(logits.shape)} it is [batch, time], '
+            f"{list(logits.shape[:2])}"
+        )
     if weights is None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean(1)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
@@ -78,14 +78,15 @@ def margin(
     share: the weight of classes that are absent, so that early learning does not shrink all of them.
     Source: Sabour, Frosst and Hinton, "Dynamic routing between capsules", 2017, equation 4.
     """
-    target = jax.nn.one_hot(batch["target"], lengths.shape[-1], dtype=lengths.dtype)
+    target = jax.nn.one_hot(class_labels(lengths, batch), lengths.shape[-1], dtype=lengths.dtype)
     too_short, too_long = jnp.maximum(0, present - lengths), jnp.maximum(0, lengths - absent)
     return (target * too_short**2 + share * (1 - target) * too_long**2).sum(-1)
 
 
 def squared_error(predictions: Float[Array, "batch ..."], batch: Any) -> Float[Array, " batch"]:
     """Squared error against `batch["target"]` of the same shape, averaged over the axes after the first."""
-    target = batch["target"]
+    target = jnp.asarray(batch["target"])
+    target = target.astype(predictions.dtype) if target.dtype == bool else target
     if predictions.shape != target.shape:
         raise ValueError(
             f"predictions have shape {predictions.shape} and the target {target.shape}; "

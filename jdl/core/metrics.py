@@ -8,18 +8,21 @@ one metric with leaves `[8, ...]`. Both take JAX arrays (inside a step) and NumP
 float64), and stay in the kind they were given. Counts kept in float32 on a device are exact up to 2²⁴
 examples between two visits to the host.
 
-The functions at the end, `accuracy` and its kin, are what a learner is given:
-`metrics={"accuracy": accuracy, "top_5": top_k(5)}`. Each maps `(outputs, batch)` to a metric, reading
-`batch["target"]` and, where there is padding, `batch["mask"]` (nonzero: counted). What lies under
-the mask, even NaN, has no effect. A label outside `0 … classes − 1` can't raise inside a compiled step
-(the data source checks it): `accuracy`, `top_k` and `calibration` count it as wrong, `confusion`
-leaves it out.
+The functions at the end, such as `accuracy`, are given to a learner:
+`metrics={"accuracy": accuracy, "top_3": top_k(k=3)}`. Each maps `(outputs, batch)` to a metric, reading
+`batch["target"]` and, where there is padding, `batch["mask"]` (nonzero: counted). Options, given alone by keyword,
+make a metric with those options. Values under the mask, even NaN, have no effect. A label outside
+`0 … classes − 1` cannot raise inside a compiled step (`fit` checks it before): `accuracy`, `top_k` and
+`calibration` count it as wrong, `confusion` leaves it out.
 """
 
+import functools
+import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from functools import reduce
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +31,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Num, Real, Shaped
 
+from jdl.core.labels import class_labels
 from jdl.runtime import processes
 
 AnyArray = Array | np.ndarray | np.generic
@@ -272,46 +276,86 @@ class Calibration:
         }
 
 
+def _metric[**P, M](measure: Callable[P, M]) -> Callable[..., Any]:
+    """A metric by the one rule: a function of (outputs, batch), whose options, given alone by keyword, make another."""
+    name = measure.__name__
+    options = list(inspect.signature(measure).parameters.values())[2:]
+    example = f"jdl.metrics.{name}" + (f"({options[0].name}=...)" if options else "")
+
+    @functools.wraps(measure)
+    def metric(*arguments: Any, **given: Any) -> Any:
+        if len(arguments) == 2:
+            return cast(Any, measure)(*arguments, **given)
+        if len(arguments) == 1 and isinstance(arguments[0], int) and options and not given:
+            warnings.warn(
+                f"jdl.metrics.{name}({arguments[0]}) is written {name}({options[0].name}={arguments[0]}) now; the old "
+                "way goes with the next version",
+                FutureWarning,
+                stacklevel=2,
+            )
+            return metric(**{options[0].name: arguments[0]})
+        strange = given.keys() - {option.name for option in options}
+        if arguments or strange or not options:
+            made = "options are given by keyword" if options else "it has no options, so it is not called"
+            raise TypeError(
+                f"{name} takes (outputs, batch), and {made}: metrics={{'{name}': {example}}}; it was called with "
+                f"{len(arguments)} positional argument(s) and {', '.join(given) or 'no'} keyword(s)"
+            )
+        _checked_options(name, given)
+        return functools.partial(metric, **given)
+
+    return metric
+
+
+def _checked_options(name: str, given: Mapping[str, Any]) -> None:
+    for option, value in given.items():
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}({option}={value}): it must be 1 or more")
+
+
+@_metric
 def accuracy(outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch) -> Mean:
     """The share of examples (or of time steps) whose largest logit is the target's; ties: the lower class."""
-    target = _labels(outputs, batch)
+    target = class_labels(outputs, batch)
     return Mean.of(jnp.argmax(outputs, -1) == target, batch.get("mask"))
 
 
-def top_k(k: int) -> Callable[[Array, Batch], Mean]:
-    """The share of examples whose target is among the `k` largest logits.
+@_metric
+def top_k(outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch, *, k: int = 5) -> Mean:
+    """The share of examples whose target is among the `k` largest logits: `jdl.metrics.top_k(k=3)`.
 
-    Of equal logits the lower class comes first, so `top_k(1)` is `accuracy`; scikit-learn's
+    Of equal logits the lower class comes first, so `top_k(k=1)` is `accuracy`; scikit-learn's
     `top_k_accuracy_score` prefers the higher class.
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; it must be 1 or more")
-
-    def top_k_accuracy(outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch) -> Mean:
-        target = _labels(outputs, batch)
-        if k > outputs.shape[-1]:
-            raise ValueError(f"k is {k} and there are {outputs.shape[-1]} classes; choose k among them")
-        _, best = jax.lax.top_k(jnp.asarray(outputs), k)
-        return Mean.of((best == target[..., None]).any(-1), batch.get("mask"))
-
-    return top_k_accuracy
+    target = class_labels(outputs, batch)
+    if k > outputs.shape[-1]:
+        raise ValueError(f"k is {k} and there are {outputs.shape[-1]} classes; choose k among them")
+    _, best = jax.lax.top_k(jnp.asarray(outputs), k)
+    return Mean.of((best == target[..., None]).any(-1), batch.get("mask"))
 
 
-def confusion(num_classes: int) -> Callable[[Array, Batch], Confusion]:
-    """The confusion matrix of the largest logit, `[num_classes, num_classes]`."""
+@_metric
+def confusion(
+    outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch, *, num_classes: int | None = None
+) -> Confusion:
+    """The confusion matrix of the largest logit, [classes, classes].
 
-    def confusion_matrix(outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch) -> Confusion:
-        target = _labels(outputs, batch)
-        if outputs.shape[-1] != num_classes:
-            raise ValueError(f"outputs have {outputs.shape[-1]} classes and num_classes is {num_classes}")
-        kept = _mask(batch, target.shape) & (target >= 0)  # a negative index would count from the end
-        counts = jnp.zeros((num_classes, num_classes), jnp.int32)  # integers add the same in any order
-        add = counts.at[target, jnp.argmax(outputs, -1)].add
-        return Confusion(add(kept.astype(jnp.int32), mode="drop"))
+    Args:
+        outputs: the logits.
+        batch: integer labels in "target".
+        num_classes: what the outputs are held against, if given.
+    """
+    target = class_labels(outputs, batch)
+    classes = outputs.shape[-1]
+    if num_classes not in (None, classes):
+        raise ValueError(f"outputs have {classes} classes and num_classes is {num_classes}")
+    kept = _mask(batch, target.shape) & (target >= 0)  # a negative index would count from the end
+    counts = jnp.zeros((classes, classes), jnp.int32)  # integers add the same in any order
+    add = counts.at[target, jnp.argmax(outputs, -1)].add
+    return Confusion(add(kept.astype(jnp.int32), mode="drop"))
 
-    return confusion_matrix
 
-
+@_metric
 def regression(outputs: Real[Array | np.ndarray, "batch *outputs"], batch: Batch) -> Regression:
     """Errors of real predictions `[batch]` or `[batch, outputs]` against a target of the same shape."""
     target = _target(batch)
@@ -334,46 +378,28 @@ def regression(outputs: Real[Array | np.ndarray, "batch *outputs"], batch: Batch
     return Regression(count, shift, mean, squared_deviation, (error**2).sum(0), abs(error).sum(0))
 
 
-def calibration(bins: int = 15) -> Callable[[Array, Batch], Calibration]:
+@_metric
+def calibration(outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch, *, bins: int = 15) -> Calibration:
     """Calibration of the softmax of the logits, over `bins` equal widths of the largest probability."""
-    if bins < 1:
-        raise ValueError(f"bins is {bins}; it must be 1 or more")
     edges = np.linspace(0, 1, bins + 1)[1:-1]
-
-    def calibration_bins(outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch) -> Calibration:
-        target = _labels(outputs, batch)
-        logits = jnp.asarray(outputs, jnp.promote_types(outputs.dtype, jnp.float32))
-        kept = _mask(batch, target.shape)
-        confidence = jnp.where(kept, jax.nn.softmax(logits).max(-1), 0)
-        correct = jnp.where(kept, jnp.argmax(logits, -1) == target, 0)
-        # The number of edges strictly below is the bin. A one-hot sum, not a scatter of floats, whose
-        # order (and so whose last bits) a GPU does not promise.
-        index = (confidence[..., None] > jnp.asarray(edges, confidence.dtype)).sum(-1)
-        member = jax.nn.one_hot(index, bins, dtype=confidence.dtype) * kept[..., None]
-        axes = tuple(range(target.ndim))
-        sums = [(member * x[..., None]).sum(axes) for x in (confidence, correct)]
-        return Calibration(member.sum(axes), *sums)
-
-    return calibration_bins
+    target = class_labels(outputs, batch)
+    logits = jnp.asarray(outputs, jnp.promote_types(outputs.dtype, jnp.float32))
+    kept = _mask(batch, target.shape)
+    confidence = jnp.where(kept, jax.nn.softmax(logits).max(-1), 0)
+    correct = jnp.where(kept, jnp.argmax(logits, -1) == target, 0)
+    # The number of edges strictly below is the bin. A one-hot sum, not a scatter of floats, whose
+    # order (and so whose last bits) a GPU does not promise.
+    index = (confidence[..., None] > jnp.asarray(edges, confidence.dtype)).sum(-1)
+    member = jax.nn.one_hot(index, bins, dtype=confidence.dtype) * kept[..., None]
+    axes = tuple(range(target.ndim))
+    sums = [(member * x[..., None]).sum(axes) for x in (confidence, correct)]
+    return Calibration(member.sum(axes), *sums)
 
 
 def _target(batch: Batch) -> Array:
     if "target" not in batch:
         raise KeyError(f"batch has {sorted(batch)} and no 'target', which this metric compares with")
     return jnp.asarray(batch["target"])
-
-
-def _labels(outputs: Any, batch: Batch) -> Array:
-    """The integer labels, checked against the logits (shapes are known while tracing, values are not)."""
-    target = _target(batch)
-    if not jnp.issubdtype(target.dtype, jnp.integer):
-        raise TypeError(f"batch['target'] is {target.dtype}; this metric wants integer labels (argmax one-hot targets)")
-    if target.shape != outputs.shape[:-1]:
-        raise ValueError(
-            f"outputs are {list(outputs.shape)} and batch['target'] is {list(target.shape)}; "
-            f"labels for these logits would be {list(outputs.shape[:-1])}"
-        )
-    return target
 
 
 def _align_mask(mask: Any, shape: tuple[int, ...], xp: ModuleType = jnp) -> Any:

@@ -21,15 +21,25 @@ def _check_labels(learner: Learner, state: State, data: Mapping[str, Any]) -> No
     if learner.predict is None or "target" not in data:
         return
     target = np.asarray(data["target"])
-    if not np.issubdtype(target.dtype, np.integer):
+    if not (np.issubdtype(target.dtype, np.integer) or target.dtype == bool):
         return
     outputs = jax.eval_shape(learner.predict, state, {k: v for k, v in data.items() if k != "mask"})
     shape = getattr(outputs, "shape", ())
+    if target.ndim > 1 and target.shape[-1] == 1 and shape[:-1][-target.ndim :] != target.shape:
+        target = target[..., 0]  # as `class_labels` takes it
     if len(shape) < 2 or shape[-1] < 2 or shape[:-1][-target.ndim :] != target.shape:
         return
-    seen = target[np.asarray(data["mask"]) > 0] if "mask" in data else target
-    if seen.size and (seen.min() < 0 or seen.max() >= shape[-1]):
-        raise ValueError(
-            f"target has labels from {seen.min()} to {seen.max()}, and the model has {shape[-1]} outputs (labels 0 to "
-            f"{shape[-1] - 1}); relabel them or widen the model (a target that is no class label must be floating)"
+    counts = np.asarray(data.get("weights", data.get("mask", np.ones(1)))) > 0
+    seen = target[counts] if counts.shape == target.shape[: counts.ndim] else target
+    if not seen.size or (seen.min() >= 0 and seen.max() < shape[-1]):
+        return
+    remedy = "relabel them or widen the model (a target that is no class label must be floating)"
+    if seen.min() == -100 and seen.max() < shape[-1]:
+        where = (
+            '"mask"' if target.ndim == 1 + (learner.traits.example_axis or 0) else '"weights" of token_cross_entropy'
         )
+        remedy = f"-100 marks what Transformers ignores: give {where}, target != -100, and any label in its place"
+    raise ValueError(
+        f"target has labels from {seen.min()} to {seen.max()}, and the model has {shape[-1]} outputs (labels 0 to "
+        f"{shape[-1] - 1}); {remedy}"
+    )

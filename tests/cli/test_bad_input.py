@@ -325,3 +325,48 @@ def test_weights_of_another_architecture_are_named():
         ValueError, match=r"not those of this model.*\n.*Dense_0/kernel \(4, 5\), the model has \(4, 3\)"
     ):
         jdl.jit(learner(variables=weights)).init(jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, -100] * 4), r'-100 marks what Transformers ignores: give "mask", target != -100'),
+        (np.array([0, 1, 9] * 4), "labels from 0 to 9, and the model has 3 outputs"),
+        (np.array([[0], [1], [9]] * 4), "labels from 0 to 9, and the model has 3 outputs"),
+    ],
+)
+def test_labels_without_an_output_are_told_before_compiling(labels, message):
+    data = {"input": np.zeros((12, 4), np.float32), "target": labels.astype(np.int32)}
+    learner = jdl.supervised(nn.Dense(3), jdl.losses.cross_entropy, optax.sgd(0.1), example=data)
+    with pytest.raises(ValueError, match=message):
+        jdl.fit(jdl.jit(jdl.feed(learner, 4)), data, steps=1)
+
+
+@pytest.mark.parametrize("labels", [np.array([True, False] * 6), np.array([[1], [0]] * 6, np.int32)])
+def test_booleans_and_a_trailing_axis_train_as_labels_do(labels):
+    inputs = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+
+    def trained(target):
+        data = {"input": inputs, "target": target}
+        metrics = {"accuracy": jdl.metrics.accuracy}
+        learner = jdl.supervised(nn.Dense(2), jdl.losses.cross_entropy, optax.sgd(0.1), example=data, metrics=metrics)
+        return jdl.fit(jdl.jit(jdl.feed(learner, 4)), data, steps=3, log_every=3).rows[-1]
+
+    plain, other = trained(labels.reshape(-1).astype(np.int32)), trained(labels)
+    assert plain["train/loss"] == other["train/loss"]
+    assert plain["train/accuracy"] == other["train/accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (np.zeros(12, np.float32), r"float32\[4\], and class labels are integers: use .astype"),
+        (np.zeros((12, 3), np.float32), r"float32\[4, 3\], and class labels are integers: take .argmax\(-1\)"),
+        (np.zeros((12, 2), np.int32), r"int32\[4, 2\]; labels for outputs \[4, 3\] are \[4\]"),
+    ],
+)
+def test_targets_that_are_no_labels_are_told_what_they_are(target, message):
+    data = {"input": np.zeros((12, 4), np.float32), "target": target}
+    learner = jdl.supervised(nn.Dense(3), jdl.losses.cross_entropy, optax.sgd(0.1), example=data)
+    with pytest.raises((TypeError, ValueError), match=message):
+        jdl.fit(jdl.jit(jdl.feed(learner, 4)), data, steps=1)

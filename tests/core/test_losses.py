@@ -101,7 +101,7 @@ def test_mixed_targets():
         ),
         (
             lambda: losses.token_cross_entropy(jnp.zeros((2, 3, 5)), {"target": np.zeros((2, 4), int)}),
-            r'"target"\] is \[2, 4\].*\[2, 3\]',
+            r'"target"\] is int32\[2, 4\].*\[2, 3\]',
         ),
         (
             lambda: losses.token_cross_entropy(

@@ -36,9 +36,9 @@ def close(actual, expected, **tolerance):
 # Every metric function goes through the same laws: add a line here.
 BATTERY = {
     "accuracy": (m.accuracy, classified),
-    "top_k": (m.top_k(3), classified),
-    "confusion": (m.confusion(CLASSES), classified),
-    "calibration": (m.calibration(7), classified),
+    "top_k": (m.top_k(k=3), classified),
+    "confusion": (m.confusion, classified),
+    "calibration": (m.calibration(bins=7), classified),
     "regression": (m.regression, regressed),
     "regression multi-output": (m.regression, functools.partial(regressed, outputs=(3,))),
     "regression with offset": (m.regression, functools.partial(regressed, offset=100.0)),
@@ -157,10 +157,10 @@ def test_accuracy_and_top_k_are_scikit_learns():
     close(m.accuracy(logits, batch).compute(), expected, rtol=1e-6)
     for k in (1, 2, 4):
         expected = sklearn_metrics.top_k_accuracy_score(target, logits, k=k)
-        close(m.top_k(k)(logits, batch).compute(), expected, rtol=1e-6)
-    assert m.top_k(CLASSES)(logits, batch).compute() == 1
+        close(m.top_k(k=k)(logits, batch).compute(), expected, rtol=1e-6)
+    assert m.top_k(k=CLASSES)(logits, batch).compute() == 1
     ties = np.zeros((2, 3), np.float32)
-    assert m.top_k(1)(ties, {"target": np.array([0, 2])}).compute() == 0.5
+    assert m.top_k(k=1)(ties, {"target": np.array([0, 2])}).compute() == 0.5
     assert m.accuracy(ties, {"target": np.array([0, 2])}).compute() == 0.5
 
 
@@ -195,7 +195,7 @@ def test_confusion_is_scikit_learns(n, seed):
 
 
 def test_confusion_leaves_out_labels_out_of_range():
-    counts = m.confusion(2)(np.eye(2, dtype=np.float32)[[0, 0, 1, 1]], {"target": np.array([-1, 0, 2, 1])})
+    counts = m.confusion(num_classes=2)(np.eye(2, dtype=np.float32)[[0, 0, 1, 1]], {"target": np.array([-1, 0, 2, 1])})
     np.testing.assert_array_equal(counts.counts, np.eye(2))
 
 
@@ -254,13 +254,13 @@ def test_calibration_is_the_plain_loop(bins):
     logits, target = classified(5, 300)
     with jax.enable_x64(True):
         logits = logits.astype(np.float64)
-        result = jax.jit(m.calibration(bins))(logits, {"target": target}).compute()
+        result = jax.jit(m.calibration(bins=bins))(logits, {"target": target}).compute()
         close(result, calibration_by_loop(logits, target, bins), rtol=1e-12)
 
 
 def test_calibration_bins_hold_their_upper_edge():
     logits = np.array([[0.0, 0.0], [40.0, 0.0]], np.float32)  # confidences 1/2 and 1
-    metric = m.calibration(4)(logits, {"target": np.array([0, 0])})
+    metric = m.calibration(bins=4)(logits, {"target": np.array([0, 0])})
     np.testing.assert_array_equal(metric.count, [0, 1, 0, 1])
 
 
@@ -325,14 +325,18 @@ LOGITS, LABELS = np.zeros((4, 3), np.float32), np.zeros(4, np.int32)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: m.accuracy(LOGITS, {"label": LABELS}), KeyError, "no 'target'"),
-        (lambda: m.accuracy(LOGITS, {"target": LOGITS}), TypeError, "argmax one-hot"),
-        (lambda: m.accuracy(LOGITS, {"target": LABELS[:, None]}), ValueError, r"would be \[4\]"),
+        (lambda: m.accuracy(LOGITS, {"label": LABELS}), KeyError, 'no "target"'),
+        (lambda: m.accuracy(LOGITS, {"target": LOGITS}), TypeError, r"take .argmax\(-1\) of one-hot"),
+        (
+            lambda: m.accuracy(LOGITS, {"target": LABELS[:2]}),
+            ValueError,
+            r"int32\[2\]; labels for outputs \[4, 3\] are \[4\]",
+        ),
         (lambda: m.accuracy(LOGITS, {"target": LABELS, "mask": LABELS[:2]}), ValueError, r"mask is \[2\]"),
-        (lambda: m.top_k(0), ValueError, "k is 0"),
-        (lambda: m.top_k(4)(LOGITS, {"target": LABELS}), ValueError, "there are 3 classes"),
-        (lambda: m.confusion(4)(LOGITS, {"target": LABELS}), ValueError, "num_classes is 4"),
-        (lambda: m.calibration(0), ValueError, "bins is 0"),
+        (lambda: m.top_k(k=0), ValueError, r"top_k\(k=0\): it must be 1 or more"),
+        (lambda: m.top_k(k=4)(LOGITS, {"target": LABELS}), ValueError, "there are 3 classes"),
+        (lambda: m.confusion(num_classes=4)(LOGITS, {"target": LABELS}), ValueError, "num_classes is 4"),
+        (lambda: m.calibration(bins=0), ValueError, r"calibration\(bins=0\)"),
         (lambda: m.regression(LOGITS[:, :1], {"target": LOGITS[:, 0]}), ValueError, "squeeze"),
         (lambda: m.merge_axis({"a": LOGITS}), TypeError, r"\['a'\] is a ndarray"),
         (lambda: m.merge_axis(m.Last(LOGITS), axis=2), ValueError, "axis 2"),
@@ -344,3 +348,28 @@ LOGITS, LABELS = np.zeros((4, 3), np.float32), np.zeros(4, np.int32)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("metric", [m.accuracy, m.top_k(k=1), m.confusion, m.calibration])
+def test_booleans_and_a_trailing_axis_are_labels(metric):
+    logits = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    labels = np.array([0, 1, 1, 0, 1, 0], np.int32)
+    plain = jax.tree.leaves(metric(logits, {"target": labels}))
+    for other in (labels.astype(bool), labels[:, None], labels[:, None].astype(bool), labels.astype(np.int64)):
+        for one, two in zip(plain, jax.tree.leaves(metric(logits, {"target": other})), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_a_metric_is_a_function_or_made_by_its_options():
+    batch = {"target": LABELS}
+    assert m.top_k(k=2)(LOGITS, batch).compute() == m.top_k(LOGITS, batch, k=2).compute()
+    assert m.calibration()(LOGITS, batch).compute().keys() == m.calibration(LOGITS, batch).compute().keys()
+    for wrong in (m.accuracy, m.regression):
+        with pytest.raises(
+            TypeError, match=rf"it has no options, so it is not called: .*jdl.metrics.{wrong.__name__}\}}"
+        ):
+            wrong()
+    with pytest.raises(TypeError, match=r"options are given by keyword: .*jdl.metrics.top_k\(k=...\).*bins"):
+        m.top_k(bins=3)
+    with pytest.warns(FutureWarning, match=r"confusion\(3\) is written confusion\(num_classes=3\) now"):
+        assert m.confusion(3)(LOGITS, batch).compute()

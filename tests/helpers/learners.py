@@ -88,7 +88,7 @@ def cnn_batch_norm() -> Case:
         jdl.losses.cross_entropy,
         optax.sgd(0.1, momentum=0.9),
         example=data,
-        metrics={"confusion": jdl.metrics.confusion(3)},
+        metrics={"confusion": jdl.metrics.confusion},
         clip_norm=1.0,
     )
 

@@ -1,0 +1,64 @@
+"""Every public name has a page in the documentation, and every page a place in its navigation."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import jdl
+import rl
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def public():
+    """Every public name, by the dotted name that a user writes."""
+    modules = {"jdl": jdl, "jdl.nn": jdl.nn, "jdl.data": jdl.data, "rl": rl, "rl.envs": rl.envs}
+    modules |= {f"jdl.{name}": getattr(jdl, name) for name in ("transfer", "pretrained", "text")}
+    names = set()
+    for place, module in modules.items():
+        names |= {f"{place}.{name}" for name in module.__all__ if f"{place}.{name}" not in modules}
+    # Modules without an __all__ show what they define.
+    for place in ("jdl.metrics", "jdl.losses", "jdl.optimizers", "jdl.statistics", "jdl.lora", "jdl.tune",
+                  "jdl.data.augment", "jdl.data.mixing", "jdl.data.tokenizers", "rl.returns", "rl.networks",
+                  "rl.normalize", "rl.distributions", "rl.spaces"):  # fmt: skip
+        names.discard(place)
+        names.add(f"{place}.*")
+    return names - {"jdl.checkpoint", "rl.algorithms"}
+
+
+def documented():
+    """What the pages' `::: name` blocks show, by the places where things are defined."""
+    return set(re.findall(r"^::: ([\w.]+)", "\n".join(page.read_text() for page in DOCS.rglob("*.md")), re.MULTILINE))
+
+
+def home(name):
+    """Where a public name is defined."""
+    place, _, last = name.rpartition(".")
+    module = jdl if place.startswith("jdl") else rl
+    for part in place.split(".")[1:]:
+        module = getattr(module, part)
+    if last == "*":
+        return module.__name__
+    thing = getattr(module, last)
+    return f"{thing.__module__}.{last}" if hasattr(thing, "__module__") else name
+
+
+def test_every_public_name_has_a_page():
+    shown = documented()
+    missing = [
+        name
+        for name in sorted(public())
+        if not {name, home(name), home(name).rpartition(".")[0]} & shown
+    ]
+    assert not missing, f"no page shows {missing}: add `::: NAME` to a page in docs/api"
+
+
+def test_every_page_has_a_place_in_the_navigation():
+    def pages(nav):
+        for entry in nav:
+            for value in entry.values():
+                yield from pages(value) if isinstance(value, list) else [value]
+
+    listed = sorted(pages(tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]))
+    assert listed == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
