@@ -109,6 +109,11 @@ def show_work(work: Work, batch_size: int) -> None:
         f"({work.temporaries / 1e9:,.4g} of activations, gradients and what is computed with)",
         soft_wrap=True, markup=False,
     )  # fmt: skip
+    if program.unknown_loops:
+        console.print(
+            f"{program.unknown_loops} loop(s) of unknown length are counted once: a step takes more than this",
+            soft_wrap=True,
+        )
     merged: dict[tuple[str, int], tuple[int, float]] = {}
     for one in program.collectives:
         times, sent = merged.get((one.kind, len(one.group)), (0, 0.0))

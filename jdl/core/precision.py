@@ -53,7 +53,7 @@ def mixed_precision(
     if dtype == "bfloat16":
 
         def in_half(state: State, batch: Batch) -> tuple[State, Metrics]:
-            with seam.reduced(precision=seam.Precision(compute)):
+            with seam.within(precision=seam.Precision(compute)):
                 return learner.step(state, batch)
 
         return learner._replace(step=in_half)
@@ -62,7 +62,7 @@ def mixed_precision(
         return ScaledState(learner.init(key), jnp.float32(scale), jnp.int32(0))
 
     def step(state: ScaledState, batch: Batch) -> tuple[ScaledState, Metrics]:
-        with seam.reduced(precision=seam.Precision(compute, state.scale)):
+        with seam.within(precision=seam.Precision(compute, state.scale)):
             new, metrics = learner.step(state.inner, batch)
         finite = _all_finite(new)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state.inner)

@@ -45,7 +45,7 @@ def over_runs(
         devices = devices if processes.several() else devices[:runs]  # each process has a part in what several do
         if len(devices) == 1:
             return _on_one_device(function, within)(states, *shared)
-        with seam.reduced(devices_taken=transform):
+        with seam.within(devices_taken=transform):
             mesh = Mesh(np.array(devices), (RUNS,), axis_types=(AxisType.Auto,))
             padding = -runs % len(devices)
             local = _on_one_device(function, within)
@@ -80,8 +80,16 @@ def _over_groups(
         raise ValueError(f"{transform}(spread={groups}) trains the runs of all groups together: leave out placement")
 
     def mapped(states: PyTree, *shared: PyTree) -> PyTree:
-        with seam.reduced(groups=groups):
-            return jax.vmap(partial(_swapped, function, shared), spmd_axis_name=RUNS)(states)
+        within = seam.Groups(groups, [])
+        with seam.within(groups=within):
+            results = jax.vmap(partial(_swapped, function, shared), spmd_axis_name=RUNS)(states)
+        if not within.asked:
+            warnings.warn(
+                f"{transform}(spread={groups}): nothing inside spreads a run over the devices of its group, so all "
+                'runs are on one device; give it jdl.distribute(learner, "data") (or pmap, shard), or leave out spread',
+                stacklevel=2,
+            )
+        return results
 
     return mapped
 

@@ -37,16 +37,42 @@ class Precision(NamedTuple):
     scale: Array | None = None
 
 
-class Seam(NamedTuple):
-    """What the transforms around the step being traced ask of it."""
+Reduction = Callable[[SummedGradients], SummedGradients]
+Share = Callable[[Array], Array]
 
-    reductions: tuple[Callable[[SummedGradients], SummedGradients], ...] = ()
-    share: Callable[[Array], Array] = lambda positions: positions  # the part of a drawn batch that this replica takes
-    axis: str = ""  # along which replicas lie that have a part each of the state's lanes
-    groups: int = 1  # of devices, each with runs of its own, which transforms inside are spread within
-    devices_taken: str = ""  # the transform that already spread the work over the devices
+
+class Groups(NamedTuple):
+    """Groups of devices with runs of their own, within which a transform inside spreads each run.
+
+    Attributes:
+        number: how many groups.
+        asked: not empty once a transform inside has asked for them.
+    """
+
+    number: int = 1
+    asked: list[bool] = []  # noqa: RUF012  # that of a single group is never looked at
+
+
+class Seam(NamedTuple):
+    """The notes of the transforms around the step being traced.
+
+    Attributes:
+        reductions: what each of them does with the summed gradients, the outermost first.
+        share: the part of the positions of a drawn batch that this replica takes.
+        axis: the axis along which replicas lie that each have a part of the state's lanes; "" where there is none.
+        groups: the groups of devices that transforms inside spread runs within.
+        devices_taken: the transform that has already spread the work over the devices; "" where none has.
+        precision: the type that losses are computed in.
+        watched: a loop around this one already looks for what is slow inside loops.
+    """
+
+    reductions: tuple[Reduction, ...] = ()
+    share: Share = lambda positions: positions
+    axis: str = ""
+    groups: Groups = Groups()
+    devices_taken: str = ""
     precision: Precision | None = None
-    watched: bool = False  # a loop around this one already looks for what is slow inside loops
+    watched: bool = False
 
 
 _PLAIN = Seam()
@@ -63,12 +89,37 @@ def untouched() -> bool:
     return _seam.get() is _PLAIN
 
 
+def groups() -> int:
+    """The number of groups of devices; for a transform that spreads the step within one of them."""
+    current().groups.asked.append(True)
+    return current().groups.number
+
+
 @contextlib.contextmanager
-def reduced(reduction: Callable[[SummedGradients], SummedGradients] | None = None, **changes: Any) -> Iterator[None]:
-    """While this context is open, steps that are traced take `reduction` around their gradients."""
+def within(
+    *,
+    reduction: Reduction | None = None,
+    share: Share | None = None,
+    axis: str | None = None,
+    groups: Groups | None = None,
+    devices_taken: str | None = None,
+    precision: Precision | None = None,
+    watched: bool | None = None,
+) -> Iterator[None]:
+    """While this context is open, steps are traced with these notes added to those of the transforms around.
+
+    Args:
+        reduction: taken around the gradients, inside the reductions that are there.
+        share, axis, groups, devices_taken, precision, watched: as in `Seam`; None leaves them as they are.
+    """
     seam = _seam.get()
+    changes = {
+        "share": share, "axis": axis, "groups": groups, "devices_taken": devices_taken, "precision": precision,
+        "watched": watched,
+    }  # fmt: skip
     reductions = seam.reductions if reduction is None else (*seam.reductions, reduction)
-    token = _seam.set(seam._replace(reductions=reductions, **changes))
+    given = {name: value for name, value in changes.items() if value is not None}
+    token = _seam.set(seam._replace(reductions=reductions, **given))
     try:
         yield
     finally:

@@ -162,7 +162,7 @@ def accumulate(learner: Learner, n: int) -> Learner:
         return accumulated
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        with seam.reduced(reduction):
+        with seam.within(reduction=reduction):
             return learner.step(state, batch)
 
     return learner._replace(step=step)
@@ -301,7 +301,7 @@ def _watching_convolutions(transform: str, step: Callable, state: State, batch: 
     if jax.default_backend() != "cpu" or seam.current().watched:
         yield
         return
-    with seam.reduced(watched=True):  # the outermost loop sees what the inner ones hold
+    with seam.within(watched=True):  # the outermost loop sees what the inner ones hold
         found = weight_gradient_convolutions(jax.make_jaxpr(step)(state, batch))
         if found:
             warnings.warn(

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped
 
 type Example = dict[str, Any]
 
@@ -23,25 +23,35 @@ IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".p
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def image_folder(path: str | os.PathLike[str], size: tuple[int, int] | None, channels: int = 3) -> "ImageFolder":
+def image_folder(
+    path: str | os.PathLike[str], size: tuple[int, int] | None, channels: int = 3, *, scale: float | None = None
+) -> "ImageFolder":
     """A folder of class folders of images, decoded when asked for.
 
-    An example is `{"input": uint8 [height, width, channels], "target": int32 []}`, targets numbering the sorted names
-    of the class folders, images sorted by path within each (folders inside a class folder belong to it).
-    size: height and width; an image is scaled until it covers them, bilinearly, and its center is cut out. None leaves
-    images as they are, for a `map` of your own. channels: 1, 3 or 4; transparency is dropped by 1 and 3. A photograph
-    is turned upright as its EXIF data says.
+    An example is `{"input": [height, width, channels], "target": int32 []}`. Targets number the sorted names of the
+    class folders, and images are sorted by path within each (folders inside a class folder belong to it). Images are
+    uint8, or what the files of the folder hold: uint16 for 16-bit grey (microscopes, radiographs), float32 for float
+    TIFF. A photograph is turned upright as its EXIF data says.
 
-    Raises FileNotFoundError and ValueError for a folder without class folders or a class without images; reading
-    raises ValueError, naming the file, for what cannot be decoded or has more than 8 bits a channel.
+    Args:
+        path: the folder.
+        size: height and width. An image is scaled bilinearly until it covers them, and its center is cut out. None
+            leaves images as they are, for a `map` of your own.
+        channels: 1, 3 or 4. Transparency is dropped by 1 and 3. Deep images are grey, which 3 repeats.
+        scale: multiplies the values, which are then float32: `scale=1 / 65535` for 16 bits.
+
+    Raises:
+        FileNotFoundError: for a folder that does not exist.
+        ValueError: for one without class folders, or a class without images. Reading raises it, naming the file, for
+            an image that cannot be decoded or has other numbers than the first (without `scale`).
     """
-    return ImageFolder(Path(path), size, channels)
+    return ImageFolder(Path(path), size, channels, scale)
 
 
 class ImageFolder:
-    """What `image_folder` gives; has `class_names` and, for each example, its `files` and `targets`."""
+    """The reader of `image_folder`; has `class_names` and, for each example, its `files` and `targets`."""
 
-    def __init__(self, path: Path, size: tuple[int, int] | None, channels: int) -> None:
+    def __init__(self, path: Path, size: tuple[int, int] | None, channels: int, scale: float | None = None) -> None:
         if channels not in _MODES:
             raise ValueError(f"image_folder(channels={channels}): use 1 (grey), 3 (RGB) or 4 (RGBA)")
         if size is not None and (len(size) != 2 or min(size) < 1):
@@ -50,7 +60,7 @@ class ImageFolder:
             raise FileNotFoundError(
                 f"image_folder: {path} is no folder; give one with a folder of images for each class"
             )
-        self.path, self.size, self.channels = path, size, channels
+        self.path, self.size, self.channels, self.scale = path, size, channels, scale
         self.class_names = tuple(sorted(entry.name for entry in path.iterdir() if _is_class(entry)))
         if not self.class_names:
             raise ValueError(f"image_folder: {path} has no class folders; put images at {path}/CLASS/IMAGE.jpg")
@@ -69,20 +79,37 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Example:
         index = _checked_index(self, index)
-        return {"input": self._decoded(self.files[index]), "target": self.targets[index]}
+        image = self._decoded(self.files[index])
+        if self.scale is not None:
+            image = image.astype(np.float32) * np.float32(self.scale)
+        elif image.dtype != self._dtype:
+            raise ValueError(
+                f"{self.files[index]} has {image.dtype} pixels and {self.files[0]} {self._dtype}; convert one of them, "
+                "or give image_folder(scale=...), which makes all of them float32"
+            )
+        return {"input": image, "target": self.targets[index]}
 
     def name(self, index: int) -> str:
         """The file of an example."""
         return self.files[index]
 
-    def _decoded(self, file: str) -> UInt8[np.ndarray, "height width channels"]:
+    @cached_property
+    def _dtype(self) -> np.dtype:
+        """The type of the first image's numbers, which all images have."""
+        return self._decoded(self.files[0]).dtype
+
+    def _decoded(self, file: str) -> Shaped[np.ndarray, "height width channels"]:
         from PIL import Image, ImageOps
 
         try:
             with Image.open(file) as opened:
-                if opened.mode.startswith(("I", "F")):  # Pillow would clip it to 255
-                    raise ValueError(f"it has more than 8 bits a channel (mode {opened.mode})")
-                image = ImageOps.exif_transpose(opened).convert(_MODES[self.channels])
+                deep = opened.mode.startswith(("I", "F"))  # converting would clip it to 255
+                if not deep and any("16" in str(tile) for tile in getattr(opened, "tile", [])):
+                    raise ValueError("it has 16 bits in each of several channels, of which Pillow keeps 8")
+                image = ImageOps.exif_transpose(opened)
+                if opened.mode == "P" and "transparency" in opened.info and self.channels == 4:
+                    image = image.convert("RGBA")
+                image = image if deep else image.convert(_MODES[self.channels])
         except Exception as error:  # of many kinds: Pillow has a decoder for each format
             raise ValueError(
                 f"{file} is no image that can be read ({error}); repair it, convert it or remove it"
@@ -90,7 +117,12 @@ class ImageFolder:
         if self.size is not None:
             height, width = self.size
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        return np.array(image).reshape(image.height, image.width, self.channels)
+        array = np.array(image).reshape(image.height, image.width, -1)
+        if array.shape[-1] != self.channels:
+            if self.channels == 4:
+                raise ValueError(f"{file} is grey with {array.dtype} pixels, which has no RGBA; give channels=1 or 3")
+            array = np.repeat(array, self.channels, -1)
+        return array.astype(array.dtype.newbyteorder("="))
 
 
 def _is_class(entry: Path) -> bool:

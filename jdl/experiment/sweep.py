@@ -21,6 +21,7 @@ import numpy as np
 
 from jdl.experiment import find, search_space
 from jdl.experiment.config import encode
+from jdl.runtime import processes
 from jdl.runtime.cores import share_cores
 from jdl.runtime.files import as_json, write_json
 from jdl.runtime.preemption import REQUEUE
@@ -196,12 +197,15 @@ def _started(options: Options) -> Any:
         raise ImportError("jdl sweep needs Ray: pip install 'jdl[ray]'") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        # Ray itself would try for minutes to reach a head that is not there.
+        if options.address and (where := options.address.rpartition("://")[2]).rpartition(":")[2].isdigit():
+            processes.reach(where)
         with warnings.catch_warnings():
             # Ray's processes become other programs at once: they never meet a lock that a thread of JAX held.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             ray.init(address=options.address, include_dashboard=None if options.address else False,
                      log_to_driver=False, logging_level=logging.ERROR)  # fmt: skip
-    except ConnectionError as error:
+    except OSError as error:
         raise ConnectionError(
             f"there is no Ray cluster at {options.address} ({error}); start one (`ray start --head`), or leave "
             "--address out to use this machine"

@@ -47,6 +47,7 @@ class Program(NamedTuple):
     flops: int  # of matrix products and convolutions; a multiply-add counts as two
     traffic: int  # bytes of their operands and results; operations between them are assumed to be fused
     collectives: list[Collective]
+    unknown_loops: int = 0  # loops whose length the program does not say: each is counted once
 
 
 def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Program]:
@@ -68,9 +69,9 @@ def read(text: str) -> Program:
     sent: defaultdict[tuple[str, tuple[int, ...]], float] = defaultdict(float)
     for name, body in computations.items():
         types = {line.name: line.type for line in body}
-        joined = _joined(body)
+        merged = mergeable(body)
         for line in body:
-            if line.name in joined:
+            if line.name in merged:
                 continue
             if line.opcode in ("dot", "convolution"):
                 operands = [_type_of(operand, types) for operand in _operands(line)[:2]]
@@ -78,11 +79,13 @@ def read(text: str) -> Program:
                 traffic += times[name] * sum(map(size, [line.type, *operands]))
             if (opcode := line.opcode.removesuffix("-start")) in _KINDS:
                 group = _group(line.rest)
-                for kind, result in _results(line, opcode, len(group), body, computations):
+                for kind, result in split_by_use(line, opcode, len(group), body, computations):
                     found[kind, group] += times[name]
                     sent[kind, group] += times[name] * _sent(kind, result, len(group))
     collectives = [Collective(kind, group, found[kind, group], sent[kind, group]) for kind, group in sorted(found)]
-    return Program(int(flops), int(traffic), collectives)
+    loops = [line for name, body in computations.items() if times[name] for line in body if line.opcode == "while"]
+    unknown = sum(_trips(line, computations) is None for line in loops)
+    return Program(int(flops), int(traffic), collectives, unknown)
 
 
 def size(type_: str) -> float:
@@ -152,7 +155,7 @@ def _times(computations: dict[str, list[Instruction]], entry: str) -> Counter[st
     def visit(name: str, count: int) -> None:
         times[name] += count
         for line in computations[name]:
-            trips = _trips(line, computations) if line.opcode == "while" else 1
+            trips = (_trips(line, computations) or 1) if line.opcode == "while" else 1
             for inner in _called(line):
                 if inner in computations:
                     visit(inner, count * trips)
@@ -161,19 +164,23 @@ def _times(computations: dict[str, list[Instruction]], entry: str) -> Counter[st
     return times
 
 
-def _trips(line: Instruction, computations: dict[str, list[Instruction]]) -> int:
-    """Return how often a loop runs.
+def _trips(line: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
+    """Return how often a loop runs, None if the program does not say.
 
     This is the number that XLA has noted, or else the constant that the loop's counter, which starts at 0, is
-    compared with. If neither is found, the loop counts once.
+    compared with.
     """
     if (known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line.rest)) is not None:
         return int(known[1])
     condition = re.search(r"\bcondition=%?([\w.\-]+)", line.rest)
     body = computations.get(condition[1], []) if condition else []
     compared = next((one for one in body if one.root and "direction=LT" in one.rest), None)
-    limits = [int(one.rest.partition(")")[0]) for one in body if compared and one.name in _names(compared)[1:]]
-    return limits[0] if limits else 1
+    limits = [
+        int(one.rest.partition(")")[0])
+        for one in body
+        if compared and one.name in _names(compared)[1:] and one.opcode == "constant" and one.type[:2] in ("s3", "s6")
+    ]
+    return limits[0] if limits else None
 
 
 def _operands(line: Instruction) -> list[str]:
@@ -197,12 +204,12 @@ def _type_of(operand: str, types: dict[str, str]) -> str:
     return type_
 
 
-def _joined(body: list[Instruction]) -> set[str]:
+def mergeable(body: list[Instruction]) -> set[str]:
     """Return the names of the all-reduces that can be merged into another one of the same computation.
 
     If the results of two all-reduces of equal size over the same devices are used for nothing but their sum, one
     all-reduce of the sum replaces both. The first of the two is returned here, and `read` leaves it out. (This drops
-    whole collectives; `_results` says as which kind a remaining one counts.)
+    whole collectives; `split_by_use` says as which kind a remaining one counts.)
     """
     summed: dict[str, Instruction] = {}  # the all-reduce kept, by the name of what moves or adds its result
     found = set()
@@ -231,19 +238,19 @@ def _flops(line: Instruction, left: list[int], right: list[int]) -> int:
     return 2 * terms * math.prod(_shape(line.type))
 
 
-def _results(
+def split_by_use(
     line: Instruction, kind: str, devices: int, body: list[Instruction], computations: dict[str, list[Instruction]]
 ) -> Iterator[tuple[str, float]]:
     """Yield the kinds that a collective counts as, each with the bytes of its results on one device.
 
-    An all-reduce may have several results. Those of which each device reads only its slice (`_only_a_part`) count
+    An all-reduce may have several results. Those of which each device reads only its slice (`read_in_slices`) count
     together as one reduce-scatter, the others together as one all-reduce. Any other collective counts as what it is.
     """
     if kind != "all-reduce":
         yield kind, size(line.type)
         return
     parts = [one for one in body if one.opcode == "get-tuple-element" and line.name in _names(one)]
-    scattered = [one for one in parts or [line] if _only_a_part(one.name, devices, body, computations)]
+    scattered = [one for one in parts or [line] if read_in_slices(one.name, devices, body, computations)]
     whole = size(line.type) - sum(size(one.type) for one in scattered)
     if scattered:
         yield "reduce-scatter", sum(size(one.type) for one in scattered) / devices
@@ -251,10 +258,12 @@ def _results(
         yield kind, whole
 
 
-def _only_a_part(name: str, devices: int, body: list[Instruction], computations: dict[str, list[Instruction]]) -> bool:
+def read_in_slices(
+    name: str, devices: int, body: list[Instruction], computations: dict[str, list[Instruction]]
+) -> bool:
     """Whether each device reads only a slice of the array `name`, at most a share of 1 / `devices`.
 
-    The array is followed through instructions that only move it, and into fusions. `_results` asks this about each
+    The array is followed through instructions that only move it, and into fusions. `split_by_use` asks this about each
     result of an all-reduce, to decide whether it counts as a reduce-scatter.
     """
     types = {line.name: line.type for line in body}
@@ -264,13 +273,13 @@ def _only_a_part(name: str, devices: int, body: list[Instruction], computations:
             if size(user.type) * devices > size(types[name]):
                 return False
         elif user.opcode in _MOVES and not user.root:
-            if not _only_a_part(user.name, devices, body, computations):
+            if not read_in_slices(user.name, devices, body, computations):
                 return False
         elif user.opcode == "fusion":
             inside = next((computations[one] for one in _called(user) if one in computations), [])
             number = str(_names(user).index(name))
             given = [one.name for one in inside if one.opcode == "parameter" and one.rest.partition(")")[0] == number]
-            if not given or not _only_a_part(given[0], devices, inside, computations):
+            if not given or not read_in_slices(given[0], devices, inside, computations):
                 return False
         else:
             return False

@@ -127,7 +127,7 @@ def _automatic(learner: Learner, rules: Rules) -> Learner:
     spread = shard(learner, rules=rules)
 
     def fits(batch: Batch) -> bool:
-        count = jax.device_count() // seam.current().groups
+        count = jax.device_count() // seam.groups()
         if not learner.traits.lanes:
             return learner.traits.fed or divides(batch, count)
         partition = Partition(AbstractMesh((count,), ("data",)), lanes=learner.traits.lanes)

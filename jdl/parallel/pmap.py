@@ -93,7 +93,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
             return jax.lax.dynamic_slice_in_dim(positions, jax.lax.axis_index(_REPLICAS) * size, size)
 
         def replica(state: State, batch: Batch) -> tuple[State, Metrics]:
-            with seam.reduced(reduction, share=share, axis=_REPLICAS, devices_taken="pmap"):
+            with seam.within(reduction=reduction, share=share, axis=_REPLICAS, devices_taken="pmap"):
                 return learner.step(state, batch if learner.traits.fed else jax.tree.map(join, batch))
 
         mesh = mesh_of(chosen, _REPLICAS)
@@ -112,7 +112,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
             return learner.evaluate(state, batch)  # no error for a short batch: every device takes all of it
 
         def replica(state: State, batch: Batch) -> Metrics:
-            with seam.reduced(devices_taken="pmap"):
+            with seam.within(devices_taken="pmap"):
                 parts = collectives.stacked(learner.evaluate(state, batch), _REPLICAS)
             return merge_axis(parts, 0)
 
@@ -154,7 +154,7 @@ def of_groups(mesh: Mesh) -> Mesh:
     Raises:
         ValueError: if there are not enough devices for all groups.
     """
-    groups, all_devices = seam.current().groups, jax.devices()
+    groups, all_devices = seam.groups(), jax.devices()
     if groups == 1:
         return mesh
     if groups * mesh.size > len(all_devices):
@@ -184,7 +184,7 @@ def free_devices(transform: str, devices: Sequence[Device] | None) -> Sequence[D
             stacklevel=5,
         )
         return jax.local_devices()[:1]
-    return jax.devices()[: jax.device_count() // seam.current().groups] if devices is None else devices
+    return jax.devices()[: jax.device_count() // seam.groups()] if devices is None else devices
 
 
 def _normalize_over_replicas(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:

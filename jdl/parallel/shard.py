@@ -61,7 +61,7 @@ def shard(
         Partition(mesh, rules, tensor, fsdp, sequence).check_axes()
 
     def chosen() -> Mesh:
-        return mesh_of(jax.devices()[: jax.device_count() // seam.current().groups], "data") if mesh is None else mesh
+        return mesh_of(jax.devices()[: jax.device_count() // seam.groups()], "data") if mesh is None else mesh
 
     def alone() -> bool:
         return len(free_devices("shard", None if mesh is None else list(mesh.devices.flat))) == 1
@@ -114,14 +114,14 @@ def shard(
         elif not learner.traits.fed:
             _check_divides(batch, rows())
             batch = over_data(batch)
-        with around(), seam.reduced(reduction if fsdp else None, share=over_data, devices_taken="shard"):
+        with around(), seam.within(reduction=reduction if fsdp else None, share=over_data, devices_taken="shard"):
             state, metrics = learner.step(place_state(state), batch)
         return place_state(state), metrics
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         if alone() or not divides(batch, rows()):
             return learner.evaluate(state, batch)  # no error for a short batch: every device takes all of it
-        with around(), seam.reduced(devices_taken="shard"):
+        with around(), seam.within(devices_taken="shard"):
             return learner.evaluate(state, over_data(batch))
 
     return learner._replace(init=init, step=step, evaluate=evaluate)

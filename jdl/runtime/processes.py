@@ -87,15 +87,20 @@ def here() -> str:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
+def reach(address: str, timeout: float = 5) -> None:
+    """See that somebody listens at HOST:PORT; raises OSError where nobody does within `timeout` seconds."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"coordinator {address!r}: give HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
+
+
 def _wait_for(coordinator: str, patience: int) -> None:
     """Wait until somebody listens at HOST:PORT."""
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"coordinator {coordinator!r}: give HOST:PORT")
     deadline = time.monotonic() + patience
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            reach(coordinator)
             return
         except OSError as error:
             if time.monotonic() > deadline:

@@ -1,6 +1,8 @@
 """Readers of files against the files' own makers: Pillow, plain slices of a list, a round trip."""
 
 import pickle
+import struct
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -91,14 +93,67 @@ def test_a_photograph_is_turned_upright(tmp_path):
     np.testing.assert_array_equal(records.image_folder(tmp_path, None)[0]["input"], np.rot90(array, -1))
 
 
+@pytest.mark.parametrize(("suffix", "dtype"), [("png", np.uint16), ("tif", np.uint16), ("tif", np.float32)])
+def test_deep_images_are_read_as_they_are(tmp_path, suffix, dtype):
+    array = (np.random.default_rng(0).random((6, 8)) * 60_000).astype(dtype)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(array).save(tmp_path / "a" / f"0.{suffix}")
+    found = records.image_folder(tmp_path, None, 1)[0]["input"]
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found[..., 0], array)
+    thrice = records.image_folder(tmp_path, (6, 8), 3)[0]["input"]
+    np.testing.assert_array_equal(thrice, np.repeat(array[..., None], 3, -1))
+    scaled = records.image_folder(tmp_path, (3, 4), 1, scale=1 / 65535)[0]["input"]
+    assert scaled.dtype == np.float32
+    assert scaled.shape == (3, 4, 1)
+    np.testing.assert_allclose(scaled.mean() * 65535, array.astype(float).mean(), rtol=0.05)
+    with pytest.raises(ValueError, match="which has no RGBA; give channels=1 or 3"):
+        records.image_folder(tmp_path, None, 4)[0]
+
+
+def test_numbers_of_two_kinds_are_told_and_made_one_by_scale(tmp_path):
+    save(tmp_path / "a" / "0.png", picture(channels=1))
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "a" / "1.png")
+    data = records.image_folder(tmp_path, None, 1)
+    assert data[0]["input"].dtype == np.uint8
+    with pytest.raises(ValueError, match=r"1.png has uint16 pixels and .*0.png uint8; convert one .*scale="):
+        data[1]
+    data = records.image_folder(tmp_path, None, 1, scale=0.5)
+    assert {data[i]["input"].dtype for i in (0, 1)} == {np.dtype(np.float32)}
+    assert (data[1]["input"] == 20000).all()
+
+
+def test_palettes_with_transparency_and_cmyk(tmp_path):
+    (tmp_path / "a").mkdir()
+    palette = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), "P")
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.save(tmp_path / "a" / "0.png", transparency=1)
+    Image.new("CMYK", (2, 2), (0, 255, 255, 0)).save(tmp_path / "a" / "1.jpg", quality=100)
+    clear = records.image_folder(tmp_path, None, 4)[0]["input"]
+    np.testing.assert_array_equal(clear[0], [[255, 0, 0, 255], [0, 0, 255, 0]])
+    np.testing.assert_array_equal(records.image_folder(tmp_path, None)[0]["input"][0], [[255, 0, 0], [0, 0, 255]])
+    np.testing.assert_allclose(records.image_folder(tmp_path, None)[1]["input"], [[[255, 0, 0]] * 2] * 2, atol=3)
+
+
+def deep_color():
+    """A PNG of 16 bits in each of three channels, which Pillow does not write."""
+    rows = b"".join(b"\0" + struct.pack(">24H", *range(24)) for _ in range(8))
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def test_a_file_that_is_no_image_is_named(tmp_path):
     whole = save(tmp_path / "a" / "0.jpg", picture(64, 64)).read_bytes()
     (tmp_path / "a" / "1.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "a" / "2.png").write_bytes(b"nothing of the kind")
-    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "a" / "3.png")
+    (tmp_path / "a" / "3.png").write_bytes(deep_color())
     data = records.image_folder(tmp_path, (8, 8))
     assert data[0]["input"].shape == (8, 8, 3)
-    for index, reason in ((1, "truncated"), (2, "cannot identify"), (3, "more than 8 bits a channel")):
+    for index, reason in ((1, "truncated"), (2, "cannot identify"), (3, "16 bits in each of several channels")):
         with pytest.raises(ValueError, match=rf"{data.name(index)} is no image .*{reason}.*remove it"):
             data[index]
 

@@ -46,11 +46,7 @@ def home(name):
 
 def test_every_public_name_has_a_page():
     shown = documented()
-    missing = [
-        name
-        for name in sorted(public())
-        if not {name, home(name), home(name).rpartition(".")[0]} & shown
-    ]
+    missing = [name for name in sorted(public()) if not {name, home(name), home(name).rpartition(".")[0]} & shown]
     assert not missing, f"no page shows {missing}: add `::: NAME` to a page in docs/api"
 
 

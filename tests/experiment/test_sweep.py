@@ -93,7 +93,9 @@ def test_a_grid_becomes_runs_and_the_same_command_goes_on(small, capfd):
     shown = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert [result["metrics"]["value"][:1] for result in shown["results"]] == [[0.5], [1.0], [1.5]]
     assert Path("swept/0003/result.json").stat().st_mtime_ns == before
-    found = sweep.sweep(small, {"rate": (1.0, 2.0, 3.0)}, sweep.Options(2, True, sweep_dir=Path("swept")))
+    found = sweep.sweep(
+        small, {"rate": (1.0, 2.0, 3.0)}, sweep.Options(2, True, sweep_dir=Path("swept")), command=cli.main
+    )
     assert [list(one["value"]) for _, one in sweep.finals(found)] == [[0, 1], [0, 2], [0, 3]]
     assert not np.diff([len(one.seeds) for one in found]).any()
 
@@ -134,3 +136,13 @@ def test_a_run_whose_worker_dies_is_started_again_and_ends_in_the_same_bits(how,
     assert len(two.environment["resumed"]) == 1
     assert runs.differences(one.rows, two.rows) == []
     assert one.final == two.final
+
+
+@pytest.mark.parametrize("prefix", ["", "ray://"])
+def test_an_address_where_nothing_listens_is_told_at_once(prefix, small, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    begun = time.monotonic()
+    options = sweep.Options(address=f"{prefix}127.0.0.1:1", sweep_dir=tmp_path / "swept")
+    with pytest.raises(ConnectionError, match=r"there is no Ray cluster at .*127.0.0.1:1 .*leave --address out"):
+        sweep.sweep(small, {"rate": (1.0,)}, options, command=cli.main)
+    assert time.monotonic() - begun < 60

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
+from learners import Linear, vectors
 
 import jdl
 from jdl.core.learner import Traits
@@ -254,3 +256,14 @@ def test_a_step_that_needs_no_batch():
     )
     state, _ = jax.jit(spread.step)(jax.jit(spread.init)(jax.random.key(0)), None)
     np.testing.assert_array_equal(state["params"], 1)
+
+
+def test_groups_that_nothing_spreads_within_are_told():
+    data = vectors()
+    learner = jdl.supervised(Linear(), jdl.losses.squared_error, optax.sgd(0.1), example=data)
+    training = jdl.seeds(learner, 2, spread=2)
+    with pytest.warns(UserWarning, match=r"seeds\(spread=2\): nothing inside spreads .*jdl.distribute\(learner"):
+        training.init(jax.random.key(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jdl.seeds(jdl.distribute(learner, "data", "2"), 2, spread=2).init(jax.random.key(0))

@@ -7,12 +7,16 @@ import sys
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import jdl
 from jdl.cli import main as cli
+from jdl.cli.console import show_work
+from jdl.core.learner import Traits
+from jdl.core.metrics import Mean
 from jdl.parallel import flops, hlo
 from jdl.parallel.hardware import HARDWARE, Hardware, estimate
 from jdl.parallel.plan import work
@@ -160,6 +164,23 @@ ENTRY %main (now: (s32[], bf16[8,16]{1,0}, /*index=2*/bf16[16,16])) -> (s32[], b
     assert program.traffic == 5 * 2 * 2 * (8 * 16 + 8 * 16 + 16 * 16)
     # The two are summed before they are sent.
     assert program.collectives == [hlo.Collective("all-reduce", (0, 1, 2, 3), 5, 5 * 2 * 3 / 4 * 8 * 16 * 2)]
+    assert program.unknown_loops == 0
+    unknown = hlo.read(text.replace("s32[] constant(5)", "s32[] negate(%now#0)"))
+    assert unknown.unknown_loops == 1
+    assert unknown.flops == program.flops / 5
+
+
+def test_a_loop_of_unknown_length_is_told(capsys):
+    def step(state, batch):
+        longer = lambda x: x.sum() < 100.0  # noqa: E731
+        return state, {"total": Mean.of(jax.lax.while_loop(longer, lambda x: x @ x, batch["input"]))}
+
+    example = {"input": jax.ShapeDtypeStruct((8, 8), np.float32)}
+    learner = jdl.Learner(lambda key: {"w": jnp.ones(8)}, step, step, traits=Traits(example=example))
+    found = work(learner, "single", "", 8)
+    assert found.program.unknown_loops == 1
+    show_work(found, 8)
+    assert "1 loop(s) of unknown length are counted once" in capsys.readouterr().out
 
 
 def test_a_step_in_half_precision_sends_half_as_much():
