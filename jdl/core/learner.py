@@ -115,6 +115,20 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
     return jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads), Mean(total, weight), auxiliary
 
 
+def value(loss: Loss, params: PyTree, batch: Batch, key: Array) -> Array:
+    """The mean loss at some parameters, through the seam as `gradients`, which it is without: for line searches."""
+
+    def summed(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
+        total, weight, *auxiliary = _checked(loss(params, batch, key))
+        return seam.Summed((), total, jnp.asarray(weight, total.dtype), auxiliary[0] if auxiliary else ())
+
+    reduced: seam.SummedGradients = summed
+    for reduction in reversed(seam.current().reductions):
+        reduced = reduction(reduced)
+    _, total, weight, _ = reduced(params, batch, key)
+    return total / jnp.where(weight > 0, weight, 1)
+
+
 def _unscaled(grads: PyTree, scale: Array) -> PyTree:
     """Divided by the scale; NaN, all of them, where one overflowed: an optimizer that looks at signs would hide it."""
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]).all()

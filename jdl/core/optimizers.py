@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from jdl.core.paths import by_path
+from jdl.core.plateau import reduce_on_plateau as reduce_on_plateau
 
 Number = int | float | Array
 Rate = int | float | Array | optax.Schedule

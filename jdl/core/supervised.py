@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from jdl.core.learner import Batch, Learner, Traits, fold, gradients, step_key
 from jdl.core.metrics import Mean, Metric
 from jdl.core.precision import compute_type
+from jdl.core.update import refusing, updated
 from jdl.nn.layers.mode import mode_argument
 
 # Written anew by every call of a model, so no part of the state: losses and metrics that a model sows are read.
@@ -89,7 +90,9 @@ def supervised(
         params = drawn.pop("params", {})
         collections = {name: value for name, value in drawn.items() if name not in _SOWN}
         average = None if average_decay is None else params
-        return TrainState(key, jnp.zeros((), jnp.int32), params, collections, optimizer.init(params), average)
+        with refusing():
+            opt_state = optimizer.init(params)
+        return TrainState(key, jnp.zeros((), jnp.int32), params, collections, opt_state, average)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Metric]]:
         check_batch(batch, expected)
@@ -117,9 +120,9 @@ def supervised(
                 total, measured["penalty"] = total + charged, Mean(charged, weight)
             return total, weight, (collections, measured | _sown_metrics(changed, weight))
 
-        grads, mean, (collections, measured) = gradients(summed, state.params, batch, step_key(state))
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        key = step_key(state)
+        grads, mean, (collections, measured) = gradients(summed, state.params, batch, key)
+        params, optimizer_state = updated(optimizer, grads, state.optimizer, state.params, mean, summed, batch, key)
         average = state.average
         if average_decay is not None:
             average = optax.incremental_update(_arrived_at(params, optimizer_state), average, 1 - average_decay)

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from jdl.core.learner import Learner, Metrics, State
 from jdl.core.metrics import merge_axis, to_host
+from jdl.core.plateau import has_plateau, observed
 from jdl.core.runs_axis import beside
 from jdl.core.values import check_values
 from jdl.data.dataset import check
@@ -113,6 +114,11 @@ def fit(
     for data in (getattr(source, "data", None), validated.known if validated else None):
         if isinstance(data, Mapping):
             check_values(learner, state, data)
+    if validation is None and has_plateau(state):
+        raise ValueError(
+            "the optimizer reduces its learning rate on a plateau of the validation metric, and fit was given no "
+            'validation=; give it, or reduce_on_plateau(of="training")'
+        )
     if validated and monitor.name not in (names := _names(learner, state, validated.shapes)):
         raise ValueError(f"monitor={monitor.name!r} is no metric of the evaluation; it has {', '.join(names)}")
     if isinstance(source, Whole) and source.data is not None:
@@ -212,6 +218,8 @@ def _names(learner: Learner, state: State, batch: Any) -> list[str]:
     return sorted(name for name, value in values.items() if value.ndim == (learner.runs is not None))
 
 
+_observed = jax.jit(observed)
+
 # Calls whose metrics are joined on the device: fetching each by itself would cost more than the step's call.
 _CHUNK = 64
 
@@ -302,7 +310,11 @@ class _Loop:
             return
         values = compute(merged(self.learner, self.state, batches))
         self._log("validation", values)
-        self.outcome.judge(values[self.outcome.monitor.name], self.step, self.state)
+        value = values[self.outcome.monitor.name]
+        self.outcome.judge(value, self.step, self.state)
+        if has_plateau(self.state):
+            worse = value if self.outcome.monitor.mode == "min" else -value
+            self.state = _observed(self.state, np.asarray(worse, np.float32))
         self.stopped = self.stopped or bool(self.outcome.ended.all())
 
     def leave(self, saved: bool) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jdl
+from jdl.core.metrics import Mean
 from jdl.core.optimizers import optimizer, schedule
 from jdl.core.supervised import TrainState, evaluated_params
 
@@ -331,3 +332,109 @@ def test_every_schedule_peaks_where_its_warm_up_ends(draw, name):
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- transformations that want more than gradients
+
+DATA = {"input": np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)}
+DATA["target"] = DATA["input"] @ np.array([[1.0], [-2.0], [0.5], [0.0]], np.float32)
+WANTING = {
+    "lbfgs": optax.lbfgs(),
+    "polyak": optax.polyak_sgd(),
+    "momo": optax.contrib.momo(),
+    "sophia": optax.contrib.sophia(0.1, update_interval=1),
+    "backtracking": optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(10)),
+    "zoom": optax.chain(optax.sgd(1.0), optax.scale_by_zoom_linesearch(10)),
+    "sam in a chain": optax.chain(optax.clip(1.0), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), sync_period=2)),
+    "sam, opaque": optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True),
+    "plateau": optax.chain(optax.adam(0.1), optax.contrib.reduce_on_plateau(accumulation_size=5)),
+    "several": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "partition": optax.partition({"all": optax.lbfgs()}, lambda params: jax.tree.map(lambda _: "all", params)),
+}
+
+
+def regression(optimizer):
+    return jdl.supervised(nn.Dense(1), jdl.losses.squared_error, optimizer, example=DATA)
+
+
+@pytest.mark.parametrize("name", WANTING)
+def test_transformations_that_want_more_than_gradients(name):
+    for learner in (regression(WANTING[name]), jdl.accumulate(regression(WANTING[name]), 2)):
+        training = jdl.jit(jdl.seeds(jdl.scan(jdl.feed(learner, 64), 60), 2))
+        _, metrics = training.step(training.init(jax.random.key(0)), DATA)
+        losses = metrics["loss"].compute()
+        assert (losses[:, -1] < 0.3 * losses[:, 0]).all()
+
+
+def test_a_line_search_over_replicas_is_that_of_one():
+    found = []
+    with jax.enable_x64(True):
+        data = {name: leaf.astype(float) for name, leaf in DATA.items()}
+        model = nn.Dense(1, param_dtype=jnp.float64)
+        for spread in (lambda one: one, lambda one: jdl.pmap(one, jax.devices()[:4])):
+            one = jdl.supervised(model, jdl.losses.squared_error, optax.lbfgs(), example=data)
+            training = jdl.jit(spread(jdl.feed(one, 64)))
+            state = training.init(jax.random.key(0))
+            for _ in range(4):
+                state, _ = training.step(state, data)
+            found.append(jax.tree.leaves(jax.device_get(state.params)))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (optax.lookahead(optax.sgd(0.1), 5, 0.5), "optax.lookahead keeps two sets of parameters, .*average_decay"),
+        (
+            optax.contrib.differentially_private_aggregate(1.0, 0.1, key=jax.random.key(0)),
+            "it wants the gradients of each example",
+        ),
+        (optax.contrib.scale_by_muon(), "it takes matrices alone: .*optax.partition"),
+    ],
+)
+def test_transformations_that_cannot_serve_are_refused_by_name(optimizer, message):
+    training = regression(optimizer)
+    with pytest.raises(ValueError, match=f"this optimizer cannot serve in a learner: {message}"):
+        training.step(training.init(jax.random.key(0)), DATA)
+
+
+def test_the_rate_falls_on_a_plateau_of_the_validation_metric_of_each_run(tmp_path):
+    optimizer = jdl.optimizers.reduce_on_plateau(optax.sgd(0.1), factor=0.5, patience=2)
+    # Labels of noise: the second half of a fit cannot improve.
+    random = np.random.default_rng(1)
+    validation = {"input": DATA["input"], "target": random.normal(size=(64, 1)).astype(np.float32)}
+    training = jdl.jit(jdl.seeds(jdl.feed(regression(optimizer), 16), 3))
+    whole = jdl.fit(training, DATA, steps=60, validation=validation, evaluate_every=4, run=tmp_path / "whole")
+    scores = np.array([row["validation/loss"] for row in whole.rows if "validation/loss" in row])  # [points, runs]
+    for run in range(3):
+        scale, best, since = 1.0, np.inf, 0
+        for score in scores[:, run].astype(np.float32):
+            best, since = (score, 0) if score < best else (best, since + 1)
+            if since >= 2:
+                scale, since = scale * 0.5, 0
+        assert whole.state.optimizer.scale[run] == scale < 1
+    part = jdl.fit(training, DATA, steps=32, validation=validation, evaluate_every=4, checkpoint_every=32,
+                   run=tmp_path / "parted")  # fmt: skip
+    assert part.state.optimizer.scale.max() <= 1
+    again = jdl.fit(training, DATA, steps=60, validation=validation, evaluate_every=4, run=tmp_path / "parted",
+                    resume=True)  # fmt: skip
+    np.testing.assert_array_equal(again.state.optimizer.scale, whole.state.optimizer.scale)
+    for one, other in zip(jax.tree.leaves(whole.state.params), jax.tree.leaves(again.state.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_plateau_of_what_grows_and_of_training():
+    optimizer = jdl.optimizers.reduce_on_plateau(optax.sgd(0.0), patience=1)
+    learner = jdl.feed(regression(optimizer)._replace(evaluate=lambda state, batch: {"score": Mean(1.0, 1.0)}), 16)
+    fitted = jdl.fit(jdl.jit(learner), DATA, steps=6, validation=DATA, evaluate_every=2,
+                     monitor=jdl.Monitor("score", "max"))  # fmt: skip
+    np.testing.assert_allclose(fitted.state.optimizer.scale, 0.01)  # the first is the best, two are not better
+    with pytest.raises(ValueError, match=r'no validation=; give it, or reduce_on_plateau\(of="training"\)'):
+        jdl.fit(jdl.jit(learner), DATA, steps=6)
+    optimizer = jdl.optimizers.reduce_on_plateau(optax.sgd(0.0), of="training", patience=1, window=2)
+    fitted = jdl.fit(jdl.jit(jdl.feed(regression(optimizer), 64)), DATA, steps=12)
+    assert optax.tree.get(fitted.state.optimizer, "scale") < 1e-2
+    for wrong in ({"factor": 1.0}, {"patience": 0}, {"window": 0}):
+        with pytest.raises(ValueError, match="the factor lies between 0 and 1"):
+            jdl.optimizers.reduce_on_plateau(optax.sgd(0.1), **wrong)
