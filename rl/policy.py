@@ -14,6 +14,7 @@ from jaxtyping import Array
 from rl import normalize, spaces
 from rl.distributions import head
 from rl.networks import ActorCritic, torso
+from rl.returns import generalized_advantages
 from rl.types import Carry, Experience, TimeStep
 
 
@@ -156,6 +157,40 @@ def next_values(values: Callable[[Any], Array], experience: Experience) -> Array
         return jnp.where(experience.truncated, values(flat(observation)).reshape(known.shape), shifted)
 
     return jax.lax.cond(experience.truncated[:-1].any(), compute, lambda: shifted)
+
+
+def advantage_batch(
+    pi: Policy, agent: PolicyAgent, experience: Experience, discount: float | Array, gae_lambda: float | Array
+) -> dict[str, Any]:
+    """The steps of a rollout as examples, [time * env, ...], for the losses of actor-critic methods.
+
+    Args:
+        pi: the policy.
+        agent: the one that acted.
+        experience: the rollout, with the extras of `pi.recall`.
+        discount, gae_lambda: of `generalized_advantages`.
+
+    Returns:
+        "observation" (as the network sees it), "action_mask", "action", "log_prob", "value", "advantage", "target" (of
+        the value) and "valid" (1.0, or 0.0 for a step that does not count).
+    """
+    value = experience.extras.value
+    following = next_values(lambda x: pi.apply(agent.params, pi.seen(agent, x), None)[1], experience)
+    advantages = generalized_advantages(
+        experience.reward, value, following, experience.terminated, experience.truncated, discount, gae_lambda
+    )
+    return flat(
+        {
+            "observation": pi.seen(agent, experience.timestep.observation),
+            "action_mask": experience.timestep.action_mask,
+            "action": experience.action,
+            "log_prob": experience.extras.log_prob,
+            "value": value,
+            "advantage": advantages,
+            "target": advantages + value,
+            "valid": experience.valid.astype(jnp.float32),
+        }
+    )
 
 
 def flat(tree: Any) -> Any:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from jdl.core.learner import Batch, Learner, Traits, fold, gradients, step_key
 from jdl.core.metrics import Mean, Metric
 from jdl.core.precision import compute_type
-from jdl.core.update import refusing, updated
+from jdl.core.update import apply_gradients, refusing
 from jdl.nn.layers.mode import mode_argument
 
 # Written anew by every call of a model, so no part of the state: losses and metrics that a model sows are read.
@@ -122,7 +122,9 @@ def supervised(
 
         key = step_key(state)
         grads, mean, (collections, measured) = gradients(summed, state.params, batch, key)
-        params, optimizer_state = updated(optimizer, grads, state.optimizer, state.params, mean, summed, batch, key)
+        params, optimizer_state = apply_gradients(
+            optimizer, grads, state.optimizer, state.params, mean, summed, batch, key
+        )
         average = state.average
         if average_decay is not None:
             average = optax.incremental_update(_arrived_at(params, optimizer_state), average, 1 - average_decay)

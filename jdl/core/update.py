@@ -27,7 +27,7 @@ _REFUSED = {
 }
 
 
-def updated(
+def apply_gradients(
     optimizer: optax.GradientTransformation,
     grads: PyTree,
     opt_state: Any,

@@ -12,9 +12,9 @@ from jaxtyping import Array, PyTree
 import jdl
 from jdl.core import seam
 from jdl.core.metrics import Mean
-from rl.policy import PolicyAgent, flat, moments, next_values, policy, updated
+from jdl.core.update import apply_gradients
+from rl.policy import PolicyAgent, advantage_batch, moments, policy, updated
 from rl.renamed import renamed
-from rl.returns import generalized_advantages
 from rl.types import Algorithm, Experience
 
 
@@ -72,28 +72,17 @@ def a2c(
     )
 
     def update(agent: PolicyAgent, experience: Experience, key: Array) -> tuple[PolicyAgent, dict[str, Mean]]:
-        value = experience.extras.value
-        following = next_values(lambda x: pi.apply(agent.params, pi.seen(agent, x), None)[1], experience)
-        advantages = generalized_advantages(
-            experience.reward, value, following, experience.terminated, experience.truncated, discount, gae_lambda
-        )
-        valid = experience.valid.astype(jnp.float32)
-        center, scale = moments(advantages, valid) if normalize_advantages else (0.0, 1.0)
-        batch = flat(
-            {
-                "observation": pi.seen(agent, experience.timestep.observation),
-                "action_mask": experience.timestep.action_mask,
-                "action": experience.action,
-                "advantage": (advantages - center) / scale,
-                "target": advantages + value,
-                "valid": valid,
-            }
-        )
-        own = seam.current().share(jnp.arange(value.size))  # under `jdl.pmap`, this replica's part
+        batch = advantage_batch(pi, agent, experience, discount, gae_lambda)
+        if normalize_advantages:
+            center, scale = moments(batch["advantage"], batch["valid"])
+            batch["advantage"] = (batch["advantage"] - center) / scale
+        own = seam.current().share(jnp.arange(len(batch["value"])))  # under `jdl.pmap`, this replica's part
         part = jax.tree.map(lambda leaf: leaf[own], batch)
-        grads, _, measured = jdl.gradients(loss, agent.params, part, key)
-        updates, optimizer_state = optimizer.update(grads, agent.optimizer, agent.params)
-        return updated(agent, optax.apply_updates(agent.params, updates), optimizer_state, experience), measured
+        grads, mean, measured = jdl.gradients(loss, agent.params, part, key)
+        params, optimizer_state = apply_gradients(
+            optimizer, grads, agent.optimizer, agent.params, mean, loss, part, key
+        )
+        return updated(agent, params, optimizer_state, experience), measured
 
     def loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
         distribution, value = pi.apply(params, part["observation"], part["action_mask"])

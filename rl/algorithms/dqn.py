@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree
 import jdl
 from jdl.core import seam
 from jdl.core.metrics import Last, Mean, merge_axis
+from jdl.core.update import apply_gradients
 from rl import normalize
 from rl.distributions import FORBIDDEN
 from rl.exploration import Schedule, at
@@ -234,8 +235,7 @@ def dqn(
                     measured["error"] if whole else td_errors(params, batch, td_targets(params, target_params, batch))
                 )
                 buffer_state = buffer.reprioritize(buffer_state, batch.place, errors)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
+            params, opt_state = apply_gradients(optimizer, grads, opt_state, params, mean, loss, part, key)
             count = count + 1
             due = count % target_every == 0
             target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, target_params)

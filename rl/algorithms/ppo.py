@@ -12,10 +12,10 @@ from jaxtyping import Array, PyTree
 import jdl
 from jdl.core import seam
 from jdl.core.metrics import Mean, merge_axis
+from jdl.core.update import apply_gradients
 from jdl.data.shuffle import shuffled_index
-from rl.policy import PolicyAgent, flat, moments, next_values, policy, updated
+from rl.policy import PolicyAgent, advantage_batch, moments, policy, updated
 from rl.renamed import renamed
-from rl.returns import generalized_advantages
 from rl.types import Algorithm, Experience
 
 
@@ -85,24 +85,8 @@ def ppo(
     )
 
     def update(agent: PolicyAgent, experience: Experience, key: Array) -> tuple[PolicyAgent, dict[str, Mean]]:
-        value = experience.extras.value
-        following = next_values(lambda x: pi.apply(agent.params, pi.seen(agent, x), None)[1], experience)
-        advantages = generalized_advantages(
-            experience.reward, value, following, experience.terminated, experience.truncated, discount, gae_lambda
-        )
-        batch = flat(
-            {
-                "observation": pi.seen(agent, experience.timestep.observation),
-                "action_mask": experience.timestep.action_mask,
-                "action": experience.action,
-                "log_prob": experience.extras.log_prob,
-                "value": value,
-                "advantage": advantages,
-                "target": advantages + value,
-                "valid": experience.valid.astype(jnp.float32),
-            }
-        )
-        size = value.size
+        batch = advantage_batch(pi, agent, experience, discount, gae_lambda)
+        size = len(batch["value"])
         if minibatches > size:
             raise ValueError(f"ppo(minibatches={minibatches}): a rollout has {size} steps in all; at most that many")
         number = jnp.arange(epochs * minibatches)
@@ -119,9 +103,9 @@ def ppo(
             own = seam.current().share(indices)  # under `jdl.pmap`, this replica's part of the minibatch
             part = jax.tree.map(lambda leaf: leaf[own], batch)
             part["advantage"] = (part["advantage"] - center) / scale
-            grads, _, measured = jdl.gradients(loss, params, part, jax.random.fold_in(key, number))
-            updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
-            return (optax.apply_updates(params, updates), optimizer_state), measured
+            own_key = jax.random.fold_in(key, number)
+            grads, mean, measured = jdl.gradients(loss, params, part, own_key)
+            return apply_gradients(optimizer, grads, optimizer_state, params, mean, loss, part, own_key), measured
 
         (params, optimizer_state), measured = jax.lax.scan(
             minibatch, (agent.params, agent.optimizer), (shuffled, number)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, PyTree
 import jdl
 from jdl.core import seam
 from jdl.core.metrics import Mean
+from jdl.core.update import apply_gradients
 from rl.policy import PolicyAgent, flat, moments, policy, updated
 from rl.renamed import renamed
 from rl.returns import lambda_returns
@@ -93,9 +94,11 @@ def reinforce(
         )
         own = seam.current().share(jnp.arange(returned.size))  # under `jdl.pmap`, this replica's part
         part = jax.tree.map(lambda leaf: leaf[own], batch)
-        grads, _, measured = jdl.gradients(loss, agent.params, part, key)
-        updates, optimizer_state = optimizer.update(grads, agent.optimizer, agent.params)
-        return updated(agent, optax.apply_updates(agent.params, updates), optimizer_state, experience), measured
+        grads, mean, measured = jdl.gradients(loss, agent.params, part, key)
+        params, optimizer_state = apply_gradients(
+            optimizer, grads, agent.optimizer, agent.params, mean, loss, part, key
+        )
+        return updated(agent, params, optimizer_state, experience), measured
 
     def loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
         distribution, value = pi.apply(params, part["observation"], part["action_mask"])

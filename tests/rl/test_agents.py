@@ -128,7 +128,7 @@ def door():
 @pytest.mark.parametrize("network", [Own(), pytest.param(None, marks=pytest.mark.slow)])
 def test_a_users_own_network_and_dict_observations(network):
     env = door()
-    algorithm = rl.ppo(env.observation_space, env.action_space, network, optimizer=optax.adam(3e-3), rollout=16)
+    algorithm = rl.ppo(env.observation_space, env.action_space, network, optimizer=optax.adam(3e-3), num_steps=16)
     learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, 8), 100))
     state, _ = learner.step(learner.init(jax.random.key(0)), None)
     assert jdl.evaluate(learner, state, rl.episodes(30))["return"] == 1
@@ -144,7 +144,7 @@ def test_a_mask_that_forbids_everything_stops_the_program(placement):
             np.arange(2) >= np.arange(rooms)[:, None],
         )  # fmt: skip
         env = rl.envs.from_table("corridor", rules, max_steps=9)
-        learner = rl.on_device(rl.q_learning(env.observation_space, env.action_space, rollout=4), env, 2)
+        learner = rl.on_device(rl.q_learning(env.observation_space, env.action_space, num_steps=4), env, 2)
         learner = jdl.jit(jdl.seeds(learner, 2, placement=placement))
         return jax.block_until_ready(learner.step(learner.init(jax.random.key(0)), None))
 
