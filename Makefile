@@ -9,16 +9,17 @@ PEERS ?= .venv-peers
 TORCH_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.11*/bin/python) $(shell command -v python3.11) python3)
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
 
-.PHONY: train test test-slow test-browser parity check results figures env bench bench-torch bench-models bench-rl bench-scale clean
+.PHONY: train test test-slow test-browser parity check results figures docs docs-serve wheel test-oldest env bench bench-torch bench-models bench-rl bench-scale clean
 
 train: env  ## the main job: a CNN on handwritten digits over eight seeds
 	$(BIN)/jdl run digits --seeds 8
 
-test: env  ## the tests, under 10 minutes on 2 cores
+test: env  ## the tests, under 8 minutes on 2 cores
 	$(BIN)/python -m pytest
 
-test-slow: env  ## minutes more: at least 20 kills, full trainings
-	$(BIN)/python -m pytest -m slow
+# Tests of one file go to whichever worker is free: some are minutes long.
+test-slow: env  ## minutes more: kills, processes, sweeps, every page of the documentation, every experiment
+	$(BIN)/python -m pytest -m slow --dist worksteal
 
 test-browser: env  ## the report in headless Chromium
 	$(BIN)/python -m pytest -m browser
@@ -38,6 +39,23 @@ results: env  ## the tables of the READMEs, written from the records
 
 figures: env  ## measure again the records that are out of date, one after another (hours); ONLY=NAME for one
 	$(BIN)/jdl measure $(ONLY)
+
+docs: env  ## the documentation site, in site/; warnings are errors
+	$(BIN)/python docs/make_pictures.py
+	$(BIN)/zensical build --strict --clean
+
+docs-serve: docs  ## the site at localhost:8000
+	$(BIN)/zensical serve
+
+wheel: env  ## the package, in dist/
+	$(BIN)/python -m build
+
+test-oldest: env  ## the tests with the oldest dependencies that are allowed, in an environment of their own
+	rm -rf .venv-oldest
+	$$(sh ./find-python) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --group dev -c constraints-oldest.txt -e .
+	.venv-oldest/bin/python -m pip install --quiet --no-deps rlax==0.1.9
+	.venv-oldest/bin/python -m pytest
 
 env: $(STAMP)  ## the environment alone
 

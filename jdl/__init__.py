@@ -51,6 +51,8 @@ with _epy.lazy_api_imports(globals()):
     from jdl.training.source import Batches, Bucketed, Source, Whole
     from jdl.transfer import lora, pretrained
 
+__version__ = "0.2.0"
+
 _public_modules.show(
     checkpoint="jdl.training.checkpoint",
     lora="jdl.transfer.lora",

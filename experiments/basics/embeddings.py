@@ -1,7 +1,12 @@
 """What a network's features know: projections, clusters, and anomalies found by autoencoders, on Fashion-MNIST.
 
 Run:       jdl run embeddings --seeds 3
-Result:    not measured yet
+Result:    accuracy 0.8993 [0.8977, 0.9012]; k-means of features (adjusted Rand) 0.7046 [0.6984, 0.7123]; k-means of
+           pixels (adjusted Rand) 0.3512 [0.3329, 0.3864]; Gaussian mixture of features (adjusted Rand) 0.6421
+           [0.6299, 0.6548]; Gaussian mixture of pixels (adjusted Rand) 0.4025 [0.3835, 0.4331]; anomalies by
+           autoencoder (area under ROC) 0.9105 [0.9099, 0.9109]; anomalies by principal components (area under ROC)
+           0.9051 [0.905, 0.9051]; anomalies by isolation forest (area under ROC) 0.9166 [0.9147, 0.9178] (3 seeds,
+           239 s)
 Data:      as `fashion_mnist`'s. Projections and clusters (scikit-learn) are of 3,000 test images, which the classifier
            never saw; its peer is the same of the pixels. Anomalies: an autoencoder for each class, trained on that
            class alone, tells its 1,000 test images from the 9,000 others; its peers are the reconstruction error of

@@ -1,7 +1,8 @@
 """An MLP beside scikit-learn's models on three small tables: breast cancer, wine (accuracy) and diabetes (R²).
 
 Run:       jdl run tabular --seeds 8
-Result:    not measured yet
+Result:    breast_cancer (accuracy)/jdl MLP 0.9759 [0.9704, 0.9803]; wine (accuracy)/jdl MLP 0.9757 [0.9549, 0.9931];
+           diabetes (R²)/jdl MLP 0.4109 [0.3653, 0.4557] (8 seeds, 19 s)
 Data:      seed i is split i: every model is trained and tested on the same splits (60% training, 20% validation, 20%
            test, stratified). The MLP stops early on the validation part; the others are fitted on training and
            validation together, with scikit-learn's defaults, so they see more examples.

@@ -2,7 +2,7 @@
 
 Run:       jdl run dqn --env CartPole-v1 --seeds 10
            jdl run dqn --env LunarLander-v3 --runner host --seeds 10
-Result:    not measured yet
+Result:    return 500 [499.3, 500] (10 seeds, 179 s)
 """
 
 import dataclasses

@@ -16,8 +16,8 @@ from jdl.runtime.preemption import leaving
 
 # Each in a file of its name, which has its COMMAND; read when it is asked for.
 COMMANDS = (
-    "list", "run", "tune", "sweep", "launch", "resume", "replay", "runs", "report", "compare", "results", "measure",
-    "summary", "plan",
+    "list", "copy", "run", "tune", "sweep", "launch", "resume", "replay", "runs", "report", "compare", "results",
+    "measure", "summary", "plan",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ JDL = [
     "Monitor",
     "Pipeline",
     "Preempted",
+    "Record",
     "Run",
     "Source",
     "TrainState",

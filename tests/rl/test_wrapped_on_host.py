@@ -101,7 +101,7 @@ def test_atari(vectorization):
         preprocessing = [wrappers.AtariPreprocessing, lambda env: wrappers.FrameStackObservation(env, 4)]
         options = {"frameskip": 1, "wrappers": preprocessing}
     envs = rl.make_vec("ale_py:ALE/Pong-v5", 2, vectorization, **options)
-    experience, _ = gathered(envs, rollouts=1, num_steps=12)
+    experience, _ = gathered(envs, rollouts=1, rollout=12)
     seen, after = experience.timestep.observation, experience.next_observation
     assert (seen.dtype, seen.shape) == (np.uint8, (12, 2, 4, 84, 84))
     np.testing.assert_array_equal(seen[1:, :, :-1], seen[:-1, :, 1:])
