@@ -51,8 +51,8 @@ def mean_interval(
     Raises ValueError for NaN or infinite values, naming the runs. Source: Hesterberg 2015.
 
     >>> interval = mean_interval(np.array([[0.90], [0.92], [0.91], [0.95], [0.89]]))
-    >>> [f"{bound[0]:.3f}" for bound in interval]
-    ['0.914', '0.892', '0.944']
+    >>> print(*(f"{bound[0]:.3f}" for bound in interval))
+    0.914 0.892 0.944
     """
     _check_resampling(level, resamples)
     runs = _runs_first("values", values, axis)

@@ -79,10 +79,10 @@ def buckets(
             exactly one of `batch_size` and `tokens_per_batch` is given.
 
     >>> for bucket in buckets([3, 9, 4, 2], boundaries=[4, 16], batch_size=2):
-    ...     print(bucket.length, bucket.indices, bucket.mask)
-    4 [3 3] [ True False]
-    4 [2 0] [ True  True]
-    16 [1 1] [ True False]
+    ...     print(bucket.length, *bucket.indices, *bucket.mask)
+    4 3 3 True False
+    4 2 0 True True
+    16 1 1 True False
     """
     measured, ends = np.asarray(lengths), np.asarray(boundaries)
     if ends.ndim != 1 or not len(ends) or ends[0] < 1 or (np.diff(ends) < 1).any():

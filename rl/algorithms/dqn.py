@@ -142,7 +142,8 @@ def dqn(
         huber: errors above it count linearly. By default all count squared: a limit far below the values clips the
             rare terminal errors, and CartPole's values then grow without bounds.
         masked: the environment gives action masks.
-        stack, memory: see `rl.replay.replay`.
+        stack: frames in an observation, as for `rl.replay.replay`.
+        memory: where the replay's observations lie, as for `rl.replay.replay`.
         normalize_observations: by running moments; real-valued parts alone.
 
     Raises:
