@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jdl import checkpoint
 from jdl.training import runs
 
 EXPERIMENT = Path(__file__).parents[1] / "helpers" / "small_experiments" / "killable.py"
@@ -76,7 +75,7 @@ def assert_same(path, undisturbed):
     assert runs.differences(run.rows, undisturbed.rows) == []
     assert run.result["metrics"] == undisturbed.result["metrics"]
     last = f"{600:08d}/arrays"
-    one, other = (checkpoint._load_arrays(r.checkpoint_folder / last) for r in (run, undisturbed))
+    one, other = (checkpoints._load_arrays(r.checkpoint_folder / last) for r in (run, undisturbed))
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
