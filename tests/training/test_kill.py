@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jdl.training import runs
+from jdl.training.checkpoint import checkpoints
 
 EXPERIMENT = Path(__file__).parents[1] / "helpers" / "small_experiments" / "killable.py"
 PATIENCE = 120  # seconds that a process may take to do what is waited for
