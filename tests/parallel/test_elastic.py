@@ -149,7 +149,7 @@ def test_a_replay_goes_on_in_any_layout(devices, steps, tmp_path):
     env = rl.envs.cartpole()
     network = rl.networks.MLP(lambda x: x, (16,))
     algorithm = rl.dqn(
-        env.observation_space, env.action_space, network, num_envs=8, capacity=1024, batch_size=32, warm_up=64
+        env.observation_space, env.action_space, network, num_envs=8, capacity=1024, batch_size=32, learning_starts=64
     )
     learner = rl.on_device(algorithm, env, 8)
     spread = jdl.jit(jdl.scan(jdl.distribute(learner, devices, 8), steps))
