@@ -9,7 +9,7 @@ PEERS ?= .venv-peers
 TORCH_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.11*/bin/python) $(shell command -v python3.11) python3)
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
 
-.PHONY: train test test-slow test-browser parity check results figures docs docs-serve wheel test-oldest env bench bench-torch bench-models bench-rl bench-scale clean
+.PHONY: train test test-slow test-browser parity check results figures docs docs-serve wheel env bench bench-torch bench-models bench-rl bench-scale clean
 
 train: env  ## the main job: a CNN on handwritten digits over eight seeds
 	$(BIN)/jdl run digits --seeds 8
@@ -49,13 +49,6 @@ docs-serve: docs  ## the site at localhost:8000
 
 wheel: env  ## the package, in dist/
 	$(BIN)/python -m build
-
-test-oldest: env  ## the tests with the oldest dependencies that are allowed, in an environment of their own
-	rm -rf .venv-oldest
-	$$(sh ./find-python) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --group dev -c constraints-oldest.txt -e .
-	.venv-oldest/bin/python -m pip install --quiet --no-deps rlax==0.1.9
-	.venv-oldest/bin/python -m pytest
 
 env: $(STAMP)  ## the environment alone
 

@@ -52,6 +52,8 @@ def run(name: str, arguments: list[str]) -> int:
     numbers = options.seed_list or tuple(range(options.seeds))
     if not numbers or min(numbers) < 0:
         raise ValueError(f"--seeds {options.seeds}: give at least 1 run (or --seed-list with seeds from 0 up)")
+    if options.record and options.smoke:
+        raise ValueError("--record keeps a result, and --smoke has none worth keeping: give one of them")
     begun = execute.begun(module, chosen.config, numbers, options.run_dir) if options.run_dir else None
     if begun is None:
         execute.settle(chosen.config)

@@ -140,3 +140,4 @@ def test_smoke_takes_the_smallest_sizes_and_options_still_count(folder, capsys):
     assert found["metrics"]["other"]["values"] == [0.5]
     found = json.loads(jdl_(capsys, "run", "number", "--smoke", "--size", 7, "--json").splitlines()[-1])
     assert found["metrics"]["other"]["values"] == [7.0]
+    assert "give one of them" in jdl_(capsys, "run", "number", "--smoke", "--record", status=2)
