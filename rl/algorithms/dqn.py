@@ -24,7 +24,8 @@ from rl.distributions import FORBIDDEN
 from rl.exploration import Schedule, at
 from rl.networks import Values, torso
 from rl.renamed import renamed
-from rl.replay.replay import Memory, ReplayState, Transitions, replay
+from rl.replay.replay import Memory, replay
+from rl.replay.transitions import ReplayState, Transitions
 from rl.spaces import real_valued, zeros
 from rl.types import Algorithm, Carry, Experience, TimeStep
 

@@ -1,10 +1,4 @@
-"""Experience replay: past transitions in memory that is allocated once, and samples of them.
-
-Each environment has its own lane, a ring of rows (`jdl.core.ring`) in order of time. The observation that an action led
-to is stored in the next row, so no observation is stored twice. After a truncation that next row is a ghost: a row that
-is read, but from which no sampled transition starts. With Gymnasium's next-step autoreset the step that only resets is
-this row; otherwise `add` inserts it.
-"""
+"""Experience replay: past transitions in memory that is allocated once, and samples of them."""
 
 import functools
 import math
@@ -13,61 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import flax.struct
 import gymnasium
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from jdl.core import ring
-from jdl.core.ring import Ring
 from rl import spaces
-from rl.replay import sum_tree
+from rl.replay import sum_tree, transitions
+from rl.replay.transitions import Layout, ReplayState, Transitions
 from rl.types import Experience
 
 type Memory = Literal["device", "host"]
-
-_TRIES = 64  # limit of redraws until no sample starts from a ghost; ghosts are at most half of all rows
-
-
-@flax.struct.dataclass
-class ReplayState:
-    """The transitions kept, and their priorities.
-
-    Attributes:
-        ring: rows of transitions, with a lane per environment.
-        tree: [nodes], float32; priorities of the rows (`rl.replay.sum_tree`), lane by lane. None for uniform sampling.
-        highest: scalar float32; the highest priority so far, which new rows get.
-    """
-
-    ring: Ring
-    tree: Any
-    highest: Any
-
-
-class Transitions(NamedTuple):
-    """A sample of n-step transitions.
-
-    Attributes:
-        observation: leaves [batch, ...].
-        action: [batch, ...].
-        reward: discounted sum of the rewards of n steps, or of fewer if the episode ends before.
-        discount: factor of the value of `next_observation`: γ to the power of the number of steps; zero after a
-            termination.
-        next_observation: leaves [batch, ...]; the observation after these steps.
-        next_action_mask: [batch, actions], bool; the mask that belongs to it. None if masks are not kept.
-        weight: importance weight; zero for samples that must not count.
-        place: index of the row, for `Replay.reprioritize`.
-    """
-
-    observation: Any
-    action: Any
-    reward: Float[Array, " batch"]
-    discount: Float[Array, " batch"]
-    next_observation: Any
-    next_action_mask: Any
-    weight: Float[Array, " batch"]
-    place: Int[Array, " batch"]
 
 
 class Replay(NamedTuple):
@@ -126,187 +77,70 @@ def replay(
     for name, value in (("capacity", capacity), ("num_envs", num_envs), ("n_step", n_step), ("stack", stack)):
         if value < 1:
             raise ValueError(f"replay({name}={value}): at least 1")
+    if memory not in ("device", "host"):
+        raise ValueError(f'replay(memory={memory!r}): it is "device" or "host"')
     rows = capacity // num_envs
     if rows < 2 * (n_step + stack):
         raise ValueError(
             f"replay(capacity={capacity}): {rows} rows for each of {num_envs} environments; give at least "
             f"{2 * (n_step + stack) * num_envs} for returns of {n_step} step(s)"
         )
-    one = {
-        "observation": _one_frame(spaces.zeros(observation_space), stack),
-        "action": jax.eval_shape(lambda: jnp.asarray(spaces.zeros(action_space))),
-        "reward": jax.ShapeDtypeStruct((), jnp.float32),
-        "terminated": jax.ShapeDtypeStruct((), bool),
-        "ends": jax.ShapeDtypeStruct((), bool),  # terminated or truncated
-        "first": jax.ShapeDtypeStruct((), bool),
-        "valid": jax.ShapeDtypeStruct((), bool),
-        "mask": jax.ShapeDtypeStruct((sum(spaces.choices(action_space)),), bool) if masked else None,
-    }
-    if memory not in ("device", "host"):
-        raise ValueError(f'replay(memory={memory!r}): it is "device" or "host"')
-    on_host = {"observation"} if memory == "host" else set()
-    _check_memory({name: leaf for name, leaf in one.items() if name not in on_host}, rows * num_envs)
-    _check_memory({name: one[name] for name in on_host}, rows * num_envs, of_host=True)
+    layout = Layout(rows, num_envs, n_step, stack, masked)
+    on_device = _row(observation_space, action_space, layout)
+    on_host = {"observation": on_device.pop("observation")} if memory == "host" else {}
+    _check_memory(on_device, rows * num_envs)
+    _check_memory(on_host, rows * num_envs, of_host=True)
 
     def init() -> ReplayState:
         tree = sum_tree.empty(rows * num_envs) if prioritized else None
-        kept = ring.empty({name: leaf for name, leaf in one.items() if name not in on_host}, num_envs, rows)
-        zeros = functools.partial(ring.host_zeros, num_envs, rows)
-        kept.rows.update({name: jax.tree.map(zeros, one[name]) for name in on_host})
+        kept = ring.empty(on_device, num_envs, rows)
+        kept.rows.update(jax.tree.map(functools.partial(ring.host_zeros, num_envs, rows), on_host))
         return ReplayState(kept, tree, jnp.ones(()))
 
     def add(state: ReplayState, experience: Experience) -> ReplayState:
         time, lanes = experience.reward.shape
         if lanes != num_envs:
             raise ValueError(f"a replay of {num_envs} environments was given experience of {lanes}; make both the same")
-        if 2 * time > rows:
+        if 2 * time > rows:  # each step may need a ghost
             raise ValueError(
                 f"replay(capacity={capacity}) holds {rows} steps of each environment; a rollout of {time} steps needs "
                 f"{2 * time}: give at least {2 * time * num_envs}"
             )
-        ends = experience.terminated | experience.truncated
-        starts_next = jnp.concatenate([experience.timestep.first[1:], experience.last.first[None]])
-        # Truncated, and the next row begins another episode: the observation that was reached has no row yet.
-        ghost = experience.truncated & ~experience.terminated & starts_next & experience.valid
-        before = jnp.cumsum(ghost, 0, dtype=jnp.int32) - ghost
-        written = state.ring.written
-        numbers = written + jnp.arange(time)[:, None] + before
-        new = {
-            "observation": _one_frame(experience.timestep.observation, stack, axis=2),
-            "action": experience.action,
-            "reward": experience.reward,
-            "terminated": experience.terminated,
-            "ends": ends,
-            "first": jnp.asarray(experience.timestep.first),
-            "valid": jnp.asarray(experience.valid),
-            "mask": experience.timestep.action_mask if masked else None,
-        }
-        nothing = jax.tree.map(jnp.zeros_like, new)
-        reached = {
-            **nothing,
-            "observation": _one_frame(experience.next_observation, stack, axis=2),
-            "mask": experience.next_action_mask if masked else None,
-        }
-        kept = ring.put(state.ring, jax.tree.map(_by_lane, new), numbers.T)
-        kept = ring.put(kept, jax.tree.map(_by_lane, reached), jnp.where(ghost, numbers + 1, -1).T)
-        total = written + time + ghost.sum(0, dtype=jnp.int32)
-        kept = kept.replace(written=total)  # type: ignore[attr-defined]
-        return ReplayState(kept, _with_new(state, kept, written, 2 * time), state.highest)
-
-    def _with_new(state: ReplayState, kept: Ring, before: Array, most: int) -> Any:
-        """The tree after at most `most` rows per lane were added.
-
-        Rows that can now be drawn get the highest priority so far, and rows that no longer can get zero. A row can be
-        drawn from when the rows that its return needs are there until the oldest of its frames is overwritten.
-        """
-        if state.tree is None:
-            return None
-        after = kept.written
-        lane = jnp.arange(num_envs)[:, None]
-        candidates = before[:, None] - n_step + jnp.arange(most)
-        drawable = (candidates >= 0) & (candidates < after[:, None] - n_step)
-        priority = jnp.where(ring.get(kept.rows["valid"], lane, candidates, rows), state.highest, 0)
-        tree = sum_tree.assign(
-            state.tree,
-            jnp.where(drawable, lane * rows + candidates % rows, -1).ravel(),
-            jnp.broadcast_to(priority, drawable.shape).ravel(),
-        )
-        expired = after[:, None] - n_step + jnp.arange(n_step + stack - 1)
-        places = jnp.where(expired >= 0, lane * rows + expired % rows, -1)
-        return sum_tree.assign(tree, places.ravel(), jnp.zeros(places.size))
-
-    def bounds(state: ReplayState) -> tuple[Array, Array]:
-        """The numbers of the rows that can be drawn: [first, last), each [lane]."""
-        written = state.ring.written
-        oldest = jnp.maximum(written - rows, 0)
-        return jnp.where(oldest > 0, oldest + stack - 1, 0), jnp.maximum(written - n_step, 0)
-
-    def ready(state: ReplayState) -> Array:
-        first, last = bounds(state)
-        return (last > first).all() if state.tree is None else sum_tree.total(state.tree) > 0
-
-    def draw(state: ReplayState, key: Array, size: int) -> tuple[Array, Array]:
-        """Lanes and row numbers [size], drawn uniformly among the rows that are not ghosts."""
-        first, last = bounds(state)
-
-        def again(now: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-            tries, lane, number, good = now
-            lane_key, row_key = jax.random.split(jax.random.fold_in(key, tries))
-            new_lane = jax.random.randint(lane_key, (size,), 0, num_envs, jnp.int32)
-            new = jax.random.randint(
-                row_key, (size,), first[new_lane], jnp.maximum(last, first + 1)[new_lane], jnp.int32
-            )
-            lane, number = jnp.where(good, lane, new_lane), jnp.where(good, number, new)
-            return tries + 1, lane, number, ring.get(state.ring.rows["valid"], lane, number, rows)
-
-        nobody = jnp.zeros(size, jnp.int32)
-        start = (jnp.zeros((), jnp.int32), nobody, nobody, jnp.zeros(size, bool))
-        return jax.lax.while_loop(lambda now: (now[0] < _TRIES) & ~now[3].all(), again, start)[1:3]
+        return transitions.write(layout, state, experience)
 
     def sample(
         state: ReplayState, key: Array, size: int, discount: float | Array, importance: float | Array = 1.0
     ) -> Transitions:
-        if state.tree is None:
-            lane, number = draw(state, key, size)
-            place = lane * rows + number % rows
-            weight = jnp.ones(size)
+        if prioritized:
+            drawn = transitions.draw_by_priority(layout, state, key, size, importance)
         else:
-            place = sum_tree.sample(state.tree, key, size)
-            lane = place // rows
-            written = state.ring.written[lane]
-            number = written - 1 - (written - 1 - place) % rows
-            probability = sum_tree.priorities(state.tree, place) / sum_tree.total(state.tree)
-            weight = (jnp.maximum(probability, 1e-12) / probability.min()) ** -importance
-        kept = state.ring.rows
-        weight = weight * ring.get(kept["valid"], lane, number, rows)
-        ahead = number[:, None] + jnp.arange(n_step)
-        there = ring.get({name: kept[name] for name in ("reward", "ends", "terminated")}, lane[:, None], ahead, rows)
-        over = jnp.cumsum(there["ends"], 1) - there["ends"] > 0  # the episode ended before this step
-        powers = discount ** jnp.arange(n_step)
-        reward = (there["reward"] * powers * ~over).sum(1)
-        count = (~over).sum(1)
-        goes_on = ~(there["terminated"] & ~over).any(1)
-        after = number + count
-        return Transitions(
-            observation=frames(state, lane, number),
-            action=ring.get(kept["action"], lane, number, rows),
-            reward=reward,
-            discount=jnp.where(goes_on, jnp.asarray(discount, jnp.float32) ** count, 0),
-            next_observation=frames(state, lane, after),
-            next_action_mask=ring.get(kept["mask"], lane, after, rows),
-            weight=weight,
-            place=place,
-        )
-
-    def frames(state: ReplayState, lane: Array, number: Array) -> Any:
-        """Observations of rows; stacked frames are read from earlier rows, and an episode's first frame is repeated."""
-        kept = state.ring.rows
-        if stack == 1:
-            return ring.get(kept["observation"], lane, number, rows)
-        back = jnp.arange(stack - 1)  # from the newest to the one before the oldest
-        begins = ring.get(kept["first"], lane[:, None], number[:, None] - back, rows)
-        within = jnp.cumprod(~begins, 1).sum(1)  # the number of earlier rows of the same episode
-        age = jnp.minimum(jnp.arange(stack)[::-1], within[:, None])
-        return ring.get(kept["observation"], lane[:, None], number[:, None] - age, rows)
+            drawn = transitions.draw_uniform(layout, state, key, size)
+        return transitions.read(layout, state, drawn, discount)
 
     def reprioritize(state: ReplayState, place: Array, error: Array) -> ReplayState:
-        if state.tree is None:
+        if not prioritized:
             return state
         priority = (jnp.abs(error) + 1e-6) ** exponent
         tree = sum_tree.assign(state.tree, place, priority)
         return state.replace(tree=tree, highest=jnp.maximum(state.highest, priority.max()))  # type: ignore[attr-defined]
 
-    return Replay(init, add, ready, sample, reprioritize)
+    return Replay(init, add, functools.partial(transitions.ready, layout), sample, reprioritize)
 
 
-def _by_lane(leaf: Array) -> Array:
-    """[time, env, ...] -> [env, time, ...]."""
-    return jnp.swapaxes(leaf, 0, 1)
-
-
-def _one_frame(observation: Any, stack: int, axis: int = 0) -> Any:
-    """The newest of the stacked frames, which is the part of an observation that is kept."""
-    return observation if stack == 1 else jax.tree.map(lambda leaf: jnp.take(leaf, -1, axis), observation)
+def _row(observation_space: gymnasium.Space, action_space: gymnasium.Space, layout: Layout) -> dict[str, Any]:
+    """Shapes and types of one row, by name."""
+    flag = jax.ShapeDtypeStruct((), bool)
+    mask = jax.ShapeDtypeStruct((sum(spaces.choices(action_space)),), bool)
+    return {
+        "observation": transitions.newest_frame(spaces.zeros(observation_space), layout.stack),
+        "action": jax.eval_shape(lambda: jnp.asarray(spaces.zeros(action_space))),
+        "reward": jax.ShapeDtypeStruct((), jnp.float32),
+        "terminated": flag,
+        "ends": flag,  # terminated or truncated
+        "first": flag,
+        "valid": flag,
+        "mask": mask if layout.masked else None,
+    }
 
 
 def _check_memory(row: Any, count: int, of_host: bool = False) -> None:

@@ -1,8 +1,8 @@
 """Draw the random numbers of all steps of a rollout at once: step by step, drawing costs more than a network.
 
-Random numbers depend on keys alone, and the keys of a rollout are known when it begins. So `split` divides a function
-of a key into two: the part that depends on the key, which becomes one computation over all steps, and the rest, which
-stays in each step.
+Random numbers depend on keys alone, and the keys of a rollout are known when it begins. So `rl.jaxprs.split` divides a
+function of a key into two: the part that depends on the key, which becomes one computation over all steps, and the
+rest, which stays in each step.
 
 Under `jdl.pmap` each replica draws for all environments and keeps the part for its own, so the replicas together act as
 a single device would.
@@ -12,11 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, Literal, jaxpr_as_fun
-from jax.interpreters.partial_eval import dce_jaxpr, partial_eval_jaxpr_nounits
 from jaxtyping import PyTree
 
 from jdl.core import seam
+from rl.jaxprs import split
 
 _AT_MOST = 2**28  # bytes; more than that is drawn step by step
 
@@ -85,39 +84,6 @@ def part_of(draw: Callable[..., Any], draw_own: Callable[..., Any], own_key: PyT
 
 def _is_key(leaf: Any) -> bool:
     return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def split(function: Callable[..., PyTree], key: PyTree, *rest: PyTree) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Divide a function into `draw` and `use`, with `use(draw(key), *rest)` equal to `function(key, *rest)`.
-
-    Args:
-        function: `(key, *rest) -> result`.
-        key: a pytree of keys; only shapes and types are used.
-        *rest: the other arguments; only shapes and types are used.
-    """
-    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(key, *rest)
-    unknown = [i >= len(jax.tree.leaves(key)) for i in range(len(jaxpr.in_avals))]
-    known, remaining, *_ = partial_eval_jaxpr_nounits(jaxpr, unknown, True)
-    follows = _follows(known)
-    draw = jaxpr_as_fun(dce_jaxpr(known, follows, instantiate=True)[0])
-    same = jaxpr_as_fun(dce_jaxpr(known, [not one for one in follows])[0])  # equal in every step
-    remainder = jaxpr_as_fun(remaining)
-
-    def use(drawn: list[Any], *rest: PyTree) -> PyTree:
-        from_key, others = iter(drawn), iter(same())
-        values = [next(from_key if one else others) for one in follows]
-        return jax.tree.unflatten(jax.tree.structure(shapes), remainder(*values, *jax.tree.leaves(rest)))
-
-    return lambda key: draw(*jax.tree.leaves(key)), use
-
-
-def _follows(jaxpr: Jaxpr) -> list[bool]:
-    """Whether each output depends on the inputs."""
-    found = set(jaxpr.invars)
-    for equation in jaxpr.eqns:
-        if any(not isinstance(var, Literal) and var in found for var in equation.invars):
-            found.update(equation.outvars)
-    return [not isinstance(var, Literal) and var in found for var in jaxpr.outvars]
 
 
 def _size(shapes: PyTree) -> int:

@@ -155,7 +155,7 @@ class Acting:
         self._program = program(algorithm, vectors[0].action_space, self._carry, timestep, several)
         # Two, used in turn: an update may still read one of them while the other is written.
         self._storages = itertools.cycle([
-            Storage(vectors[0], len(vectors), algorithm.num_steps, self._program.acted) for _ in range(2)
+            Storage(vectors[0], len(vectors), algorithm.num_steps, self._program.result) for _ in range(2)
         ])  # fmt: skip
         self._totals = np.zeros((2, len(vectors), self.num_envs))  # return and length so far of the episodes under way
         self._actions: list[np.ndarray] = []  # as taken, [time, run, env, ...] for each rollout
@@ -195,7 +195,7 @@ class Acting:
 
     def _leaves(self, state: State) -> dict[int, Any]:
         leaves = jax.tree.leaves(state.agent)
-        return {i: processes.local(leaves[i]) for i in self._program.read}
+        return {i: processes.local(leaves[i]) for i in self._program.used}
 
     def _drawn(self, state: State, later: int) -> Any:
         return self._program.draw(processes.local(state.replace(agent=())), later)
@@ -261,7 +261,7 @@ class Acting:
         if self._thread is not None:
             begun = self._ahead is not None
             leaves = self._ahead if self._ahead is not None else self._program.blank()
-            saved["ahead"] = {"begun": np.array(begun), "agent": [leaves[i] for i in self._program.read]}
+            saved["ahead"] = {"begun": np.array(begun), "agent": [leaves[i] for i in self._program.used]}
         return saved
 
     def restore(self, saved: PyTree) -> None:
@@ -274,7 +274,7 @@ class Acting:
         self._carry = jax.tree.map(lambda leaf: processes.part(np.asarray(leaf), 1), saved["carry"])
         self._actions = [actions]
         if self._thread is not None and saved["ahead"]["begun"]:
-            self._ahead = dict(zip(self._program.read, saved["ahead"]["agent"], strict=True))
+            self._ahead = dict(zip(self._program.used, saved["ahead"]["agent"], strict=True))
         if not self._repeats:
             # Other seeds than at the start, whose episodes have been played already.
             self._seen = [

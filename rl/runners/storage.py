@@ -17,11 +17,11 @@ class Storage:
         vector: the vector environment of one run; those of other runs have the same spaces.
         runs: number of runs.
         num_steps: steps per rollout.
-        acted: shapes of the result of acting, [run, env, ...] (`rl.runners.acting.Program`).
+        result: shapes of what acting returns, [run, env, ...] (`rl.runners.acting.Program.result`).
     """
 
-    def __init__(self, vector: Vector, runs: int, num_steps: int, acted: Any) -> None:
-        taken, action, _, extras = acted
+    def __init__(self, vector: Vector, runs: int, num_steps: int, result: Any) -> None:
+        taken, action, _, extras = result
         shape = runs, num_steps, vector.num_envs
         longer = runs, num_steps + 1, vector.num_envs
 

@@ -22,6 +22,9 @@ from rl.spaces import is_image
 from rl.types import Algorithm
 from rl.video import video
 
+# Environments are reset with seed, seed + 1, ...: evaluation begins far from the seeds that training uses.
+_EVALUATION_SEED = 10_000
+
 type Runner = Literal["auto", "device", "host"]
 type Make = Callable[[gymnasium.Space, gymnasium.Space], Algorithm]  # (observation space, action space) -> algorithm
 
@@ -189,11 +192,11 @@ def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
         chosen["env"],
         episodes=chosen["num_episodes"],
         runs=len(run.seeds),
-        seed=10_000,
+        seed=_EVALUATION_SEED,
     )
     run.save_arrays("scores", returns=scores.returns, lengths=scores.lengths)
     first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), jax.device_get(trained.agents))
-    video(trained.algorithm, first, chosen["env"], run.path / "video.gif", seed=10_000)
+    video(trained.algorithm, first, chosen["env"], run.path / "video.gif", seed=_EVALUATION_SEED)
     means = {"return": scores.returns.mean(-1), "length": scores.lengths.mean(-1)}
     return trained._replace(scores={**means, **trained.scores})
 

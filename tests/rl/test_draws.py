@@ -41,26 +41,6 @@ def test_it_is_a_scan():
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
-def test_steps_draw_nothing():
-    def step(key, x, mask):
-        logits = jnp.where(mask, x @ jnp.ones((3, 4)), -1e9)
-        return jax.random.categorical(key, logits), jax.random.bernoulli(key, x.mean(), (2,))
-
-    x, mask = jnp.ones((5, 3)), jnp.ones((5, 4), bool)
-    draw, use = draws.split(step, KEYS[0], x, mask)
-    drawn = draw(KEYS[0])
-    for one, other in zip(use(drawn, x, mask), step(KEYS[0], x, mask), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert not any("random" in name for name in names(jax.make_jaxpr(use)(drawn, x, mask)))
-    assert "dot_general" not in names(jax.make_jaxpr(draw)(KEYS[0]))
-
-
-def test_what_is_no_draw_is_not_repeated_for_every_step():
-    table = jnp.ones((100, 100))
-    draw, _ = draws.split(lambda key, x: (x @ jnp.sin(table))[0] + jax.random.normal(key), KEYS[0], table)
-    assert [leaf.shape for leaf in draw(KEYS[0])] == [()]
-
-
 def test_too_much_is_drawn_when_it_is_needed(monkeypatch):
     monkeypatch.setattr(draws, "_AT_MOST", 100)
     traced = jax.make_jaxpr(lambda: draws.scan(walk, carry(), KEYS))()
