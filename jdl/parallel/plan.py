@@ -142,10 +142,15 @@ def plan(learner: Learner, devices: Mode | str, mesh_shape: str) -> Plan:
 
 
 def show(array: Placed) -> str:
-    """Write the lengths of an array's axes and the mesh axes that divide them: "768, 3072/model"."""
+    """Write the lengths of an array's axes and the mesh axes that divide them: "768, 3072/model".
+
+    A number follows where only some factors of a mesh axis divide: "1600/data:8, 6400/data:64".
+    """
     entries = [*array.spec, *[None] * (len(array.shape) - len(array.spec))]
-    named = [
-        f"{size:,}" if entry is None else f"{size:,}/{'/'.join(entry) if isinstance(entry, tuple) else entry}"
-        for size, entry in zip(array.shape, entries, strict=True)
-    ]
-    return ", ".join(named)
+    written = []
+    for size, entry, parts in zip(array.shape, entries, array.parts, strict=True):
+        names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+        axes = dict.fromkeys(name.partition(".")[0] for name in names)
+        part = f":{parts}" if len(axes) < len(names) or any("." in name for name in names) else ""
+        written.append(f"{size:,}{''.join('/' + axis for axis in axes)}{part}")
+    return ", ".join(written)

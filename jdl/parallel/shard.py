@@ -8,8 +8,9 @@ Each array carries its own layout, so a checkpoint of one layout restores into a
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,7 @@ from jaxtyping import Array, PyTree
 from jdl.core import seam
 from jdl.core.learner import Batch, Learner, Metrics, State
 from jdl.nn.layers.ring_attention import over_ring
-from jdl.parallel.partition import Partition, Rules
+from jdl.parallel.partition import Partition, Rules, factored
 from jdl.parallel.pmap import free_devices, mesh_of, of_groups
 
 
@@ -46,7 +47,9 @@ def shard(
         tensor: a mesh axis that divides the parameters of `jdl.nn`'s network families where they are divisible
             (`jdl.nn.TENSOR_PARALLEL`).
         fsdp: a mesh axis that divides every array of at least 1,024 elements along its longest axis that is free and
-            divisible. Arrays are gathered layer by layer as they are needed (Rajbhandari et al., "ZeRO", 2020).
+            divisible. If an array has no such axis, it is divided along several: on 512 devices, 64 times along one
+            and 8 times along another. Arrays are gathered layer by layer as they are needed (Rajbhandari et al.,
+            "ZeRO", 2020).
         sequence: a mesh axis that divides the second axis of the batch, the time of sequences, for networks that mix
             time steps only in `jdl.nn.MultiHeadAttention` (`jdl.nn.layers.ring_attention`).
 
@@ -60,22 +63,24 @@ def shard(
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
         Partition(mesh, rules, tensor, fsdp, sequence).check_axes()
 
-    def chosen() -> Mesh:
-        return mesh_of(jax.devices()[: jax.device_count() // seam.groups()], "data") if mesh is None else mesh
-
     def alone() -> bool:
         return len(free_devices("shard", None if mesh is None else list(mesh.devices.flat))) == 1
 
-    def partition() -> Partition:
-        return Partition(chosen(), rules, tensor, fsdp, sequence, learner.traits.lanes)
+    @functools.cache
+    def of_devices(count: int) -> Partition:
+        chosen = mesh_of(jax.devices()[:count], "data") if mesh is None else mesh
+        partition = Partition(chosen, rules, tensor, fsdp, sequence, learner.traits.lanes)
+        return factored(partition, jax.eval_shape(learner.init, jax.random.key(0))) if fsdp else partition
 
-    def rows() -> int:
-        return chosen().shape[partition().rows]
+    def partition() -> Partition:
+        return of_devices(jax.device_count() // seam.groups())
+
+    def everywhere() -> Mesh:
+        return of_groups(cast(Mesh, partition().mesh))
 
     def place(tree: PyTree, specs: PyTree) -> PyTree:
-        everywhere = of_groups(chosen())
-        constrain = lambda leaf, spec: jax.lax.with_sharding_constraint(leaf, NamedSharding(everywhere, spec))  # noqa: E731
-        return jax.tree.map(constrain, tree, specs)
+        layouts = jax.tree.map(functools.partial(NamedSharding, everywhere()), specs)
+        return jax.tree.map(jax.lax.with_sharding_constraint, tree, layouts)
 
     def place_state(tree: PyTree) -> PyTree:
         return place(tree, partition().of_state(tree))
@@ -84,14 +89,14 @@ def shard(
         return place(tree, jax.tree.map(partition().of_batch, tree))
 
     def around() -> contextlib.AbstractContextManager[None]:
-        return (
-            contextlib.nullcontext() if sequence is None else over_ring(of_groups(chosen()), sequence, partition().rows)
-        )
+        if sequence is None:
+            return contextlib.nullcontext()
+        return over_ring(everywhere(), sequence, partition().rows)
 
     def reduction(summed: seam.SummedGradients) -> seam.SummedGradients:
         def reduced(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
             examples = [len(leaf) for leaf in jax.tree.leaves(batch)[:1]]
-            with nn.intercept_methods(_examples_stay(examples, of_groups(chosen()), partition().rows)):
+            with nn.intercept_methods(_examples_stay(examples, everywhere(), partition().rows)):
                 result = summed(params, batch, key)
             specs = partition().of_state({"params": result.gradients}, part=True)
             return result._replace(gradients=place(result.gradients, specs["params"]))
@@ -112,14 +117,14 @@ def shard(
         if learner.traits.fed and not learner.traits.lanes:
             batch = place(batch, jax.tree.map(lambda leaf: PartitionSpec(), batch))
         elif not learner.traits.fed:
-            _check_divides(batch, rows())
+            _check_divides(batch, partition().row_count)
             batch = over_data(batch)
         with around(), seam.within(reduction=reduction if fsdp else None, share=over_data, devices_taken="shard"):
             state, metrics = learner.step(place_state(state), batch)
         return place_state(state), metrics
 
     def evaluate(state: State, batch: Batch) -> Metrics:
-        if alone() or not divides(batch, rows()):
+        if alone() or not divides(batch, partition().row_count):
             return learner.evaluate(state, batch)  # no error for a short batch: every device takes all of it
         with around(), seam.within(devices_taken="shard"):
             return learner.evaluate(state, over_data(batch))
@@ -127,7 +132,7 @@ def shard(
     return learner._replace(init=init, step=step, evaluate=evaluate)
 
 
-def _examples_stay(examples: list[int], mesh: Mesh, rows: str) -> Callable[..., Any]:
+def _examples_stay(examples: list[int], mesh: Mesh, rows: str | tuple[str, ...]) -> Callable[..., Any]:
     """Return a Flax interceptor that keeps the outputs of modules on the devices of their examples.
 
     The compiler then gathers parameters where they are needed, not activations.

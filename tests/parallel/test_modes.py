@@ -1,9 +1,11 @@
 """Every mode of using devices learns what one device learns, with the share of memory that its name promises."""
 
 import functools
+import itertools
 import re
 import warnings
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,17 +16,23 @@ from learners import Linear, vectors
 
 import jdl
 from jdl.core.learner import Traits
-from jdl.parallel.plan import plan
+from jdl.parallel.plan import plan, show
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 8, 96).astype(np.int32)
 TOKENS = RANDOM.integers(0, 64, (96, 12)).astype(np.int32)
 NETWORKS = {
     "mlp": (jdl.nn.MLP((64, 64, 8)), RANDOM.normal(size=(96, 32)), LABELS),
+    "uneven": (
+        jdl.nn.MLP((60, 100, 8)),
+        RANDOM.normal(size=(96, 36)),
+        LABELS,
+    ),  # none a multiple of 8
     "gpt": (jdl.nn.GPT(64, 12, 32, 2, 8), TOKENS, np.roll(TOKENS, -1, 1)),
     "resnet18": (jdl.nn.ResNet18(8, width=8, stem="cifar"), RANDOM.normal(size=(96, 8, 8, 3)), LABELS),
 }
 MESHES = {"pmap": "8", "data": "8", "fsdp": "8", "tensor": "1x8", "fsdp+tensor": "4x2"}
+CASES = [*itertools.product(("mlp", "gpt", "resnet18"), MESHES), ("uneven", "fsdp")]
 LEAST = {"pmap": 0.9, "data": 0.9, "fsdp": 4, "tensor": 4, "fsdp+tensor": 4}  # of 8; what is small is everywhere
 
 
@@ -65,12 +73,12 @@ def shares(state):
 
 
 def is_slow(name):
-    return name != "mlp"
+    return name not in ("mlp", "uneven")
 
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [pytest.param(name, mode, marks=pytest.mark.slow if is_slow(name) else ()) for name in NETWORKS for mode in MESHES],
+    [pytest.param(*case, marks=pytest.mark.slow if is_slow(case[0]) else ()) for case in CASES],
 )
 def test_losses_are_those_of_one_device(name, mode, x64):
     learner, data = case(name)
@@ -92,6 +100,45 @@ def test_what_divides_falls_to_a_share_each(mode):
     large = [row for row in rows if row.path.endswith("kernel") and "Dense_2" not in row.path]  # that has 512 numbers
     assert len(large) == 2 * 3  # and the two moments of each
     assert all(row.bytes_per_device * 8 == row.bytes for row in large)
+
+
+def test_where_no_axis_divides_several_do():
+    rows = {row.path: row for row in plan(case("uneven")[0], "fsdp", "8").arrays}
+    assert show(rows["params/Dense_0/kernel"]) == "36/data:2, 60/data:4"
+    assert show(rows["params/Dense_1/kernel"]) == "60/data:2, 100/data:4"
+    assert rows["params/Dense_1/kernel"].bytes_per_device * 8 == rows["params/Dense_1/kernel"].bytes
+
+
+def test_a_rule_on_a_mesh_of_factors():
+    rules = [("Dense_2/kernel$", PartitionSpec(None, "data"))]
+    spread = jdl.jit(jdl.shard(case("uneven")[0], rules=rules, fsdp="data"))
+    state = spread.init(jax.random.key(0))
+    assert shares(state.params["Dense_2"]["kernel"]) == [(100 * 4, 100 * 8 * 4)]
+    assert shares(state.params["Dense_1"]["kernel"]) == [(60 * 100 // 2, 60 * 100 * 4)]
+
+
+def test_recurrent_layers_are_not_divided_by_tensor():
+    class Reads(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(8)(jdl.nn.Recurrent(32)(x)[0][:, -1])
+
+    data = {"input": np.ones((8, 4, 32), np.float32), "target": LABELS[:8]}
+    learner = jdl.supervised(Reads(), jdl.losses.cross_entropy, optax.sgd(0.1), example=data)
+    with pytest.raises(ValueError, match=r"layer_0_forward/recurrent_kernel cannot be divided.* fsdp"):
+        jdl.jit(jdl.distribute(learner, "tensor")).init(jax.random.key(0))
+    mesh = jax.make_mesh((2, 4), ("data", "model"))
+    spread = jdl.jit(jdl.shard(learner, mesh, [("recurrent_kernel$", PartitionSpec())], tensor="model"))
+    spread.step(spread.init(jax.random.key(0)), data)
+
+
+def test_capsules_are_divided_along_the_lower_ones():
+    data = {"input": np.ones((4, 20, 20, 1), np.float32), "target": LABELS[:4]}
+    network = jdl.nn.CapsNet(4, channels=16, kinds=4, decoder=())
+    example = jdl.supervised(network, lambda outputs, batch: jdl.losses.margin(outputs.lengths, batch), optax.sgd(0.1),
+                             example=data)  # fmt: skip
+    rows = {row.path: show(row) for row in plan(example, "tensor", "1x8").arrays}
+    assert re.search(r"^\d+/model, 4, 8, 16$", rows["params/Capsules_0/kernel"])
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,14 @@ def test_a_thousand_devices_need_not_be_there():
     assert rows["step"] == ""
 
 
+def test_a_width_that_512_devices_do_not_divide():
+    found = plan(gpt(1600), "fsdp", "512")
+    whole, each = found.bytes["params"]
+    assert whole / 512 <= each < whole / 480
+    rows = {array.path: show(array) for array in found.arrays}
+    assert rows["params/blocks/layer_0/attention/query/kernel"] == "1,600/data:16, 1,600/data:32"
+
+
 def test_the_command(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["plan", "char_lm", "--devices", "fsdp", "--mesh", "8", "--batch-size", "16", "--json"])

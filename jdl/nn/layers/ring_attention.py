@@ -28,7 +28,7 @@ class Ring(NamedTuple):
 
     mesh: Mesh
     axis: str
-    rows: str
+    rows: str | tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -45,7 +45,7 @@ def current_ring() -> Ring | None:
 
 
 @contextlib.contextmanager
-def over_ring(mesh: Mesh, axis: str, rows: str) -> Iterator[None]:
+def over_ring(mesh: Mesh, axis: str, rows: str | tuple[str, ...]) -> Iterator[None]:
     """Split the sequences of networks traced in this context over a ring of devices.
 
     Args:
