@@ -9,6 +9,7 @@ import argparse
 
 from experiments.bench import checkpoints, loops, seeds, starts
 from experiments.bench.measure import show
+from experiments.bench.noise import measured
 
 SECTIONS = {
     "loop": loops.loop_rows,
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="how often each program has its turn")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="NAME")
     options = parser.parse_args()
-    rows = [row for name in options.only for row in SECTIONS[name](options.rounds)]
+    rows = measured({name: SECTIONS[name] for name in options.only}, options.rounds)
     show(rows, "the framework beside what one would write by hand", options.json)
 
 

@@ -27,6 +27,8 @@ class Row(NamedTuple):
     ours: str = ""  # what was measured, in words
     reference: str = ""
     at_most: bool = False  # smaller is better
+    noise: float | None = None  # how unsteady the machine was (`experiments.bench.noise`)
+    note: str = ""
 
     @property
     def ratio(self) -> float:
@@ -187,7 +189,7 @@ def show(rows: Iterable[Row], title: str, as_json: bool) -> None:
 
     rows = list(rows)
     table = Table(title=title, title_justify="left")
-    for column in ("what", "ours", "reference", "ratio (median)", "range", "bar", ""):
+    for column in ("what", "ours", "reference", "ratio (median)", "range", "bar", "noise", ""):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(
@@ -197,8 +199,10 @@ def show(rows: Iterable[Row], title: str, as_json: bool) -> None:
             f"{row.ratio:.3g}",
             f"{min(row.ratios):.3g} to {max(row.ratios):.3g} (n={len(row.ratios)})",
             f"{'<=' if row.at_most else '>='} {row.bar:g}",
-            "[green]ok[/green]" if row.ok else "[red]MISSED[/red]",
+            "" if row.noise is None else f"{row.noise:.0%}",
+            ("[green]ok[/green]" if row.ok else "[red]MISSED[/red]") + (f"; {row.note}" if row.note else ""),
         )
     Console(width=max(140, Console().width)).print(table)
     if as_json:
-        print(json.dumps({"rows": [{"name": r.name, "ratio": r.ratio, "bar": r.bar, "ok": r.ok} for r in rows]}))
+        fields = ("name", "ratio", "bar", "ok", "noise", "note")
+        print(json.dumps({"rows": [{name: getattr(row, name) for name in fields} for row in rows]}))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from experiments.bench.measure import Row, Worker, compared, interleaved, rate, serve, show
+from experiments.bench.noise import measured
 from experiments.bench.torch_models import CONTEXT, HEADS, HIDDEN, LAYERS, SIZES, VOCABULARY, WIDTH, arrays
 
 BARS = {"mlp": 1.3, "cnn": 1.0, "lstm": 0.9, "gpt": 0.8, "resnet18": 0.9}
@@ -137,6 +138,15 @@ def training_row(name: str, torch_python: str, rounds: int) -> Row:
     return row._replace(reference=", ".join(f"{rate(rates[way])} {way}" for way in ("eager", "compiled")))
 
 
+def decoding_rows(rounds: int) -> list[Row]:
+    """Text from the cache beside text recomputed from its beginning."""
+    ways = {way: decoding(way == "cache") for way in ("cache", "prefix")}
+    for measure in ways.values():
+        measure()  # compiles
+    rates = interleaved(ways, rounds)
+    return [compared("256 tokens from the cache / recomputed", rates["cache"], rates["prefix"], 10, "tokens/s")]
+
+
 def main() -> None:
     """Measure and print; or, as a worker, serve one side."""
     sections = [*BARS, "decoding", "compile"]
@@ -150,15 +160,15 @@ def main() -> None:
     if options.worker:
         serve(our_training(options.worker))
         return
-    rows = [training_row(name, options.torch_python, options.rounds) for name in BARS if name in options.only]
-    if "decoding" in options.only:
-        ways = {way: decoding(way == "cache") for way in ("cache", "prefix")}
-        for measure in ways.values():
-            measure()  # compiles
-        rates = interleaved(ways, options.rounds)
-        rows.append(compared("256 tokens from the cache / recomputed", rates["cache"], rates["prefix"], 10, "tokens/s"))
-    if "compile" in options.only:
-        rows += compile_rows(min(options.rounds, 3))
+
+    def training(name: str, rounds: int) -> list[Row]:
+        return [training_row(name, options.torch_python, rounds)]
+
+    kinds = {name: functools.partial(training, name) for name in BARS} | {
+        "decoding": decoding_rows,
+        "compile": lambda rounds: compile_rows(min(rounds, 3)),
+    }
+    rows = measured({name: kinds[name] for name in sections if name in options.only}, options.rounds)
     show(rows, "networks beside PyTorch", options.json)
 
 

@@ -12,6 +12,7 @@ import sys
 
 from experiments.bench import device, host, replay
 from experiments.bench.measure import show
+from experiments.bench.noise import measured
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
         "replay": replay.replay_rows,
         "time": functools.partial(host.time_rows, peer_python=options.peer_python),
     }
-    rows = [row for name in options.only for row in sections[name](options.rounds)]
+    rows = measured({name: sections[name] for name in options.only}, options.rounds)
     show(rows, "reinforcement learning", options.json)
 
 

@@ -25,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jdl
 from experiments.bench import loops
 from experiments.bench.measure import Row, Worker, compared, interleaved, rate, seconds, serve, show, stepping
+from experiments.bench.noise import measured
 from jdl.parallel.pmap import mesh_of
 from jdl.training.checkpoint.checkpoints import Checkpoints
 
@@ -209,7 +210,7 @@ def main() -> None:
     if options.serve:
         work(*options.serve)
         return
-    rows = [row for kind in options.only for row in kinds[kind](options.rounds)]
+    rows = measured({kind: kinds[kind] for kind in options.only}, options.rounds)
     show(rows, f"{DEVICES} devices on {os.cpu_count()} cores", options.json)
 
 

@@ -11,12 +11,14 @@ NumPy arrays in memory. The two sides are processes that take turns. Ours has tw
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable
 
-from experiments.bench.measure import Worker, compared, interleaved, serve, show
+from experiments.bench.measure import Row, Worker, compared, interleaved, serve, show
+from experiments.bench.noise import measured
 from experiments.bench.torch_models import network
 
 BARS = {"mlp": 1.3, "cnn": 1.0}
@@ -64,6 +66,19 @@ def our_training(name: str, way: str) -> Callable[[], float]:
     return loops.our_loop(task) if way == "loop" else loops.our_scan_in_fit(task)
 
 
+def training_rows(name: str, torch_python: str, rounds: int) -> list[Row]:
+    """Both of our ways to train a network beside PyTorch's."""
+    workers = {
+        side: Worker([python, "-m", "experiments.bench.torch_peer", "--worker", name, side])
+        for side, python in {"loop": sys.executable, "scan": sys.executable, "torch": torch_python}.items()
+    }
+    rates = interleaved(workers, rounds)
+    for worker in workers.values():
+        worker.close()
+    label = {"mlp": "MLP 784-512-512-10", "cnn": "CNN 28x28"}[name]
+    return [compared(f"{way} / PyTorch: {label}", rates[way], rates["torch"], BARS[name]) for way in ("loop", "scan")]
+
+
 def main() -> None:
     """Measure and print; or, as a worker, serve one side."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -76,17 +91,8 @@ def main() -> None:
         name, side = options.worker
         serve(torch_training(name) if side == "torch" else our_training(name, side))
         return
-    rows = []
-    for name, bar in BARS.items():
-        workers = {
-            side: Worker([python, "-m", "experiments.bench.torch_peer", "--worker", name, side])
-            for side, python in {"loop": sys.executable, "scan": sys.executable, "torch": options.torch_python}.items()
-        }
-        rates = interleaved(workers, options.rounds)
-        for worker in workers.values():
-            worker.close()
-        label = {"mlp": "MLP 784-512-512-10", "cnn": "CNN 28x28"}[name]
-        rows += [compared(f"{way} / PyTorch: {label}", rates[way], rates["torch"], bar) for way in ("loop", "scan")]
+    sections = {name: functools.partial(training_rows, name, options.torch_python) for name in BARS}
+    rows = measured(sections, options.rounds)
     show(rows, "the framework beside PyTorch, eager", options.json)
 
 
