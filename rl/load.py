@@ -14,7 +14,7 @@ from rl.spaces import zeros
 
 
 class LoadedAgent:
-    """A trained agent that acts greedily: `agent.act(observation)`.
+    """A trained agent that acts greedily: `agent.act(observation)`, `agent.act(observation, info["action_mask"])`.
 
     Args:
         run: the loaded run.
@@ -25,11 +25,13 @@ class LoadedAgent:
     def __init__(self, run: LoadedRun, index: int, space: gymnasium.Space | None) -> None:
         self.run, self.index, self.space = run, index, space
 
-    def act(self, observation: Any) -> np.ndarray:
+    def act(self, observation: Any, action_mask: Any = None) -> np.ndarray:
         """The greedy action for one observation.
 
         Args:
             observation: as the environment returns it, without a batch axis.
+            action_mask: [actions]; the actions that are allowed, if the environment gives a mask beside the
+                observation (in its info), as Taxi does. By default all, or those of the observation's own mask.
 
         Returns:
             The action, as the environment takes it.
@@ -39,8 +41,10 @@ class LoadedAgent:
         """
         if self.space is not None:
             _check(observation, self.space, self.run)
-        batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], observation)
-        return np.asarray(self.run.predict(batch))[self.index, 0]
+        batch = {"input": observation} | ({} if action_mask is None else {"action_mask": np.asarray(action_mask) > 0})
+        batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
+        assert self.run.learner.predict is not None  # learners of `rl` have one
+        return np.asarray(self.run.learner.predict(self.run.state, batch))[self.index, 0]
 
 
 def load(path: str | Path, index: int = 0) -> LoadedAgent:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 def renamed[**P, T](**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """A decorator: accept each keyword by its old name, too, with a warning; kept for one version.
 
-    >>> @renamed(trace="gae_lambda")
-    ... def ppo(gae_lambda=0.95):
-    ...     return gae_lambda
+    Examples:
+        >>> @renamed(trace="gae_lambda")
+        ... def ppo(gae_lambda=0.95):
+        ...     return gae_lambda
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:

@@ -25,14 +25,18 @@ def predictor(algorithm: Algorithm, action_space: gymnasium.Space) -> Callable[[
         action_space: space of the actions.
 
     Returns:
-        `(state, batch) -> actions`, as the environment takes them. `batch` is the observations or has them as "input".
+        `(state, batch) -> actions`, as the environment takes them. `batch` is the observations or has them as "input";
+        then it may also have an "action_mask" [batch, actions]. Observations may have theirs as a part of that name.
     """
     as_taken = legal(action_space)
 
     def predict(state: State, batch: Batch) -> Any:
-        observation = batch["input"] if isinstance(batch, dict) and "input" in batch else batch
+        observation, mask = batch, None
+        if isinstance(batch, dict) and "input" in batch:
+            observation, mask = batch["input"], batch.get("action_mask")
+        if isinstance(observation, Mapping) and "action_mask" in observation:
+            mask = observation["action_mask"]
         size = len(jax.tree.leaves(observation)[0])
-        mask = observation.get("action_mask") if isinstance(observation, Mapping) else None
         timestep = TimeStep(observation, jnp.ones(size, bool), mask)
         action, _, _ = algorithm.act(state.agent, algorithm.initial_carry(size), timestep, state.key, True)
         return as_taken(action)

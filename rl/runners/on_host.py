@@ -68,7 +68,7 @@ def on_host(
             mode, observations outside its space, and a mask that forbids every action. `Acting.next` raises it for
             rewards that are not finite, too.
     """
-    several = not isinstance(envs, gymnasium.vector.VectorEnv)
+    several = isinstance(envs, Sequence)
     vectors = [Vector(one) for one in (envs if several else [envs])]  # type: ignore[union-attr]
     seeds = [seed] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(vectors):

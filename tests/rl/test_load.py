@@ -31,6 +31,8 @@ def test_a_loaded_agent_acts_as_it_did(tmp_path):
             action = agent.act(observation)
             timestep = TimeStep(observation[None], np.ones(1, bool))
             assert action == act(params, (), timestep, jax.random.key(0), True)[0][0]
+            other = agent.act(observation, np.arange(2) != action)  # a mask that forbids the greedy action
+            assert other == 1 - action
             observation, *_ = env.step(action)
     with pytest.raises(ValueError, match=r"index=2\): .* has 2 seed"):
         rl.load(tmp_path / "run", 2)

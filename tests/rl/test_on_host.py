@@ -310,6 +310,8 @@ def test_what_is_wrong_with_an_environment_is_said():
     envs.metadata = {"autoreset_mode": "at once"}
     with pytest.raises(ValueError, match=r"autoreset_mode'\] = 'at once'; set it to one of AutoresetMode.NEXT_STEP"):
         Vector(envs)
+    with pytest.raises(TypeError, match="no vector environment; make one with"):
+        rl.on_host(random_actions(spaces.Discrete(2)), gymnasium.make("CartPole-v1"))
     with pytest.raises(TypeError, match="make_vec"):
         Vector(gymnasium.make("CartPole-v1"))
     with pytest.raises(ValueError, match=r"1 vector environment.s. and 2 seed.s."):
