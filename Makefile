@@ -8,14 +8,18 @@ PEERS ?= .venv-peers
 # A Python with a CPU build of PyTorch at hand: the newest may find only the CUDA build, which is gigabytes.
 TORCH_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.11*/bin/python) $(shell command -v python3.11) python3)
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: train test test-slow test-browser parity check results figures docs docs-serve wheel env bench bench-torch bench-models bench-rl bench-scale clean
+.PHONY: train test test-oldest test-slow test-browser parity check results figures docs docs-serve wheel env bench bench-torch bench-models bench-rl bench-scale clean
 
 train: env  ## the main job: a CNN on handwritten digits over eight seeds
 	$(BIN)/jdl run digits --seeds 8
 
 test: env  ## the tests, under 8 minutes on 2 cores
 	$(BIN)/python -m pytest
+
+test-oldest:  ## the tests with the oldest dependencies that pyproject.toml allows, in an environment of their own
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt PYTHON=$(PYTHON)
 
 # Tests of one file go to whichever worker is free: some are minutes long.
 test-slow: env  ## minutes more: kills, processes, sweeps, every page of the documentation, every experiment
@@ -42,6 +46,7 @@ figures: env  ## measure again the records that are out of date, one after anoth
 
 docs: env  ## the documentation site, in site/; warnings are errors
 	$(BIN)/python docs/make_pictures.py
+	$(BIN)/python docs/make_notebooks.py
 	$(BIN)/zensical build --strict --clean
 
 docs-serve: docs  ## the site at localhost:8000
@@ -52,12 +57,12 @@ wheel: env  ## the package, in dist/
 
 env: $(STAMP)  ## the environment alone
 
-$(STAMP): pyproject.toml constraints.txt
-	@python=$$(sh ./find-python) && echo "building $(VENV) with $$python" && $$python -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e ".$(if $(EXTRA),[$(EXTRA)])"
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@python=$$(PYTHON=$(PYTHON) sh ./find-python) && echo "building $(VENV) with $$python" && $$python -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c $(CONSTRAINTS) pip
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) --group dev -e ".$(if $(EXTRA),[$(EXTRA)])"
 	# Its returns are what ours are tested against; of what it depends on, one part knows no JAX of today.
-	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt rlax
+	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) rlax
 	@touch $@
 
 bench: env  ## the framework's speed beside hand-written loops

@@ -1,4 +1,4 @@
-"""What a command of `jdl` is."""
+"""The type of a command of `jdl`, and of arguments that several commands take."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +11,27 @@ type RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN"
 
 
 class Command(NamedTuple):
-    """A command: a function whose arguments are its words, or one that takes a name and reads the other words itself.
+    """A command of `jdl`.
 
-    Its options may depend on what is named: `jdl run NAME` takes every field of the experiment's Config.
+    Attributes:
+        run: the command, as a function that returns its exit status. Its arguments are those of the command line, and
+            its docstring is the help.
+        of_name: for a command whose options depend on a name, such as `jdl run NAME`, which takes every field of the
+            experiment's Config: reads the name and the words after it.
+        words: for a command that another command follows (`jdl launch`): reads all words.
     """
 
-    run: Callable[..., int]  # its docstring is the help; returns the status
+    run: Callable[..., int]
     of_name: Callable[[str, list[str]], int] | None = None
-    words: Callable[[list[str]], int] | None = None  # all of them, where another command follows
+    words: Callable[[list[str]], int] | None = None
 
 
 def of_name(run: Callable[[str, list[str]], int]) -> Command:
-    """A command that takes a name and then words of its own; the help is the docstring of `run`."""
+    """Make a command whose options depend on the name that comes first.
+
+    Args:
+        run: the command, given the name and the words after it. Its docstring is the help.
+    """
 
     def named(name: Annotated[str, tyro.conf.Positional]) -> int:
         return run(name, [])

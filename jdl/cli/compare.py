@@ -12,7 +12,7 @@ from jdl.training.runs import Run
 
 
 def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: Json = False) -> int:
-    """Compare runs with the first: difference of means, probability of improvement, interquartile means, with 95%."""
+    """Compare runs with the first: difference of means, probability of improvement, IQMs, with 95% intervals."""
     if len(runs) < 2:
         raise ValueError(f"compare takes at least 2 run directories, {len(runs)} given")
     first, *others = [Run(path) for path in runs]
@@ -39,13 +39,14 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: Json = False)
             line["metric"],
             show_interval(tuple(line["difference"].values()), sign=True),
             show_interval(tuple(line["probability_larger"].values())),
-            f"{show_interval(line['iqm'])}, was {show_interval(line['iqm_against'])}",
+            show_interval(line["iqm"]),
+            show_interval(line["iqm_against"]),
         )
         for line in compared
     ]
-    console.print(f"compared with {first.path.name}")
-    columns = ("run", "metric", "difference of means (95%)", "probability of a larger value (95%)")
-    show_table((*columns, "interquartile mean (95%)"), rows)
+    console.print(f"compared with {first.path.name}; 95% intervals", soft_wrap=True, markup=False)
+    columns = ("run", "metric", "difference of means", "P(larger)", "IQM", f"IQM of {first.path.name}")
+    show_table(columns, rows, fold=("run", "metric"))
     return 0
 
 
@@ -54,7 +55,15 @@ def _iqm(run: Run, name: str) -> statistics.Interval:
 
 
 def comparisons(first: Run, other: Run) -> list[tuple[str, statistics.Interval, statistics.Interval]]:
-    """For each final metric that both runs have: other minus first, and the probability that other is larger."""
+    """Compare the final metrics that two runs share (Agarwal et al. 2021).
+
+    Returns:
+        For each metric its name, the difference of means (other minus first) and the probability that a seed of `other`
+        has a larger value than a seed of `first`.
+
+    Raises:
+        ValueError: for a run without a result, and for runs that have no final metric in common.
+    """
     for run in (first, other):
         if run.result is None:
             raise ValueError(f"{run.path} has no result yet; finish it with `jdl resume {run.path}`")

@@ -1,141 +1,136 @@
-"""What the command shows: results, tables, JSON."""
+"""Output that several commands share: tables, intervals, JSON, the result of a run."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from jdl.core.statistics import mean_interval
-from jdl.experiment.study import Study, Trial
-from jdl.experiment.sweep import Swept, finals
-from jdl.parallel.hardware import HARDWARE
-from jdl.parallel.plan import Work
 from jdl.runtime import processes
 from jdl.training.runs import Run
 
 console = Console()
 
+_NARROWEST = 14  # characters that a folded column keeps
+_BORDERS = 3  # characters that a table adds to each column, and one more in all
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], fold: Collection[str] = ()) -> None:
+    """Print a table.
+
+    A terminal that is too narrow for it folds the columns named in `fold`, never numbers; if that does not suffice,
+    each row is printed as a list of its cells. Where the output is no terminal, a row is always one line.
+
+    Args:
+        columns: the headings.
+        rows: the cells, row by row. A cell may have several lines.
+        fold: headings of the columns that hold text.
+    """
+    if not console.is_terminal:
+        rows = [["  ".join(cell.splitlines()) for cell in row] for row in rows]
+    widths = [
+        max(cell_len(line) for cell in cells for line in [*cell.splitlines(), ""])
+        for cells in zip(columns, *rows, strict=True)
+    ]
+    if console.is_terminal:
+        room = console.width - _BORDERS * len(columns) - 1
+        folded = [place for place, name in enumerate(columns) if name in fold]
+        while sum(widths) > room:
+            widest = max(folded, key=widths.__getitem__, default=None)
+            if widest is None or widths[widest] <= _NARROWEST:
+                _show_records(columns, rows)
+                return
+            widths[widest] -= 1
+        rows = [[_folded(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    table = Table()
+    for name, width in zip(columns, widths, strict=True):
+        table.add_column(Text(name), width=width, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    whole = sum(widths) + _BORDERS * len(columns) + 1
+    (console if console.is_terminal else Console(file=console.file, width=whole)).print(table)
+
+
+def _folded(cell: str, width: int) -> str:
+    """Break the lines of a cell that are too long, after spaces and the signs that join the parts of names."""
+    lines = []
+    for line in cell.splitlines():
+        lines.append("")
+        for part in re.findall(r"\s*[^\s/_-]*[/_-]*", line):
+            if lines[-1].strip() and cell_len(lines[-1] + part) > width:
+                lines.append("")
+                part = part.lstrip()
+            lines[-1] += part
+    return "\n".join(lines)
+
+
+def _show_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print each row as its first cell, and below it the others with their headings."""
+    heading, *names = columns
+    longest = max(map(len, names), default=0)
+    for first, *cells in rows:
+        lines = [f"{heading} {first}"]
+        for name, cell in zip(names, cells, strict=True):
+            lines += [f"  {name:{longest}}  {line}" for line in cell.splitlines()[:1]]
+            lines += [f"  {'':{longest}}  {line}" for line in cell.splitlines()[1:]]
+        console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, on a line of its own."""
+    print(json.dumps(value))
+
+
+def number_or_none(value: Any) -> float | None:
+    """Convert a number for JSON, which has null in place of NaN and infinity."""
+    number = float(value)
+    return number if np.isfinite(number) else None
+
+
+def show_interval(interval: Sequence[Any], sign: bool = False) -> str:
+    """Write a mean and its interval: "0.93 [0.92, 0.94]"; the mean alone where there is no interval.
+
+    Args:
+        interval: mean, low and high; None counts as NaN.
+        sign: write a plus sign before positive numbers.
+    """
+    mean, low, high = (np.nan if value is None else float(value) for value in interval)
+    spec = "+.4g" if sign else ".4g"
+    return f"{mean:{spec}}" if low != low else f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]"
+
+
+def show_setting(value: Any) -> str:
+    """Write the value of a hyper-parameter, a float with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
 
 def finish(finished: Run, as_json: bool) -> int:
-    """Write the report of a finished run and show its result; returns the status of the command."""
-    from jdl.report.report import write  # matplotlib takes a second to import
+    """Write the report of a finished run and show its result.
+
+    Returns:
+        The exit status of the command.
+    """
+    from jdl.report.run import write  # matplotlib takes a second to import
 
     if not processes.first():
         return 0
     path = write(finished)
     summary = summary_of(finished)
     rows = [(name, show_interval(interval)) for name, interval in finished.intervals.items()]
-    show_table(("metric", f"mean of {len(finished.seeds)} seed(s), 95% interval"), rows)
-    console.print(f"{summary['seconds']:.1f} s; report: {path}", soft_wrap=True)
+    show_table(("metric", f"mean of {len(finished.seeds)} seed(s), 95% interval"), rows, fold=("metric",))
+    console.print(f"{summary['seconds']:.1f} s; report: {path}", soft_wrap=True, markup=False)
     if as_json:
         print_json(summary)
     return 0
 
 
-def show_trial(trial: Trial) -> None:
-    """A line as each trial of a study ends."""
-    settings = ", ".join(f"{name} {_show_setting(value)}" for name, value in trial.settings.items())
-    value = trial.note if trial.state == "failed" else f"{trial.value:.5g}"
-    console.print(f"trial {trial.number} {trial.state}: {value} ({settings})", soft_wrap=True, markup=False)
-
-
-def _show_setting(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def finish_study(study: Study, as_json: bool) -> int:
-    """Write the report of a study and show its best trials; returns the status of the command."""
-    from jdl.report.report import write_study  # matplotlib takes a second to import
-
-    path = write_study(study)
-    metric, fields = study.description["metric"], list(study.description["space"])
-    rows = []
-    for trial in study.ranked[:5]:
-        settings = [_show_setting(trial.settings[name]) for name in fields]
-        rows.append((str(trial.number), trial.state, f"{trial.value:.5g}", *settings))
-    show_table(("trial", "state", metric, *fields), rows)
-    failed = sum(trial.state == "failed" for trial in study.trials)
-    console.print(f"{len(study.trials)} trials, {failed} failed, in {study.path}; report: {path}", soft_wrap=True)
-    if study.command:
-        console.print(f"the best again: {study.command}", soft_wrap=True, markup=False)
-    if as_json:
-        trials = [{**trial._asdict(), "value": number_or_none(trial.value)} for trial in study.trials]
-        best = None if study.best is None else trials[study.best.number]
-        summary = {"study": str(study.path), "report": str(path), "best": best, "command": study.command}
-        print_json({**summary, "importances": study.importances, "trials": trials})
-    return 0
-
-
-def show_swept(swept: Swept) -> None:
-    """A line as each run of a sweep ends."""
-    settings = ", ".join(f"{name} {_show_setting(value)}" for name, value in swept.settings.items())
-    how = f"failed: {swept.failure}" if swept.failure else "finished"
-    console.print(f"run {swept.run.name} {how} ({settings or f'seeds {swept.seeds}'})", soft_wrap=True, markup=False)
-
-
-def finish_sweep(swept: Sequence[Swept], as_json: bool) -> int:
-    """Show the settings of a sweep with their final metrics; returns the status of the command, 1 where runs failed."""
-    found = [(settings, {name: mean_interval(values) for name, values in metrics.items()})
-             for settings, metrics in finals(swept)]  # fmt: skip
-    fields, metrics = list(found[0][0]), list(dict.fromkeys(name for _, one in found for name in one))
-    rows = [
-        (*(_show_setting(settings[name]) for name in fields),
-         *(show_interval(one[name]) if name in one else "failed" for name in metrics))
-        for settings, one in found
-    ]  # fmt: skip
-    show_table((*fields, *(f"{name} (mean, 95% interval)" for name in metrics)), rows)
-    failed = [one for one in swept if one.failure]
-    console.print(f"{len(swept)} runs, {len(failed)} failed, in {swept[0].run.parent}", soft_wrap=True)
-    if as_json:
-        runs = [{**one._asdict(), "run": str(one.run)} for one in swept]
-        results = [
-            {"settings": settings, "metrics": {name: [number_or_none(v) for v in one[name]] for name in one}}
-            for settings, one in found
-        ]
-        print_json({"sweep": str(swept[0].run.parent), "runs": runs, "results": results})
-    return 1 if failed else 0
-
-
-def show_work(work: Work, batch_size: int) -> None:
-    """A step on each device, and what it would take at best on devices that can be bought."""
-    program = work.program
-    examples = f" of {batch_size:,} examples" if batch_size else ""
-    console.print(
-        f"a step{examples}: {work.model_flops / 1e12:,.4g} TFLOPs in all; a device: "
-        f"{program.flops / 1e12:,.4g} TFLOPs, {(work.arguments + work.temporaries) / 1e9:,.4g} GB at most "
-        f"({work.temporaries / 1e9:,.4g} of activations, gradients and what is computed with)",
-        soft_wrap=True, markup=False,
-    )  # fmt: skip
-    if program.unknown_loops:
-        console.print(
-            f"{program.unknown_loops} loop(s) of unknown length are counted once: a step takes more than this",
-            soft_wrap=True,
-        )
-    merged: dict[tuple[str, int], tuple[int, float]] = {}
-    for one in program.collectives:
-        times, sent = merged.get((one.kind, len(one.group)), (0, 0.0))
-        merged[one.kind, len(one.group)] = times + one.times, sent + one.bytes
-    rows = [
-        (kind, f"{devices}", f"{times:,}", f"{sent / 1e6:,.4g} MB") for (kind, devices), (times, sent) in merged.items()
-    ]
-    if rows:
-        show_table(("collective", "among devices", "a step", "sent by each"), rows)
-    rows = []
-    for hardware in HARDWARE.values():
-        times = work.on(hardware)
-        fits = "" if work.fits(hardware) else f"; more than its {hardware.memory / 1e9:.0f} GB"
-        rows.append(
-            (hardware.name, *(f"{1e3 * seconds:,.4g}" for seconds in times), f"{1e3 * times.seconds:,.4g} ms",
-             f"{times.bound}{fits}", f"{work.mfu(hardware):.0%}")
-        )  # fmt: skip
-    show_table(("at best on", "compute", "memory", "network", "step", "bound", "MFU"), rows)
-
-
 def summary_of(run: Run) -> dict[str, Any]:
-    """A run's result, for `--json`."""
+    """Return a run's path, seconds and final metrics with their intervals and values, for `--json`."""
     metrics = {
         name: {
             **{k: number_or_none(v) for k, v in interval._asdict().items()},
@@ -144,37 +139,3 @@ def summary_of(run: Run) -> dict[str, Any]:
         for name, interval in run.intervals.items()
     }
     return {"run": str(run.path), "seconds": (run.result or {}).get("seconds"), "metrics": metrics}
-
-
-def number_or_none(value: Any) -> float | None:
-    """A number as JSON has it: null where it is not finite."""
-    number = float(value)
-    return number if np.isfinite(number) else None
-
-
-def show_interval(interval: Sequence[Any], sign: bool = False) -> str:
-    """A mean and its interval, "0.93 [0.92, 0.94]"."""
-    mean, low, high = (np.nan if value is None else float(value) for value in interval)
-    spec = "+.4g" if sign else ".4g"
-    return f"{mean:{spec}}" if low != low else f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]"
-
-
-def progress(run: Run) -> str:
-    """How far a run is."""
-    if run.result is not None:
-        return "finished"
-    steps = [row["step"] for row in run.rows]
-    return f"at step {steps[-1]}" if steps else "started"
-
-
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table."""
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-
-
-def print_json(value: Any) -> None:
-    """Print a value on a line of its own."""
-    print(json.dumps(value))

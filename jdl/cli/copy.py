@@ -16,7 +16,7 @@ def copy(name: Annotated[str, tyro.conf.Positional], to: Path | None = None) -> 
 
     Args:
         name: the experiment, as for `jdl run`
-        to: the file to write, by default NAME.py here
+        to: the file to write, by default NAME.py in this folder
     """
     source = Path(str(find.find(name).__file__))
     target = to or Path(source.name)

@@ -10,10 +10,10 @@ from jdl.experiment import find
 
 
 def list_experiments(folder: Annotated[str, tyro.conf.Positional] = "", json: Json = False) -> int:
-    """List the experiments in ./experiments (without such a folder, those installed with jdl), a line for each.
+    """List the experiments in ./experiments, or, where there is no such folder, those installed with jdl.
 
     Args:
-        folder: only those of one folder, as rl
+        folder: list only the experiments of this folder, such as rl
     """
     found = find.experiments(folder)
     if not found:
@@ -21,7 +21,8 @@ def list_experiments(folder: Annotated[str, tyro.conf.Positional] = "", json: Js
     if json:
         print_json({"experiments": {one.name: one.description for one in found}})
         return 0
-    show_table(("folder", "experiment", "what it is"), [(one.domain, one.name, one.description) for one in found])
+    rows = [(one.domain, one.name, one.description) for one in found]
+    show_table(("folder", "experiment", "description"), rows, fold=("description",))
     return 0
 
 

@@ -3,7 +3,9 @@
 An error is one line; with --traceback, anywhere, also where it came from.
 """
 
+import difflib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,10 +13,8 @@ from collections.abc import Sequence
 import tyro
 
 from jdl.cli.command import Command
-from jdl.runtime import processes
-from jdl.runtime.preemption import leaving
 
-# Each in a file of its name, which has its COMMAND; read when it is asked for.
+# Each is the COMMAND of the file of its name, which is imported only when the command is given.
 COMMANDS = (
     "list", "copy", "run", "tune", "sweep", "launch", "resume", "replay", "runs", "report", "compare", "results",
     "measure", "summary", "plan",
@@ -22,8 +22,18 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the command; user errors end it with one message and status 2."""
+    """Run the command line and end the process with its status; errors of the user print one message, status 2.
+
+    Args:
+        arguments: the words after `jdl`, by default those of this process.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "plan" in arguments[:2]:
+        # XLA warns of the bad one among the ways to divide a product that it compares. It reads this with JAX's import.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jdl.runtime import processes
+    from jdl.runtime.preemption import leaving
+
     try:
         with leaving():
             status = dispatch(arguments)
@@ -49,12 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         status = 1
     if status and processes.several():
-        processes.leave(status)  # the others wait for this one, and notice
+        processes.leave(status)  # so that the processes that wait for this one notice
     sys.exit(status)
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Do what a command line says; returns the status."""
+    """Run a command.
+
+    Args:
+        arguments: the words after `jdl`.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        LookupError: for a command that does not exist.
+    """
     arguments = [argument for argument in arguments if argument != "--traceback"]
     verb, *words = arguments or [""]
     if verb in COMMANDS:
@@ -63,6 +83,11 @@ def dispatch(arguments: list[str]) -> int:
             return command.words(words)
         if command.of_name and words and not words[0].startswith("-"):
             return command.of_name(words[0], words[1:])
+        return tyro.cli(command.run, prog=f"jdl {verb}", args=words)
+    if verb and not verb.startswith("-"):
+        nearest = difflib.get_close_matches(verb, COMMANDS)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else "`jdl --help` describes them"
+        raise LookupError(f"there is no command {verb!r}; {hint} (there are {', '.join(COMMANDS)})")
     commands = {name: _command(name).run for name in COMMANDS}
     return tyro.extras.subcommand_cli_from_dict(commands, prog="jdl", args=arguments, description=__doc__)
 

@@ -18,7 +18,7 @@ def measure(only: Annotated[tuple[str, ...], tyro.conf.Positional] = (), list: b
     """Measure the recorded results that are stale, one after another; the same command goes on where it was stopped.
 
     Args:
-        only: records, or folders of experiments, to measure whether stale or not
+        only: records, or folders of experiments, to measure, stale or not
         list: show what would be measured, and how long it took last time
     """
     records = declared()
@@ -37,10 +37,10 @@ def measure(only: Annotated[tuple[str, ...], tyro.conf.Positional] = (), list: b
 
 
 def _run(record: Declared) -> int:
-    """Measure one in a process of its own: JAX would keep the memory of every run."""
+    """Measure a record in a process of its own, because JAX keeps the memory of every run; returns the status."""
     folder = _RUNS / record.name
     number = 2
-    while (folder / "result.json").is_file():  # a finished one stays
+    while (folder / "result.json").is_file():  # a finished run stays
         folder, number = _RUNS / f"{record.name}-{number}", number + 1
     console.print(f"{record.name}: {_last(record)}", markup=False)
     words = [sys.executable, "-m", "jdl", *record.words, "--record", "--run-dir", str(folder)]

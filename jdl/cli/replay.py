@@ -10,7 +10,7 @@ from jdl.training.runs import Run
 
 
 def replay(run: RunPath, /, json: Json = False) -> int:
-    """Repeat a run from its directory, in a new one beside it, and say whether the metrics agree to the bit."""
+    """Repeat a run in a new directory beside it, and tell whether all metrics agree to the bit."""
     use_every_core()
     found = Run(run)
     execute.require_experiment(found)

@@ -11,14 +11,14 @@ from jdl.training.runs import Run
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: Json = False) -> int:
-    """Write the report of each run, or of each study of `jdl tune`, and print where it lies."""
-    from jdl.report.report import write, write_study  # matplotlib takes a second to import
+    """Write the report of each run, or of each study of `jdl tune`, again, and print the path of the page."""
+    from jdl.report import run, study  # matplotlib takes a second to import
 
-    written = [str(write_study(Study(path)) if is_study(path) else write(Run(path))) for path in runs]
+    written = [str(study.write(Study(path)) if is_study(path) else run.write(Run(path))) for path in runs]
     if json:
         print_json({"reports": written})
     else:
-        console.print("\n".join(written), soft_wrap=True)
+        console.print("\n".join(written), soft_wrap=True, markup=False)
     return 0
 
 

@@ -8,7 +8,7 @@ import tyro
 from jdl.cli.command import Command, Json
 from jdl.cli.console import console, print_json, show_interval, show_table
 from jdl.experiment import find
-from jdl.experiment.records import declared, file_of
+from jdl.experiment.records import Declared, Row, declared, file_of
 from jdl.report.results import line_written, written
 
 
@@ -18,9 +18,9 @@ def results(
     """List the recorded results of the experiments, each with its interval, its bar and whether it is up to date.
 
     Args:
-        folder: only those of one folder, as rl
-        write: write the READMEs' tables and the line in each experiment's docstring from the records
-        check: fail where one of them differs from its records
+        folder: list only those of the experiments in this folder, such as rl
+        write: write the tables of the READMEs and the result in each experiment's docstring from the records
+        check: fail if one of them differs from the records
     """
     records = declared(folder)
     if write or check:
@@ -29,24 +29,31 @@ def results(
     if json:
         print_json({"rows": [row._asdict() for row in rows]})
         return 0
-    state = {True: "reached", False: "MISSED", None: ""}
     table = [
         (
             row.name,
             row.metric,
             "not measured" if row.mean is None else show_interval((row.mean, row.low, row.high)),
-            record.record.bars.get(row.metric, ""),
-            state[row.ok if row.mean is not None else None],
-            "stale" if row.stale else "carried over" if "carried" in (record.measured or {}) else "",
+            "; ".join(filter(None, [_bar(record.record.bars.get(row.metric, ""), row), _state(record, row)])),
         )
         for record in records
         for row in record.rows()
     ]
-    show_table(("record", "metric", "mean or IQM, 95% interval", "bar", "", "state"), table)
+    show_table(("record", "metric", "mean or IQM", "bar"), table, fold=("record", "metric", "bar"))
+    console.print("means or interquartile means over the seeds, with 95% intervals", soft_wrap=True)
     return 0
 
 
-def _tables(folder: str, records: list, write: bool) -> int:
+def _bar(bar: str, row: Row) -> str:
+    return bar if not bar or row.mean is None else f"{bar} {'reached' if row.ok else 'MISSED'}"
+
+
+def _state(record: Declared, row: Row) -> str:
+    return "stale" if row.stale else "carried over" if "carried" in (record.measured or {}) else ""
+
+
+def _tables(folder: str, records: list[Declared], write: bool) -> int:
+    """Write the tables of the READMEs and the results in the experiments' docstrings, or see that they are right."""
     root = find.home()
     readmes = [root / folder / "README.md"] if folder else sorted(root.rglob("README.md"))
     wrong: list[Path] = []

@@ -23,23 +23,23 @@ class Options:
     seeds: int = 1
     """independent runs, trained together: seeds 0, 1, ..."""
     seed_list: tuple[int, ...] = ()
-    """these seeds instead, to repeat single runs of a larger set"""
+    """these seeds instead of 0, 1, ..., to repeat some of a larger set"""
     run_dir: Path | None = None
     """the run directory; by default runs/NAME/TIME"""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """where to send metrics besides metrics.jsonl"""
     smoke: bool = False
-    """the smallest sizes that go through all of it, to see that it works: the experiment's SMOKE"""
+    """run through the whole experiment with the smallest sizes, its SMOKE, to see that it works"""
     record: bool = False
     """keep the result as a record beside the experiment (`jdl results`)"""
     profile: int | None = None
-    """trace this many calls of the step, once warm, into profile/ in the run directory, and show where time went"""
+    """trace this many calls of the step, once warm, into profile/ in the run directory, and show where the time went"""
     json: bool = False
     """print the result as one JSON object, on the last line"""
 
 
 def run(name: str, arguments: list[str]) -> int:
-    """Run an experiment: its name, a dotted path or a file, then --any.config.field VALUE; `jdl run NAME --help`.
+    """Run an experiment: its name, a dotted path or a file, then --FIELD VALUE ...; `jdl run NAME --help` lists them.
 
     Args:
         name: the experiment

@@ -1,1 +1,1 @@
-"""What trains: a learner is a few pure functions, transforms take one and return one, metrics merge exactly."""
+"""Learners (training as pure functions), the transforms between them, and metrics that merge exactly."""

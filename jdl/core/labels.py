@@ -1,4 +1,4 @@
-"""Class labels as a batch has them, in the one form that losses and metrics compute with."""
+"""Class labels of a batch, converted to the one form that losses and metrics compute with."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,20 @@ from jaxtyping import Array
 
 
 def class_labels(outputs: Any, batch: Mapping[str, Any]) -> Array:
-    """`batch["target"]` as integers of the outputs' shape without its last axis.
+    """Return `batch["target"]` as integers, one label for each vector of scores in the outputs.
 
-    Booleans become 0 and 1, and a trailing axis of 1 is dropped: neither can mean anything else.
+    Booleans become 0 and 1, and a trailing axis of length 1 is dropped, since neither can mean anything else.
+
+    Args:
+        outputs: scores of the classes, `[..., classes]`; only the shape is read.
+        batch: a batch whose `"target"` holds labels `[...]` or `[..., 1]`.
+
+    Returns:
+        Integers `[...]`. Their values are not checked.
 
     Raises:
-        KeyError: for a batch without a target.
-        TypeError: for targets that are no integers.
+        KeyError: for a batch without `"target"`.
+        TypeError: for targets that are neither integers nor booleans; the message names the remedy.
         ValueError: for targets of another shape.
     """
     if "target" not in batch:

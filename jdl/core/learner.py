@@ -1,4 +1,4 @@
-"""A learner is a few pure functions, so that training composes as Optax made optimizers compose."""
+"""A learner: training as a few pure functions, which transforms compose as Optax composes optimizers."""
 
 import zlib
 from collections.abc import Callable
@@ -11,22 +11,25 @@ from jaxtyping import Array, Key, PyTree
 from jdl.core import seam
 from jdl.core.metrics import Mean
 
-State = Any  # one pytree, everything that changes; it has `.key` and `.step`
-Batch = Any  # a pytree of arrays with a leading example axis (a dict; "mask" marks padding), or None
-Metrics = Any  # a dict of metrics (`jdl.metrics`)
-type Loss = Callable[[PyTree, Batch, Array], tuple]
+State = Any  # one pytree with everything that changes; it has `.key` (a JAX key) and `.step` (int32, updates taken)
+Batch = Any  # a dict of arrays with a leading example axis, whose "mask" is 0 for padding; or another pytree, or None
+Metrics = Any  # a dict of metrics (`jdl.metrics`), or of dicts of them
+type Loss = Callable[[PyTree, Batch, Array], tuple]  # (params, batch, key) -> (total, weight[, auxiliary]): `gradients`
 
 
 class Traits(NamedTuple):
-    """How a learner takes its data, for the transforms around it.
+    """How a learner takes its data. Transforms read and set these.
 
     Attributes:
-        fed: batches are drawn inside: `step` is given the whole data set (or None), which is never split.
-        batch_size: examples per update, where batches are drawn inside from a data set.
-        example_axis: the axis of examples in the leaves of a batch; axes before it are of runs with batches of their
-            own.
-        lanes: a regular expression for the paths in the state that devices share out as they do examples.
-        example: the shapes of a batch, for plans; () where it needs none, None where they are not known.
+        fed: whether `step` draws or makes its own batches. It is then given the whole data set (or None), which no
+            transform divides.
+        batch_size: examples of each update, for a learner that draws batches from a data set; None for others.
+        example_axis: the axis of a batch's arrays along which examples lie. With `seeds(each=True)` it comes after an
+            axis of runs, each with its own batch.
+        lanes: a regular expression, searched for in the paths of the state ("runner/observation"). Devices divide the
+            matching arrays as they divide examples. "" if there are none.
+        example: the shapes and dtypes of a batch (`jax.ShapeDtypeStruct`), for `jdl plan`; () if the learner needs no
+            batch, None if the shapes are not known.
     """
 
     fed: bool = False
@@ -37,21 +40,23 @@ class Traits(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """Training as pure functions; transforms take a learner and return a learner.
+    """Training as pure functions. Transforms take a learner and return a learner.
 
-    Metrics of a step have a leading axis of `runs` where that is set, then one of `steps` where that is above 1.
+    With `runs` set, every array of the state, the metrics and the outputs has a leading axis of length `runs`. With
+    `steps` above 1, the arrays in the metrics of `step` have an axis of length `steps` next, one entry per update.
 
     Attributes:
-        init: `(key) -> state`.
-        step: `(state, batch) -> (state, metrics)`, one update, or `steps` updates.
-        evaluate: `(state, batch) -> metrics`, no update. Examples whose `batch["mask"]` is zero are padding and do not
-            count.
-        predict: `(state, batch) -> outputs`; optional, for reports and servers.
+        init: `(key) -> state`, the state before the first update.
+        step: `(state, batch) -> (state, metrics)`, `steps` updates. The progress bar shows the metric `"loss"`, if
+            there is one.
+        evaluate: `(state, batch) -> metrics`, without an update. Examples whose `batch["mask"]` is 0 are padding and do
+            not count.
+        predict: `(state, batch) -> outputs`, for reports and export; optional.
         steps: updates per call of `step`.
-        runs: how many independent runs are inside; None for one without a leading axis.
-        check: `(data) -> None`, raises ValueError for values that no compiled program would judge, such as token ids
+        runs: the number of independent runs inside; None for a single run without a leading axis.
+        check: `(data) -> None`, raises ValueError for values that a compiled program cannot check, such as token ids
             outside the vocabulary; optional.
-        traits: how it takes its data.
+        traits: how the learner takes its data.
     """
 
     init: Callable[[Any], State]
@@ -64,31 +69,50 @@ class Learner(NamedTuple):
     traits: Traits = Traits()
 
     def with_traits(self, **changes: Any) -> "Learner":
-        """The learner with some of its traits replaced."""
+        """Return the learner with some of its traits replaced, such as `learner.with_traits(batch_size=64)`."""
         return self._replace(traits=self.traits._replace(**changes))
 
 
 def fold(key: Key[Array, ""], name: str) -> Key[Array, ""]:
-    """The key of the consumer called `name`: streams stay apart however many consumers come to be."""
+    """Derive the key of a named consumer, such as "dropout", so that a new consumer does not change the others' draws.
+
+    Args:
+        key: a typed JAX key.
+        name: any string; its CRC-32 is folded into the key.
+    """
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def step_key(state: State) -> Key[Array, ""]:
-    """The key of the update that `state` is about to take."""
+    """Return the key of the next update: `state.key` with `state.step` folded in."""
     return jax.random.fold_in(state.key, state.step)
 
 
 def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyTree, Mean, PyTree]:
-    """Gradients of a mean loss, through the one seam where transforms act inside a step.
+    """Compute the gradients of a mean loss. Call this in place of `jax.grad`: here transforms act inside a step.
 
-    `loss(params, batch, key)` returns `(total, weight)` or `(total, weight, auxiliary)`: the loss summed over the
-    examples, how many count (the unmasked ones), and a pytree of metrics and running statistics. Everything that
-    has an example axis must come in through `batch`: `accumulate` and `pmap` split that and nothing else. A loop of
-    your own around this (`jax.lax.scan`, `jax.checkpoint`) needs its body defined inside the step: JAX keeps traces
-    by function, and a kept one does not know which transforms are around it now.
+        ∇ = (Σᵢ ∂totalᵢ/∂params) / (Σᵢ weightᵢ)
 
-    Returns the gradients of total / weight (zero where the weight is zero), the loss as a `Mean`, and the auxiliary
-    pytree, each over the whole batch however it was split.
+    over the parts i that transforms divide the batch into: the micro-batches of `accumulate`, the replicas of `pmap`.
+
+    A loop around this call (`jax.lax.scan`, `jax.checkpoint`) needs its body defined inside the step. JAX caches traces
+    by function, and a cached trace would keep the transforms that were around an earlier call.
+
+    Args:
+        loss: `(params, batch, key) -> (total, weight)` or `(total, weight, auxiliary)`: the loss summed over the
+            examples (a floating scalar), the number of examples that count (those not masked), and a pytree of metrics
+            and running statistics.
+        params: the parameters to differentiate by.
+        batch: everything that has an example axis; transforms divide this and nothing else.
+        key: for the random draws of the loss. `accumulate` and `pmap` fold the number of the part into it.
+
+    Returns:
+        The gradients of total / weight, in the structure of `params`, 0 if the weight is 0; the loss as a `Mean`; and
+        the auxiliary pytree. Each is over the whole batch, however it was divided. Under `mixed_precision` with
+        float16, an overflow in any gradient makes all of them NaN.
+
+    Raises:
+        TypeError: for a loss that returns something else, or a total that is not a floating scalar.
     """
 
     def summed(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
@@ -111,12 +135,24 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
     for reduction in reversed(seam.current().reductions):
         reduced = reduction(reduced)
     grads, total, weight, auxiliary = reduced(params, batch, key)
-    divisor = jnp.where(weight > 0, weight, 1)  # a batch of padding alone moves nothing
+    divisor = jnp.where(weight > 0, weight, 1)  # the sums over a batch of padding are zero
     return jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads), Mean(total, weight), auxiliary
 
 
 def value(loss: Loss, params: PyTree, batch: Batch, key: Array) -> Array:
-    """The mean loss at some parameters, through the seam as `gradients`, which it is without: for line searches."""
+    """Compute the mean loss alone, for line searches, over the same micro-batches and replicas as `gradients`.
+
+    Under `mixed_precision` the parameters stay in single precision here.
+
+    Args:
+        loss: as in `gradients`.
+        params: the parameters to evaluate at.
+        batch: as in `gradients`.
+        key: as in `gradients`; the same key gives the same random draws.
+
+    Returns:
+        A scalar, total / weight, or the total if the weight is 0.
+    """
 
     def summed(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
         total, weight, *auxiliary = _checked(loss(params, batch, key))
@@ -130,7 +166,7 @@ def value(loss: Loss, params: PyTree, batch: Batch, key: Array) -> Array:
 
 
 def _unscaled(grads: PyTree, scale: Array) -> PyTree:
-    """Divided by the scale; NaN, all of them, where one overflowed: an optimizer that looks at signs would hide it."""
+    """Divide by the scale. If one gradient overflowed, make all of them NaN: an optimizer that uses signs hides it."""
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]).all()
     return jax.tree.map(lambda leaf: jnp.where(finite, leaf / scale, jnp.nan), grads)
 

@@ -1,6 +1,7 @@
-"""Losses that read a batch: one number an example, so that masks and weights apply outside. The maths is Optax's.
+"""Losses `(outputs, batch) -> [batch]`, one number per example, and penalties on parameters.
 
-And penalties on parameters by their path, one number, for the argument `penalty` of `jdl.supervised`.
+`jdl.supervised` masks and averages the losses. The penalties, `l1` and `l2`, return one number for parameters chosen by
+their path; they are for the argument `penalty` of `jdl.supervised`. The computations are Optax's.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,34 @@ Loss = Callable[[Any, Any], Float[Array, " batch"]]
 
 
 def cross_entropy(logits: Float[Array, "batch classes"], batch: Any) -> Float[Array, " batch"]:
-    """Softmax cross-entropy (nats) with integer `batch["target"]`."""
+    """Softmax cross-entropy of integer labels, −log softmax(logits)[target].
+
+    Args:
+        logits: `[batch, classes]`.
+        batch: integer or boolean labels in `"target"`, `[batch]` or `[batch, 1]`.
+
+    Returns:
+        The loss of each example, `[batch]`, in nats.
+
+    Raises:
+        KeyError: for a batch without `"target"`.
+        TypeError: for targets that are not integers, such as one-hot rows (use `soft_cross_entropy`).
+        ValueError: for targets of another shape.
+    """
     return optax.softmax_cross_entropy_with_integer_labels(logits, class_labels(logits, batch))
 
 
 def smoothed_cross_entropy(smoothing: float) -> Loss:
-    """Softmax cross-entropy (nats) in which `smoothing` of each target is shared out evenly among all classes.
+    """Make a softmax cross-entropy whose targets are smoothed, (1 − ε) onehot(target) + ε / classes.
+
+    Args:
+        smoothing: ε in [0, 1), the share of each target that is divided evenly among all classes; often 0.1.
+
+    Returns:
+        A loss `(logits, batch) -> [batch]` in nats, with integer labels in `batch["target"]` as in `cross_entropy`.
+
+    Raises:
+        ValueError: for a smoothing outside [0, 1).
 
     Source: Szegedy et al., "Rethinking the Inception architecture for computer vision", 2016, section 7.
     """
@@ -38,7 +61,18 @@ def smoothed_cross_entropy(smoothing: float) -> Loss:
 
 
 def soft_cross_entropy(logits: Float[Array, "batch classes"], batch: Any) -> Float[Array, " batch"]:
-    """Softmax cross-entropy (nats) with a `batch["target"]` that is a distribution over the classes."""
+    """Softmax cross-entropy of targets that are distributions over the classes, −Σₖ targetₖ log softmax(logits)ₖ.
+
+    Args:
+        logits: `[batch, classes]`.
+        batch: floating `"target"`, `[batch, classes]`, each row summing to 1 (not checked).
+
+    Returns:
+        The loss of each example, `[batch]`, in nats.
+
+    Raises:
+        ValueError: for targets that are not floating or have another shape.
+    """
     target = batch["target"]
     if target.shape != logits.shape or not jnp.issubdtype(target.dtype, jnp.floating):
         raise ValueError(
@@ -49,11 +83,20 @@ def soft_cross_entropy(logits: Float[Array, "batch classes"], batch: Any) -> Flo
 
 
 def token_cross_entropy(logits: Float[Array, "batch time vocabulary"], batch: Any) -> Float[Array, " batch"]:
-    """Softmax cross-entropy (nats) of each token, averaged over the tokens of an example that count.
+    """Softmax cross-entropy of tokens, averaged over the tokens of each example, Σₜ wₜ lossₜ / Σₜ wₜ.
 
-    `batch["target"]` is integer `[batch, time]`; `batch["weights"]`, of the same shape where it is given, weighs the
-    tokens: 0 for padding, whose target may be any number. An example in which none counts has loss 0. A mean over
-    examples weighs them alike, however many tokens each has.
+    A mean over examples gives each the same weight, however many tokens it has.
+
+    Args:
+        logits: `[batch, time, vocabulary]`.
+        batch: integer token ids in `"target"`, `[batch, time]`, and optionally their weights w in `"weights"`,
+            `[batch, time]`, by default 1. Tokens of weight 0 are padding: their target may be any number.
+
+    Returns:
+        The loss of each example, `[batch]`, in nats per token; 0 for an example whose weights are all 0.
+
+    Raises:
+        ValueError: for targets or weights of another shape.
     """
     target, weights = class_labels(logits, batch), batch.get("weights")
     if weights is not None and weights.shape != logits.shape[:2]:
@@ -66,16 +109,27 @@ def token_cross_entropy(logits: Float[Array, "batch time vocabulary"], batch: An
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
     weights = jnp.asarray(weights, losses.dtype)
     total = weights.sum(1)
-    # A choice, not a product: padding's own target might lie outside the vocabulary, and its loss be NaN.
+    # `where` and not a product: the target of padding may lie outside the vocabulary, which makes its loss NaN.
     return jnp.where(weights > 0, weights * losses, 0).sum(1) / jnp.where(total > 0, total, 1)
 
 
 def margin(
     lengths: Float[Array, "batch classes"], batch: Any, present: float = 0.9, absent: float = 0.1, share: float = 0.5
 ) -> Float[Array, " batch"]:
-    """Margin loss of capsules: that of integer `batch["target"]` longer than `present`, others shorter than `absent`.
+    """Margin loss of capsules, which makes the target's capsule long and all others short.
 
-    share: the weight of classes that are absent, so that early learning does not shrink all of them.
+        loss = Σₖ Tₖ max(0, m⁺ − ‖vₖ‖)² + λ (1 − Tₖ) max(0, ‖vₖ‖ − m⁻)²,    Tₖ = 1 for the target's class, else 0
+
+    Args:
+        lengths: the lengths ‖vₖ‖ of the capsules, `[batch, classes]`.
+        batch: integer labels in `"target"`, as in `cross_entropy`.
+        present: m⁺, the length from which the target's capsule costs nothing.
+        absent: m⁻, the length up to which another capsule costs nothing.
+        share: λ, the weight of the absent classes; below 1, so that early learning does not shrink all capsules.
+
+    Returns:
+        The loss of each example, `[batch]`.
+
     Source: Sabour, Frosst and Hinton, "Dynamic routing between capsules", 2017, equation 4.
     """
     target = jax.nn.one_hot(class_labels(lengths, batch), lengths.shape[-1], dtype=lengths.dtype)
@@ -84,7 +138,18 @@ def margin(
 
 
 def squared_error(predictions: Float[Array, "batch ..."], batch: Any) -> Float[Array, " batch"]:
-    """Squared error against `batch["target"]` of the same shape, averaged over the axes after the first."""
+    """Squared error (prediction − target)², averaged over all axes except the first.
+
+    Args:
+        predictions: `[batch, ...]`.
+        batch: `"target"` of the same shape; booleans count as 0 and 1.
+
+    Returns:
+        The loss of each example, `[batch]`.
+
+    Raises:
+        ValueError: for a target of another shape, which would be broadcast.
+    """
     target = jnp.asarray(batch["target"])
     target = target.astype(predictions.dtype) if target.dtype == bool else target
     if predictions.shape != target.shape:
@@ -97,37 +162,61 @@ def squared_error(predictions: Float[Array, "batch ..."], batch: Any) -> Float[A
 
 
 def mixed(loss: Loss) -> Loss:
-    """The loss of examples that were each mixed of two (`jdl.data.mixing`): both targets' losses, mixed the same.
+    """Turn a loss into one for mixed examples (`jdl.data.mixing`), mix · loss(target) + (1 − mix) · loss(other_target).
 
-    `batch["mix"]`, `[batch]`, is the share of `batch["target"]`, the rest is that of `batch["other_target"]`. A batch
-    without them, as in evaluation, has the plain loss.
+    Args:
+        loss: any loss `(outputs, batch) -> [batch]`, such as `cross_entropy`.
+
+    Returns:
+        A loss that reads `batch["mix"]`, `[batch]` in [0, 1], and `batch["other_target"]`, shaped as the target. For a
+        batch without `"mix"`, as in evaluation, it is the loss given.
     """
 
-    def of_both(outputs: Any, batch: Any) -> Float[Array, " batch"]:
+    def mixed_loss(outputs: Any, batch: Any) -> Float[Array, " batch"]:
         if "mix" not in batch:
             return loss(outputs, batch)
         other = loss(outputs, batch | {"target": batch["other_target"]})
         return batch["mix"] * loss(outputs, batch) + (1 - batch["mix"]) * other
 
-    return of_both
+    return mixed_loss
 
 
 def l1(params: PyTree, *patterns: str) -> Float[Array, ""]:
-    """The sum of the absolute values of the parameters whose path matches a pattern; without one, of all.
+    """Sum the absolute values of the parameters, Σ |w|.
 
-    >>> l1({"kernel": jnp.array([3.0, -4.0]), "bias": jnp.array([5.0])}, "kernel$").item()  # lambda p: 1e-4 * l1(p)
+    Use it as a penalty: `jdl.supervised(..., penalty=lambda params: 1e-4 * l1(params, "kernel$"))`.
+
+    >>> l1({"kernel": jnp.array([3.0, -4.0]), "bias": jnp.array([5.0])}, "kernel$").item()
     7.0
 
-    patterns: as for `jdl.by_path`. Raises ValueError for one that matches nothing.
+    Args:
+        params: a pytree of arrays.
+        patterns: regular expressions for the paths of the parameters to sum, as in `jdl.by_path`; without any, all.
+
+    Returns:
+        A scalar, in float32 or wider.
+
+    Raises:
+        ValueError: for a pattern that matches no parameter.
     """
     return jnp.asarray(sum(jnp.abs(leaf).sum() for leaf in _matching(params, patterns)))
 
 
 def l2(params: PyTree, *patterns: str) -> Float[Array, ""]:
-    """Half the sum of the squares of the parameters whose path matches a pattern; without one, of all.
+    """Sum the squares of the parameters and halve, ½ Σ w².
 
-    Half, so that `strength * l2(params)` adds `strength * params` to the gradient, as `weight_decay` does in PyTorch's
-    SGD. patterns: as for `jdl.by_path`. Raises ValueError for one that matches nothing.
+    The half makes `strength * l2(params)` add `strength * params` to the gradient, as `weight_decay` does in PyTorch's
+    SGD.
+
+    Args:
+        params: a pytree of arrays.
+        patterns: regular expressions for the paths of the parameters to sum, as in `jdl.by_path`; without any, all.
+
+    Returns:
+        A scalar, in float32 or wider.
+
+    Raises:
+        ValueError: for a pattern that matches no parameter.
     """
     return jnp.asarray(sum(optax.l2_loss(leaf).sum() for leaf in _matching(params, patterns)))
 
@@ -135,5 +224,5 @@ def l2(params: PyTree, *patterns: str) -> Float[Array, ""]:
 def _matching(params: PyTree, patterns: tuple[str, ...]) -> list[Array]:
     matched = by_path(*(patterns or ("",)))(params)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(matched), strict=True)
-    # In half precision a sum over a large matrix would lose most of it.
+    # In half precision, a sum over a large matrix would lose most of its terms to rounding.
     return [jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf, taken in pairs if taken]

@@ -1,19 +1,18 @@
 """Metrics that merge exactly: sums and counts first, ratios last.
 
-A metric is a pytree of sums and counts. Because no ratio is taken before `compute`, merging the metrics
-of uneven batches, of scanned steps or of devices gives what one pass over all the data would have given.
+A metric is a pytree of sums and counts. No ratio is taken before `compute`, so merging the metrics of uneven batches,
+of scanned steps or of devices gives the same as one pass over all the data.
 
-Both `merge` and `compute` act elementwise over leading axes: the metric of eight runs in one program is
-one metric with leaves `[8, ...]`. Both take JAX arrays (inside a step) and NumPy arrays (in the host's
-float64), and stay in the kind they were given. Counts kept in float32 on a device are exact up to 2²⁴
-examples between two visits to the host.
+Both `merge` and `compute` act elementwise over leading axes: the metric of eight runs in one program is one metric with
+leaves `[8, ...]`. Both take JAX arrays (inside a step) or NumPy arrays (on the host, in float64) and return the same
+kind. Counts kept in float32 on a device are exact up to 2²⁴ examples; `fit` and `evaluate` merge on the host.
 
 The functions at the end, such as `accuracy`, are given to a learner:
-`metrics={"accuracy": accuracy, "top_3": top_k(k=3)}`. Each maps `(outputs, batch)` to a metric, reading
-`batch["target"]` and, where there is padding, `batch["mask"]` (nonzero: counted). Options, given alone by keyword,
-make a metric with those options. Values under the mask, even NaN, have no effect. A label outside
-`0 … classes − 1` cannot raise inside a compiled step (`fit` checks it before): `accuracy`, `top_k` and
-`calibration` count it as wrong, `confusion` leaves it out.
+`metrics={"accuracy": accuracy, "top_3": top_k(k=3)}`. Each maps `(outputs, batch)` to a metric and reads
+`batch["target"]` and, if there is padding, `batch["mask"]` (nonzero for examples that count). Called with options
+alone, by keyword, it returns a function with those options. Masked values have no effect, even if they are NaN. A
+compiled step cannot raise for a label outside `0 … classes − 1` (`fit` checks labels beforehand): `accuracy`, `top_k`
+and `calibration` count it as wrong, `confusion` leaves it out.
 """
 
 import functools
@@ -35,42 +34,50 @@ from jdl.core.labels import class_labels
 from jdl.runtime import processes
 
 AnyArray = Array | np.ndarray | np.generic
-"""A JAX array or tracer, a NumPy array, or the scalar that NumPy makes of a 0-d sum."""
+"""A JAX array or tracer, a NumPy array, or the scalar that NumPy returns for a 0-d sum."""
 
 Leaf = Any
-"""A field of a metric: an array, but anything at all (a sharding, an axis number) while a tree is mapped."""
+"""A field of a metric: an array, or anything (a sharding, an axis number) while a tree is mapped."""
 
 Batch = Mapping[str, Any]
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """A pytree of sums and counts; both methods act elementwise over leading axes."""
+    """A pytree of sums and counts. Both methods act elementwise over leading axes.
 
-    def merge(self, other: Any) -> Any: ...
+    A metric of your own is a `flax.struct.dataclass` with these two methods.
+    """
 
-    def compute(self) -> Any: ...
+    def merge(self, other: Any) -> Any:
+        """Return the metric of this one's examples and the other's together."""
+        ...
+
+    def compute(self) -> Any:
+        """Return the value, an array, or a dict of arrays by name."""
+        ...
 
 
 MetricFunction = Callable[[Array, Batch], Metric]
 
 
 def is_metric(value: object) -> bool:
-    """Whether `value` is a metric (an instance, not a class)."""
+    """Whether `value` is a metric: an instance, not a class."""
     return isinstance(value, Metric) and not isinstance(value, type)
 
 
 def to_host(tree: Any) -> Any:
-    """Brings a pytree to NumPy, widened so that merging there is exact.
+    """Copy a pytree to the host as NumPy arrays, in types wide enough to merge exactly.
 
-    Inexact leaves become float64 (complex: complex128), integers int64, booleans stay.
+    Floating arrays become float64, complex ones complex128 and integers int64; booleans stay. Arrays that are divided
+    among processes are gathered, so every process must call this.
     """
 
     def widen(leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             return leaf.astype(np.complex128)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):  # of jnp, which knows bfloat16
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):  # unlike NumPy's, jnp's issubdtype knows bfloat16
             return leaf.astype(np.float64)
         return leaf.astype(np.int64) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
 
@@ -78,16 +85,20 @@ def to_host(tree: Any) -> Any:
 
 
 def merge_axis(metrics: Any, axis: int = 0) -> Any:
-    """Merges a stacked axis away from every metric in a pytree of metrics.
+    """Merge metrics that are stacked along an axis, and remove the axis.
 
-    Neighbors merge in pairs, so n entries take about log₂ n vectorized merges and the rounding error
-    grows as log n. Order is kept (`Last` stays the last). Works on NumPy and on traced arrays.
+    Neighbors merge in pairs, so that n entries take about log₂ n vectorized merges and the rounding error grows as
+    log n. The order is kept: `Last` stays the last. Works on NumPy arrays and inside a compiled function.
 
-    `axis` counts from the front, among the leading axes that every leaf has: of metrics stacked as
-    `[runs, steps]`, `merge_axis(metrics, axis=1)` leaves one metric a run.
+    Args:
+        metrics: a pytree of metrics, such as a dict.
+        axis: an axis that every leaf has, counted from the front. For metrics stacked as `[runs, steps]`, axis 1
+            leaves one metric per run.
 
-    Raises ValueError where a leaf lacks the axis, its length differs between leaves, or it is 0 long;
-    TypeError where a leaf is no metric.
+    Raises:
+        ValueError: for a negative axis, a leaf without that axis, and an axis that is empty or whose length differs
+            between the leaves of a metric.
+        TypeError: for a value that is not a metric.
     """
     if axis < 0:
         raise ValueError(f"axis is {axis}; count it from the front, since metrics differ in trailing axes")
@@ -106,7 +117,7 @@ def merge_axis(metrics: Any, axis: int = 0) -> Any:
         def take(metric: Any, index: Any) -> Any:
             return jax.tree.map(lambda leaf: leaf[(*at, index)], metric)
 
-        tails = []  # an odd level's last entry; the later a tail was set aside, the earlier is its place
+        tails = []  # the last entries of levels of odd length; a tail set aside later comes earlier in the order
         while length > 1:
             if length % 2:
                 tails.append(take(metric, length - 1))
@@ -119,12 +130,12 @@ def merge_axis(metrics: Any, axis: int = 0) -> Any:
 
 
 def _namespace(*arrays: Any) -> ModuleType:
-    """jax.numpy where any argument is a JAX array, else numpy, which alone keeps float64."""
+    """Choose jax.numpy if any argument is a JAX array, else numpy, which keeps float64."""
     return jnp if any(isinstance(array, Array) for array in arrays) else np
 
 
 def _divide(numerator: Any, denominator: Any, otherwise: float) -> Any:
-    """The ratio, or `otherwise` where the denominator is 0 (no warning, no division by 0)."""
+    """Return the ratio, or `otherwise` where the denominator is 0, without dividing by 0."""
     xp = _namespace(numerator, denominator)
     empty = denominator == 0
     return xp.where(empty, otherwise, numerator / xp.where(empty, 1, denominator))
@@ -132,17 +143,29 @@ def _divide(numerator: Any, denominator: Any, otherwise: float) -> Any:
 
 @struct.dataclass
 class Mean:
-    """A weighted mean: `total / weight`, NaN where nothing was counted."""
+    """A weighted mean, total / weight.
+
+    `compute` returns the mean `[...]`, NaN where the weight is 0.
+
+    Attributes:
+        total: `[...]`; the weighted sum of the values.
+        weight: `[...]`; the sum of the weights, often the number of examples.
+    """
 
     total: Leaf
     weight: Leaf
 
     @staticmethod
     def of(values: Shaped[AnyArray, "..."] | float, mask: Shaped[AnyArray, "..."] | None = None) -> "Mean":
-        """The mean over all of `values`, or over those where `mask` is nonzero.
+        """Make the mean over all of `values`, or over those where `mask` is nonzero.
 
-        The mask has the shape of the values or of their first axes (a mask `[batch]` drops whole rows
-        of values `[batch, time]`). Sums are taken in float32 at least; NumPy values in float64.
+        Args:
+            values: an array of any shape, summed in float32 or wider; NumPy arrays are summed in float64.
+            mask: the shape of `values` or of its first axes; a mask `[batch]` drops whole rows of values
+                `[batch, time]`. Masked values may be NaN.
+
+        Raises:
+            ValueError: for a mask of another shape.
         """
         xp = _namespace(values, mask)
         array = xp.asarray(values)
@@ -159,7 +182,11 @@ class Mean:
 
 @struct.dataclass
 class Last:
-    """The value seen last: a learning rate, a temperature. Of devices, the last one's."""
+    """The last value, such as a learning rate; over several devices, the last device's.
+
+    Attributes:
+        value: `[...]`; what `compute` returns.
+    """
 
     value: Leaf
 
@@ -172,12 +199,22 @@ class Last:
 
 @struct.dataclass
 class Confusion:
-    """A confusion matrix: `counts[..., true, predicted]`.
+    """A confusion matrix, and the accuracy, precision, recall and F1 score computed from it.
 
-    Computes `matrix`, `accuracy`, and `precision`, `recall`, `f1`, each as `_macro`, `_micro` and
-    `_per_class`: scikit-learn's `precision_recall_fscore_support(labels=range(classes),
-    zero_division=0)`. So a macro average takes in all the classes, also one that never occurred (as 0);
-    with one label an example, the three `_micro` are the accuracy. Accuracy over nothing is NaN.
+        precisionₖ = TPₖ / (TPₖ + FPₖ),    recallₖ = TPₖ / (TPₖ + FNₖ),    f1ₖ = 2 TPₖ / (2 TPₖ + FPₖ + FNₖ)
+
+    `compute` returns a dict:
+
+    - `matrix`, the counts `[..., classes, classes]`, and `accuracy` `[...]`, NaN without examples
+    - `precision_per_class`, `recall_per_class` and `f1_per_class`, each `[..., classes]`, 0 where the ratio is 0 / 0
+    - the same ending in `_macro`, `[...]`, the mean over all classes, including those that never occur
+    - the same ending in `_micro`, `[...]`, from the sums of TP, FP and FN over classes; with one label per example, all
+      three are the accuracy
+
+    The values are those of scikit-learn's `precision_recall_fscore_support(labels=range(classes), zero_division=0)`.
+
+    Attributes:
+        counts: `[..., classes, classes]`; numbers of examples, indexed by true class, then predicted class.
     """
 
     counts: Leaf
@@ -192,7 +229,7 @@ class Confusion:
         ratios = {
             "precision": (correct, predicted),
             "recall": (correct, actual),
-            "f1": (2 * correct, predicted + actual),  # = 2 tp / (2 tp + fp + fn)
+            "f1": (2 * correct, predicted + actual),  # 2 TP / (2 TP + FP + FN)
         }
         for name, (numerator, denominator) in ratios.items():
             per_class = _divide(numerator, denominator, 0.0)
@@ -204,15 +241,27 @@ class Confusion:
 
 @struct.dataclass
 class Regression:
-    """Errors and explained variance; every leaf is `[..., outputs]`.
+    """Squared error, absolute error and explained variance of real predictions.
 
-    Computes `mse`, `rmse`, `mae` and `r2`, each the uniform average over outputs of the per-output
-    value, as scikit-learn's `uniform_average`. NaN over nothing, and `r2` also over one example.
+        mse = Σᵢ (ŷᵢ − yᵢ)² / n,    rmse = √mse,    mae = Σᵢ |ŷᵢ − yᵢ| / n,    r2 = 1 − Σᵢ (ŷᵢ − yᵢ)² / Σᵢ (yᵢ − ȳ)²
 
-    The variance of the target is merged by the pairwise formula of Chan, Golub & LeVeque (1983),
-    never as a difference of two large sums. The target's mean is held as `shift + mean`, where
-    `shift` is one of the targets, so that float32 holds it to full relative precision of the *spread*
-    even where the offset is a million times larger.
+    `compute` returns a dict of these four, `[...]`, each averaged over the outputs (scikit-learn's `uniform_average`).
+    All are NaN without examples, and r2 also with a single one. For a constant target, r2 is 1 if every prediction is
+    exact, else 0.
+
+    The variance of the target is merged by a pairwise formula instead of as a difference of two large sums. The mean of
+    the target is stored as `shift + mean`, where `shift` is one of the targets. So float32 keeps full precision
+    relative to the spread of the target, even if the offset is a million times larger.
+
+    Attributes:
+        count: `[..., outputs]`; the number of examples n.
+        shift: `[..., outputs]`; one of the targets.
+        mean: `[..., outputs]`; the mean of the target minus `shift`.
+        squared_deviation: `[..., outputs]`; Σ (y − ȳ)².
+        squared_error: `[..., outputs]`; Σ (ŷ − y)².
+        absolute_error: `[..., outputs]`; Σ |ŷ − y|.
+
+    Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983.
     """
 
     count: Leaf
@@ -225,7 +274,7 @@ class Regression:
     def merge(self, other: "Regression") -> "Regression":
         xp = _namespace(self.count, other.count)
         some, both = self.count > 0, (self.count > 0) & (other.count > 0)
-        # The difference of two targets near each other is exact, and so is what is added to it.
+        # The difference of two targets that are near each other is exact, and the means are small numbers.
         delta = xp.where(both, (other.shift - self.shift) + (other.mean - self.mean), 0)
         share = _divide(other.count, self.count + other.count, 0.0)
         between = delta**2 * self.count * share
@@ -241,7 +290,7 @@ class Regression:
     def compute(self) -> dict[str, Num[AnyArray, "..."]]:
         xp = _namespace(self.count)
         mse = _divide(self.squared_error, self.count, np.nan)
-        # A constant target: 1 if predicted exactly, else 0 (scikit-learn's force_finite).
+        # For a constant target 1 if it is predicted exactly, else 0 (scikit-learn's force_finite).
         exact = xp.where(self.squared_error == 0, 1.0, 0.0)
         ratio = _divide(self.squared_error, self.squared_deviation, 0.0)
         r2 = xp.where(self.squared_deviation == 0, exact, 1 - ratio)
@@ -252,11 +301,20 @@ class Regression:
 
 @struct.dataclass
 class Calibration:
-    """How far confidence is from accuracy, over equal-width bins of confidence; every leaf `[..., bins]`.
+    """The difference between confidence and accuracy, over bins of confidence of equal width.
 
-    Computes `ece` and `mce`, the expected and the maximum calibration error (Guo et al. 2017, eq. 3 and
-    5). Bin m of M holds the confidences in ((m − 1)/M, m/M]. A reliability diagram plots
-    `correct / count` against `confidence / count`.
+        ece = Σₘ |Bₘ| / n · |acc(Bₘ) − conf(Bₘ)|,    mce = maxₘ |acc(Bₘ) − conf(Bₘ)|
+
+    `compute` returns a dict of `ece`, the expected calibration error, and `mce`, the maximum calibration error, each
+    `[...]` and NaN without examples. Bin Bₘ of M holds the confidences in ((m − 1) / M, m / M]. A reliability diagram
+    plots `correct / count` against `confidence / count`.
+
+    Attributes:
+        count: `[..., bins]`; examples in each bin.
+        confidence: `[..., bins]`; the sum of their confidences.
+        correct: `[..., bins]`; how many of them are classified correctly.
+
+    Source: Guo et al., "On calibration of modern neural networks", 2017, equations 3 and 5.
     """
 
     count: Leaf
@@ -277,7 +335,7 @@ class Calibration:
 
 
 def _metric[**P, M](measure: Callable[P, M]) -> Callable[..., Any]:
-    """A metric by the one rule: a function of (outputs, batch), whose options, given alone by keyword, make another."""
+    """Make a function of (outputs, batch) return, if called with options alone, the function with those options."""
     name = measure.__name__
     options = list(inspect.signature(measure).parameters.values())[2:]
     example = f"jdl.metrics.{name}" + (f"({options[0].name}=...)" if options else "")
@@ -315,17 +373,41 @@ def _checked_options(name: str, given: Mapping[str, Any]) -> None:
 
 @_metric
 def accuracy(outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch) -> Mean:
-    """The share of examples (or of time steps) whose largest logit is the target's; ties: the lower class."""
+    """The fraction of examples, or of time steps, whose largest logit is the target's.
+
+    Args:
+        outputs: logits or probabilities, `[..., classes]`; of equal ones the lower class is predicted.
+        batch: integer labels in `"target"`, `[...]` or `[..., 1]`, and optionally `"mask"`, `[...]` or its first axes.
+
+    Returns:
+        A `Mean`.
+
+    Raises:
+        KeyError: for a batch without `"target"`.
+        TypeError: for targets that are not integers.
+        ValueError: for a target or mask of another shape.
+    """
     target = class_labels(outputs, batch)
     return Mean.of(jnp.argmax(outputs, -1) == target, batch.get("mask"))
 
 
 @_metric
 def top_k(outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch, *, k: int = 5) -> Mean:
-    """The share of examples whose target is among the `k` largest logits: `jdl.metrics.top_k(k=3)`.
+    """The fraction of examples whose target is among the k largest logits: `jdl.metrics.top_k(k=3)`.
 
-    Of equal logits the lower class comes first, so `top_k(k=1)` is `accuracy`; scikit-learn's
-    `top_k_accuracy_score` prefers the higher class.
+    Of equal logits the lower class comes first, so `top_k(k=1)` is `accuracy`. (In scikit-learn's
+    `top_k_accuracy_score` the higher class comes first.)
+
+    Args:
+        outputs: logits or probabilities, `[..., classes]`.
+        batch: as in `accuracy`.
+        k: how many classes, at most all of them.
+
+    Returns:
+        A `Mean`.
+
+    Raises:
+        ValueError: for a k below 1 or above the number of classes; otherwise as `accuracy`.
     """
     target = class_labels(outputs, batch)
     if k > outputs.shape[-1]:
@@ -338,12 +420,20 @@ def top_k(outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch, *, 
 def confusion(
     outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch, *, num_classes: int | None = None
 ) -> Confusion:
-    """The confusion matrix of the largest logit, [classes, classes].
+    """The confusion matrix of the class with the largest logit.
+
+    Labels outside the classes are left out.
 
     Args:
-        outputs: the logits.
-        batch: integer labels in "target".
-        num_classes: what the outputs are held against, if given.
+        outputs: logits or probabilities, `[..., classes]`.
+        batch: as in `accuracy`.
+        num_classes: the number of classes that the outputs must have; None accepts any.
+
+    Returns:
+        A `Confusion`; it computes accuracy, precision, recall and F1 too.
+
+    Raises:
+        ValueError: for outputs of another number of classes; otherwise as `accuracy`.
     """
     target = class_labels(outputs, batch)
     classes = outputs.shape[-1]
@@ -357,14 +447,26 @@ def confusion(
 
 @_metric
 def regression(outputs: Real[Array | np.ndarray, "batch *outputs"], batch: Batch) -> Regression:
-    """Errors of real predictions `[batch]` or `[batch, outputs]` against a target of the same shape."""
+    """Errors and explained variance of real predictions.
+
+    Args:
+        outputs: predictions, `[batch]` or `[batch, outputs]`.
+        batch: `"target"` of the same shape, and optionally `"mask"`, `[batch]`.
+
+    Returns:
+        A `Regression`, in float32 or wider.
+
+    Raises:
+        KeyError: for a batch without `"target"`.
+        ValueError: for a target of another shape, and for other numbers of axes.
+    """
     target = _target(batch)
     if outputs.shape != target.shape or outputs.ndim not in (1, 2):
         raise ValueError(
             f"outputs are {list(outputs.shape)} and batch['target'] is {list(target.shape)}; regression "
             "wants both as [batch] or both as [batch, outputs] (squeeze or reshape them)"
         )
-    # One output is a trailing axis of 1: leading axes are then always runs, steps or devices.
+    # A single output gets a trailing axis of length 1, so that leading axes are always runs, steps or devices.
     rows = (len(target), -1)
     dtype = jnp.promote_types(jnp.promote_types(outputs.dtype, target.dtype), jnp.float32)
     outputs, target = jnp.asarray(outputs, dtype).reshape(rows), target.astype(dtype).reshape(rows)
@@ -380,15 +482,27 @@ def regression(outputs: Real[Array | np.ndarray, "batch *outputs"], batch: Batch
 
 @_metric
 def calibration(outputs: Real[Array | np.ndarray, "*batch classes"], batch: Batch, *, bins: int = 15) -> Calibration:
-    """Calibration of the softmax of the logits, over `bins` equal widths of the largest probability."""
+    """Calibration of the largest softmax probability.
+
+    Args:
+        outputs: logits, `[..., classes]`; not probabilities, the softmax is taken here.
+        batch: as in `accuracy`.
+        bins: the number of bins of equal width in (0, 1].
+
+    Returns:
+        A `Calibration`, in float32 or wider.
+
+    Raises:
+        ValueError: for less than 1 bin; otherwise as `accuracy`.
+    """
     edges = np.linspace(0, 1, bins + 1)[1:-1]
     target = class_labels(outputs, batch)
     logits = jnp.asarray(outputs, jnp.promote_types(outputs.dtype, jnp.float32))
     kept = _mask(batch, target.shape)
     confidence = jnp.where(kept, jax.nn.softmax(logits).max(-1), 0)
     correct = jnp.where(kept, jnp.argmax(logits, -1) == target, 0)
-    # The number of edges strictly below is the bin. A one-hot sum, not a scatter of floats, whose
-    # order (and so whose last bits) a GPU does not promise.
+    # The bin is the number of edges strictly below. Sum one-hot rows: a scatter of floats has no fixed order on a GPU,
+    # and so no fixed last bits.
     index = (confidence[..., None] > jnp.asarray(edges, confidence.dtype)).sum(-1)
     member = jax.nn.one_hot(index, bins, dtype=confidence.dtype) * kept[..., None]
     axes = tuple(range(target.ndim))
@@ -403,7 +517,7 @@ def _target(batch: Batch) -> Array:
 
 
 def _align_mask(mask: Any, shape: tuple[int, ...], xp: ModuleType = jnp) -> Any:
-    """The mask as booleans, with trailing axes of 1 up to the rank of `shape`."""
+    """Return the mask as booleans, with trailing axes of length 1 up to the rank of `shape`."""
     mask = xp.asarray(mask) != 0
     if mask.shape != shape[: mask.ndim]:
         raise ValueError(f"mask is {list(mask.shape)}; for values {list(shape)} it must be their first axes")
@@ -411,6 +525,6 @@ def _align_mask(mask: Any, shape: tuple[int, ...], xp: ModuleType = jnp) -> Any:
 
 
 def _mask(batch: Batch, shape: tuple[int, ...]) -> Array:
-    """`batch["mask"]` as booleans of the given shape; all true where there is none."""
+    """Return `batch["mask"]` as booleans of the given shape; all true if there is none."""
     mask = batch.get("mask")
     return jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(_align_mask(mask, shape), shape)

@@ -1,7 +1,9 @@
-"""Optimizers and learning-rate schedules by name, so that a config can hold them. All of it is Optax's own.
+"""Optax's optimizers and learning-rate schedules by name, so that a config can hold them.
 
-rate = schedule("cosine", 1e-3, steps=10_000, warmup=0.05)
-learner = supervised(model, loss, optimizer("adamw", rate, weight_decay=0.01), example=...)
+    rate = schedule("cosine", 1e-3, steps=10_000, warmup=0.05)
+    learner = supervised(model, loss, optimizer("adamw", rate, weight_decay=0.01), example=...)
+
+By default weight decay applies to kernels only.
 """
 
 import inspect
@@ -23,7 +25,7 @@ Number = int | float | Array
 Rate = int | float | Array | optax.Schedule
 Mask = Callable[[PyTree], PyTree]
 
-# The kernels of hidden layers: those of the last layer (jdl.nn calls it so) are Adam's, as embeddings are.
+# The kernels of all layers except the last, which jdl.nn calls "head" or "logits" and Muon leaves to Adam.
 _HIDDEN = r"^(?!.*(head|logits)/).*kernel$"
 
 
@@ -35,25 +37,35 @@ def optimizer(
     decayed: str | Sequence[str] = "kernel$",
     **options: Any,
 ) -> optax.GradientTransformation:
-    """The Optax optimizer of that name; `options` are its own, such as `b2` of Adam's family.
+    """Make the Optax optimizer of that name.
 
-    - "sgd", "momentum" and "nesterov" (0.9, or the option `momentum`), "rmsprop", "adam"
-    - "adamw", "lion": weight decay apart from the gradient (Loshchilov and Hutter 2019; Chen et al. 2023)
-    - "muon": the matrices whose path matches the option `hidden` by Muon, the rest by Adam, both at this learning rate
-      unless `adam_learning_rate` is given (Jordan 2024). By default these are the kernels, but those of layers called
-      "head" or "logits"; a last layer of another name is to be left out by a pattern of yours.
-    - "schedule_free": AdamW whose averaging replaces the schedule (Defazio et al. 2024); give at most a warm-up. The
-      parameters in the state are those that gradients are taken at, `jdl.supervised` evaluates the averaged ones.
-    - "sam": sharpness-aware minimization (Foret et al. 2021) around the optimizer `base` ("momentum"), which takes
-      the remaining options. Of `sync_period` (2) steps all but the last climb by `rho` (0.05) to where the loss is
-      high, and the last updates with the gradient found there: an update costs `sync_period` steps, each on a batch of
-      its own, and a schedule counts updates. Metrics of training are in part the climber's, `jdl.supervised`
-      evaluates what the updates have arrived at; batch statistics see both.
+    - `"sgd"`, `"momentum"`, `"nesterov"`, `"rmsprop"`, `"adam"`: without weight decay. "momentum" and "nesterov" have
+      a momentum of 0.9 unless the option `momentum` is given.
+    - `"adamw"`, `"lion"`: with decoupled weight decay (Loshchilov and Hutter 2019; Chen et al. 2023).
+    - `"muon"` (Jordan 2024): Muon for the matrices whose path matches the option `hidden`, Adam for the rest, both at
+      this learning rate unless `adam_learning_rate` is given. By default `hidden` matches all kernels except those of
+      layers called "head" or "logits". If the last layer has another name, exclude it with a pattern of your own.
+    - `"schedule_free"` (Defazio et al. 2024): AdamW with averaged parameters in place of a schedule; the learning rate
+      may have a warm-up. Gradients are taken at the parameters in the state, and `jdl.supervised` evaluates the
+      averaged ones.
+    - `"sam"` (Foret et al. 2021): sharpness-aware minimization around the optimizer `base` ("momentum"), which takes
+      the remaining options. Of every `sync_period` steps (2), all except the last climb by `rho` (0.05) to parameters
+      with a high loss, and the last step makes an update with the gradient found there. Each of these steps takes a
+      batch of its own; a schedule counts updates. Training metrics and batch statistics include the climbing steps;
+      `jdl.supervised` evaluates the parameters after the last update.
 
-    learning_rate: a number, a traced scalar (`jdl.population`) or a schedule.
-    weight_decay: for each update, times the learning rate, of the parameters whose path matches `decayed`. The
-    optimizers without it raise ValueError: there the penalty `jdl.losses.l2` is meant. So do an unknown name or option,
-    and a negative rate.
+    Args:
+        name: one of the names above.
+        learning_rate: a number, a traced scalar (`jdl.population`) or a schedule.
+        weight_decay: the coefficient of decoupled weight decay: each update subtracts learning_rate · weight_decay · w.
+        decayed: regular expressions for the paths of the parameters that decay, as in `jdl.by_path`; by default those
+            that end in "kernel".
+        options: further arguments of the Optax function, such as `b2`.
+
+    Raises:
+        ValueError: for an unknown name or option, a negative number, and weight decay for an optimizer without it (use
+            the penalty `jdl.losses.l2`). `init` raises it for a pattern in `decayed` that matches no parameter, and
+            for "muon" without a matrix that matches `hidden`.
     """
     _check_not_negative("learning_rate", learning_rate)
     _check_not_negative("weight_decay", weight_decay)
@@ -63,16 +75,31 @@ def optimizer(
 
 
 def schedule(name: str, peak: Number, steps: int, *, warmup: int | float = 0, end: int | float = 0.0) -> optax.Schedule:
-    """The learning rate over `steps` updates: a linear warm-up from zero to `peak`, then the shape of that name.
+    """Make a learning-rate schedule: a linear warm-up from 0 to `peak`, then the shape of that name.
 
-    - "constant"; "linear" and "cosine", which fall to `end` (Loshchilov and Hutter 2017)
-    - "inverse_sqrt": falls with the root of the updates made (Vaswani et al. 2017, section 5.3); needs a warm-up
-    - "one_cycle": rises and falls along cosines, from a 25th of the peak to `end` (Smith and Topin 2018); its
-      warm-up, the rise, takes three tenths of the steps where none is given
+    With T steps, w of them warm-up, and the share s = (t − w) / (T − w) of the rest, the rate at update t ≥ w is
 
-    peak: a number or a traced scalar. warmup: a number of updates, or below 1 a fraction of them.
-    end: the last value as a share of the peak, for the shapes that fall to one.
-    Raises ValueError for an unknown name, a warm-up that leaves no steps, an end outside 0 to 1.
+    - `"constant"`: peak
+    - `"linear"`: peak · (1 − (1 − end) s)
+    - `"cosine"`: peak · (end + (1 − end) (1 + cos πs) / 2) (Loshchilov and Hutter 2017)
+    - `"inverse_sqrt"`: peak · √(w / t) (Vaswani et al. 2017, section 5.3); needs a warm-up
+    - `"one_cycle"`: along a cosine, which also replaces the linear warm-up: from peak / 25 to the peak, then to
+      end · peak (Smith and Topin 2018)
+
+    Args:
+        name: one of the names above.
+        peak: the largest rate, a number or a traced scalar (`jdl.population`).
+        steps: T, the updates of the whole training.
+        warmup: w, a number of updates, or a fraction of `steps` if it is below 1. By default there is none, except for
+            "one_cycle", which takes 0.3.
+        end: the last rate as a fraction of the peak, for "linear", "cosine" and "one_cycle".
+
+    Returns:
+        A function from the number of updates made to the learning rate.
+
+    Raises:
+        ValueError: for an unknown name, a negative peak, less than 1 step, a warm-up that leaves no step after it, an
+            end outside [0, 1], and "inverse_sqrt" without a warm-up.
     """
     _check_not_negative("peak", peak)
     if steps < 1:
@@ -107,7 +134,7 @@ def schedule(name: str, peak: Number, steps: int, *, warmup: int | float = 0, en
 def _one_cycle(rise: int, steps: int, end: int | float) -> optax.Schedule:
     if rise == 0:
         raise ValueError(f'schedule("one_cycle", steps={steps}): the rise has no step; give more steps or a warm-up')
-    # Half a step more, since Optax rounds the product with the steps down.
+    # Half a step more, because Optax multiplies the fraction by the steps and rounds down.
     return optax.cosine_onecycle_schedule(
         steps, 1.0, (rise + 0.5) / steps, div_factor=25.0, final_div_factor=1 / (25.0 * end) if end else float("inf")
     )
@@ -143,7 +170,7 @@ def _muon(
     muon = plain(**_checked("muon", plain, options))
     if mask is None:
         return muon
-    # Decay afterwards, since Optax's own for the part that is Adam's knows no mask.
+    # Decay in a transformation of its own, because Optax's Muon takes no mask for the part that is Adam's.
     if callable(learning_rate):
         return optax.chain(muon, optax.add_decayed_weights(lambda count: -weight_decay * learning_rate(count), mask))
     return optax.chain(muon, optax.add_decayed_weights(-weight_decay * learning_rate, mask))
@@ -158,13 +185,13 @@ def _schedule_free(
     eps: float = 1e-8,
     weight_lr_power: float = 2.0,
 ) -> optax.GradientTransformation:
-    """Optax's `schedule_free_adamw`, which has no mask: AdamW without its first moment, averaged."""
+    """Rebuild Optax's `schedule_free_adamw`, which has no mask: AdamW without its first moment, averaged."""
     base = optax.chain(
         optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
-    # As a schedule, since Optax casts what that gives, and no number, to the type of its state.
+    # As a schedule, because Optax casts the value of a schedule, but not a number, to the type of its state.
     rate = learning_rate if callable(learning_rate) else lambda count: learning_rate
     return optax.contrib.schedule_free(base, rate, b1, weight_lr_power)
 
@@ -186,7 +213,7 @@ def _sam(
     return optax.contrib.sam(_named(base, learning_rate, weight_decay, mask, options), climb, sync_period)
 
 
-# Arguments that `optimizer` gives itself.
+# Arguments that `optimizer` passes, so that users cannot give them as options.
 _OWN = {"learning_rate", "weight_decay", "mask", "weight_decay_mask", "muon_weight_dimension_numbers"}
 _PLAIN: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,
@@ -205,7 +232,7 @@ _DECAYING: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def _checked(name: str, make: Callable, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options, known to be this optimizer's; one that passes on what it doesn't know has that checked there."""
+    """Return the options if the optimizer has them. One that passes options on leaves the check to the inner one."""
     parameters = inspect.signature(make).parameters
     taken = [each for each in parameters if each not in _OWN]
     strange = sorted(set(options) - set(taken))
@@ -216,6 +243,6 @@ def _checked(name: str, make: Callable, options: Mapping[str, Any]) -> Mapping[s
 
 def _check_not_negative(name: str, value: Any) -> None:
     if callable(value) or isinstance(value, Tracer):
-        return  # not known before the program runs
+        return  # the value is known only when the program runs
     if not value >= 0:
         raise ValueError(f"{name}={value} is not a number from 0 up")

@@ -1,4 +1,4 @@
-"""Parameters by their path: which ones decay, are penalized, are frozen."""
+"""Selection of parameters by their path, such as those that decay, are penalized or are frozen."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -10,18 +10,24 @@ from jaxtyping import PyTree
 
 
 def by_path(*patterns: str) -> Callable[[PyTree], PyTree]:
-    """A mask for Optax: true for the parameters whose path matches a pattern.
+    """Make a mask for Optax that is true for the parameters whose path matches a pattern.
 
-    >>> mask = by_path("kernel$")  # optax.adamw(1e-3, mask=by_path("kernel$")) decays kernels alone
+    `optax.adamw(1e-3, mask=by_path("kernel$"))` decays only the kernels.
+
+    >>> mask = by_path("kernel$")
     >>> mask({"Dense_0": {"kernel": 1.0, "bias": 0.0}})
     {'Dense_0': {'bias': False, 'kernel': True}}
 
-    patterns: regular expressions, searched for in "Dense_0/kernel" and the like. Raises ValueError for a pattern
-    that matches nothing.
+    Args:
+        patterns: regular expressions, searched for in paths such as "Dense_0/kernel".
+
+    Returns:
+        A function from a pytree of parameters to a pytree of booleans. It raises ValueError, listing the paths, for a
+        pattern that matches no parameter.
     """
 
     def mask(params: PyTree) -> PyTree:
-        # Where some parameters are masked (frozen), Optax leaves a node without leaves in their place.
+        # In place of masked parameters, such as frozen ones, Optax puts a node without leaves.
         flat, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=masked)
         paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
         check_patterns(patterns, paths)
@@ -33,17 +39,17 @@ def by_path(*patterns: str) -> Callable[[PyTree], PyTree]:
 
 
 def masked(node: Any) -> bool:
-    """Whether a parameter is left to another optimizer, as within `jdl.transfer.freeze`."""
+    """Whether Optax put a node in place of a parameter that belongs to another optimizer (`jdl.transfer.freeze`)."""
     return isinstance(node, optax.MaskedNode)
 
 
 def matching(patterns: Iterable[str], path: str) -> list[str]:
-    """The patterns that are found in a path."""
+    """Return the patterns that match a path, by `re.search`."""
     return [pattern for pattern in patterns if re.search(pattern, path)]
 
 
 def check_patterns(patterns: Iterable[str], paths: Iterable[str]) -> None:
-    """Raises ValueError, listing the paths there are, for a pattern that matches none of them."""
+    """Raise ValueError, listing the paths, for a pattern that matches none of them."""
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
             raise ValueError(f"the pattern {pattern!r} matches no parameter; there are {', '.join(paths)}")

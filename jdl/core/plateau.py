@@ -1,4 +1,4 @@
-"""The learning rate reduced where a metric no longer improves, of the training or of the validation data."""
+"""Reduction of the learning rate when a metric of the training or validation data no longer improves."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -10,14 +10,16 @@ from jaxtyping import Array, PyTree
 
 
 class PlateauState(NamedTuple):
-    """The state of an optimizer whose updates are scaled; with several runs every leaf has a leading axis of runs.
+    """The state of an optimizer made by `reduce_on_plateau`. All fields except `inner` are scalars, or `[runs]`.
 
     Attributes:
-        inner: the state of the optimizer within.
-        scale: the factor of its updates, 1 at first.
-        best: the best value of the monitored metric so far (lower is better).
-        since: evaluations since it was that good.
-        factor, patience, min_scale: as given to `reduce_on_plateau`.
+        inner: the state of the inner optimizer.
+        scale: the factor of its updates, at first 1.
+        best: the lowest value of the monitored metric so far, at first infinity.
+        since: evaluations since then, or since the last reduction.
+        factor: as given to `reduce_on_plateau`.
+        patience: as given to `reduce_on_plateau`.
+        min_scale: as given to `reduce_on_plateau`.
     """
 
     inner: Any
@@ -41,16 +43,20 @@ def reduce_on_plateau(
     """Multiply the updates of an optimizer by `factor` each time a metric has not improved for a while.
 
     Args:
-        optimizer: any transformation of Optax, with its own learning rate or schedule.
-        of: "validation", the metric that `fit` monitors, at each evaluation (`fit(validation=..., monitor=...)`), for
-            each run by itself; or "training", the loss of the updates themselves (`optax.contrib.reduce_on_plateau`).
-        factor: of the updates, each time.
-        patience: evaluations without improvement, or, for "training", windows.
-        min_scale: the least product of these factors.
-        window: updates whose mean loss is one value, for "training".
+        optimizer: any Optax transformation, with its own learning rate or schedule.
+        of: "validation" for the metric that `fit` monitors, judged for each run at each evaluation (give `fit` a
+            `validation=`); or "training" for the loss of the updates (`optax.contrib.reduce_on_plateau`).
+        factor: what each reduction multiplies the updates by.
+        patience: evaluations without improvement before a reduction; for "training", windows.
+        min_scale: the least product of the factors.
+        window: for "training", the number of updates whose mean loss counts as one value.
+
+    Returns:
+        A transformation in place of `optimizer`, for `jdl.supervised`.
 
     Raises:
-        ValueError: for a factor outside (0, 1), and for a patience or window below 1.
+        ValueError: for a factor outside (0, 1), a patience or window below 1, and an unknown `of`. `fit` raises it if
+            validation data is needed and missing.
     """
     if not 0 < factor < 1 or patience < 1 or window < 1:
         raise ValueError(
@@ -86,11 +92,11 @@ def reduce_on_plateau(
 
 
 def observed(state: PyTree, value: Array) -> PyTree:
-    """A learner's state after an evaluation; unchanged if no optimizer in it waits for one.
+    """Tell every `reduce_on_plateau` optimizer in a state the result of an evaluation, and return the new state.
 
     Args:
-        state: of one run, or with a leading axis of runs.
-        value: the monitored metric, a number or [runs]; lower is better.
+        state: a learner's state, of one run or with a leading axis of runs.
+        value: the monitored metric, a scalar or `[runs]`; lower is better.
     """
 
     def after(node: Any) -> Any:
@@ -107,7 +113,7 @@ def observed(state: PyTree, value: Array) -> PyTree:
 
 
 def has_plateau(state: PyTree) -> bool:
-    """Whether a learner's state waits for evaluations."""
+    """Whether a learner's state holds an optimizer that needs the results of evaluations (`observed`)."""
     return any(map(_is_plateau, jax.tree.leaves(state, is_leaf=_is_plateau)))
 
 

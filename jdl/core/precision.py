@@ -1,4 +1,4 @@
-"""Mixed precision: half precision where it is fast, single precision where it is kept."""
+"""Mixed precision: losses and gradients in half precision, parameters and optimizer in single precision."""
 
 import dataclasses
 import functools
@@ -16,14 +16,20 @@ from jdl.core.metrics import Mean
 
 @flax.struct.dataclass
 class ScaledState:
-    """A learner's state, and the factor by which its losses are multiplied so that half-precision gradients show."""
+    """A learner's state with the scale of its losses, for float16. Other attributes are those of `inner`.
+
+    Attributes:
+        inner: the learner's state.
+        scale: scalar float32; losses are multiplied by this, so that half-precision gradients do not round to 0.
+        finite: scalar int32; updates since the scale changed.
+    """
 
     inner: Any
     scale: Any
-    finite: Any  # updates since the last overflow
+    finite: Any
 
     def __getattr__(self, name: str) -> Any:
-        """What is asked of the learner's state (`params`, `key`, `step` ...) is the inner one's."""
+        """Look up `params`, `key`, `step` and other attributes of the learner's state in `inner`."""
         if name.startswith("__") or name == "inner":
             raise AttributeError(name)
         return getattr(self.inner, name)
@@ -36,14 +42,25 @@ def mixed_precision(
     scale: float = 2.0**15,
     growth_interval: int = 2000,
 ) -> Learner:
-    """Compute losses and gradients in half precision; parameters, optimizer and sums stay as they are.
+    """Compute losses and gradients in half precision. Parameters, optimizer and evaluation keep their precision.
 
-    float16 has few exponents, so its losses are multiplied by a `scale`, doubled after `growth_interval` updates
-    without overflow and halved at one, whose update is left out (Micikevicius et al., "Mixed precision training",
-    2018, section 3.2). bfloat16 needs none, and keeps the state as it is. Evaluation stays in single precision.
+    float16 has a small range of exponents, so losses are multiplied by a scale. An update whose gradients overflow is
+    left out and halves the scale; `growth_interval` updates without overflow double it. The metrics then include
+    `"loss_scale"`. bfloat16 needs no scale and leaves the state as it is.
 
-    It goes inside: `scan(feed(mixed_precision(learner), 128), 10)`. A learner of your own computes in half precision
-    as far as its inputs do, `jdl.compute_type(inputs)`, and casts what it sums up.
+    Apply this first: `scan(feed(mixed_precision(learner), 128), 10)`. In a learner of your own, the loss that
+    `jdl.gradients` is given casts its inputs by `jdl.compute_type` and casts what it sums to float32.
+
+    Args:
+        learner: a learner of one run and one update per step.
+        dtype: "bfloat16" or "float16".
+        scale: the first scale, for float16.
+        growth_interval: updates without overflow before the scale is doubled, for float16.
+
+    Raises:
+        ValueError: for another dtype, and for a learner that already holds several steps or runs.
+
+    Source: Micikevicius et al., "Mixed precision training", 2018, section 3.2.
     """
     if dtype not in ("bfloat16", "float16"):
         raise ValueError(f"mixed_precision(dtype={dtype!r}): there are 'bfloat16' and 'float16'")
@@ -81,7 +98,10 @@ def mixed_precision(
 
 
 def compute_type(tree: PyTree) -> PyTree:
-    """The floating arrays of a tree in the type that the step being traced computes in; as they are without one."""
+    """Cast the floating arrays of a tree to the type that `mixed_precision` asks for; without it, return the tree.
+
+    The type is known only while a step is traced, so call this inside the step, on inputs of the network.
+    """
     precision = seam.current().precision
     return tree if precision is None else seam.cast(tree, precision.dtype)
 
@@ -92,6 +112,6 @@ def _all_finite(tree: PyTree) -> Any:
 
 
 def _with_step(state: State, step: Any) -> State:
-    """An update that is left out counts, or the same batch would overflow again."""
+    """Replace the count of updates: one that is left out counts too, or the same batch would overflow again."""
     replace: Any = getattr(state, "_replace", None) or functools.partial(dataclasses.replace, state)
     return replace(step=step)

@@ -1,8 +1,8 @@
-"""Where independent runs go on this machine.
+"""The axis of independent runs, and how they are spread over the devices of this machine.
 
-On a CPU, `vmap` over runs is slow (batched small matrix products, 0.6-0.9 of one run's speed measured) and one run
-leaves cores idle; runs spread over host devices and looped within each use the cores and keep every run's bits.
-On an accelerator, `vmap` fills the device.
+On a CPU, `vmap` over runs is slow (batches of small matrix products; 0.6 to 0.9 times the speed of one run, measured),
+and a single run leaves cores idle. So runs are spread over host devices, with a loop over the runs of each: that uses
+all cores, and every run gives the same bits as alone. On an accelerator, `vmap` fills the device.
 """
 
 import warnings
@@ -22,18 +22,26 @@ from jdl.runtime.cores import cores
 
 type Placement = Literal["map", "vmap"]
 
-RUNS = "runs"  # the axis of a mesh along which devices have runs of their own
+RUNS = "runs"  # the name of the mesh axis along which devices hold different runs
 
 
 def over_runs(
     function: Callable[..., PyTree], runs: int, *, placement: Placement | None, spread: bool | int, transform: str
 ) -> Callable[..., PyTree]:
-    """Map `function(run, *shared)` over the leading axis of `run`, placed as suits this machine.
+    """Map `function(run, *shared)` over the leading axis of `run`, spread over the devices of this machine.
 
-    placement: "map" (one after another, each run's bits those of a run alone) or "vmap" (together), by default "map"
-    on a CPU and "vmap" elsewhere. spread: over all devices, where no transform around has taken them; or a number of
-    groups of devices, among which `function` is spread itself. Raises ValueError for groups that do not divide the
-    runs, and for groups of runs one after another.
+    Args:
+        function: takes one run's pytree and pytrees that all runs share.
+        runs: the length of the leading axis.
+        placement: "map" for one run after another on each device, with the same bits as a run alone, or "vmap" for all
+            runs of a device at once; by default "map" on a CPU and "vmap" elsewhere.
+        spread: True to divide the runs among all devices unless an outer transform has taken them; False to stay on
+            one; or the number of groups of devices to divide the runs among, if a transform inside `function` spreads
+            each run over the devices of its group.
+        transform: the name of the caller in messages.
+
+    Raises:
+        ValueError: for groups that do not divide the runs, and for groups with placement "map".
     """
     if spread is not True and spread > 1:
         return _over_groups(function, runs, spread, placement, transform)
@@ -42,18 +50,18 @@ def over_runs(
     def mapped(states: PyTree, *shared: PyTree) -> PyTree:
         within = placement or ("map" if jax.default_backend() == "cpu" else "vmap")
         devices = jax.devices() if everywhere and not seam.current().devices_taken else jax.local_devices()[:1]
-        devices = devices if processes.several() else devices[:runs]  # each process has a part in what several do
+        devices = devices if processes.several() else devices[:runs]  # every process must take part in the program
         if len(devices) == 1:
             return _on_one_device(function, within)(states, *shared)
         with seam.within(devices_taken=transform):
             mesh = Mesh(np.array(devices), (RUNS,), axis_types=(AxisType.Auto,))
             padding = -runs % len(devices)
             local = _on_one_device(function, within)
-            if padding:  # runs that nobody looks at, so that every device has as many
+            if padding:  # unused runs, so that every device has the same number
                 states = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:padding]]), states)
                 if within == "map":
                     states = (jnp.arange(runs + padding) < runs, states)
-                    local = _on_one_device(partial(_only_if_wanted, function), within)
+                    local = _on_one_device(partial(_skip_padding, function), within)
             each, same = PartitionSpec(RUNS), PartitionSpec()
             results = jax.shard_map(
                 local,
@@ -64,7 +72,7 @@ def over_runs(
             )(states, *shared)
             if not padding:
                 return results
-            # Copies everywhere, of states and of what a step makes of them: a program for each would be compiled.
+            # Replicate the results: if `init` and `step` gave states of two layouts, the step would be compiled twice.
             whole = NamedSharding(mesh, same)
             return jax.lax.with_sharding_constraint(jax.tree.map(lambda leaf: leaf[:runs], results), whole)
 
@@ -82,7 +90,7 @@ def _over_groups(
     def mapped(states: PyTree, *shared: PyTree) -> PyTree:
         within = seam.Groups(groups, [])
         with seam.within(groups=within):
-            results = jax.vmap(partial(_swapped, function, shared), spmd_axis_name=RUNS)(states)
+            results = jax.vmap(partial(_with_shared, function, shared), spmd_axis_name=RUNS)(states)
         if not within.asked:
             warnings.warn(
                 f"{transform}(spread={groups}): nothing inside spreads a run over the devices of its group, so all "
@@ -96,17 +104,17 @@ def _over_groups(
 
 def _on_one_device(function: Callable[..., PyTree], within: Placement) -> Callable[..., PyTree]:
     def run(states: PyTree, *shared: PyTree) -> PyTree:
-        if len(jax.tree.leaves(states)[0]) == 1:  # a loop of one would only hide the operations from the compiler
+        if len(jax.tree.leaves(states)[0]) == 1:  # a loop over one run would only hide its operations from the compiler
             result = function(jax.tree.map(lambda leaf: leaf[0], states), *shared)
             return jax.tree.map(lambda leaf: leaf[None], result)
-        single = partial(_swapped, function, shared)
+        single = partial(_with_shared, function, shared)
         return jax.lax.map(single, states) if within == "map" else jax.vmap(single)(states)
 
     return run
 
 
-def _only_if_wanted(function: Callable[..., PyTree], run: tuple[Any, PyTree], *shared: PyTree) -> PyTree:
-    """The result of `function`, or next to no work for a run that only fills a device's share."""
+def _skip_padding(function: Callable[..., PyTree], run: tuple[Any, PyTree], *shared: PyTree) -> PyTree:
+    """Return the result of `function`, or zeros, without computing it, for a run that is padding."""
     wanted, state = run
     nothing = jax.eval_shape(function, state, *shared)
     return jax.lax.cond(
@@ -116,12 +124,17 @@ def _only_if_wanted(function: Callable[..., PyTree], run: tuple[Any, PyTree], *s
     )
 
 
-def _swapped(function: Callable[..., PyTree], shared: tuple[PyTree, ...], state: PyTree) -> PyTree:
+def _with_shared(function: Callable[..., PyTree], shared: tuple[PyTree, ...], state: PyTree) -> PyTree:
     return function(state, *shared)
 
 
 def beside(state: PyTree, data: PyTree) -> PyTree:
-    """Put data once where a state lives (on each of its devices), so that no step has to move it there."""
+    """Copy data to every device that holds a state, once, so that no step has to move it there.
+
+    Args:
+        state: a pytree of JAX arrays, all on the same devices.
+        data: a pytree of arrays.
+    """
     shardings = {leaf.sharding for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)}
     meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)]
     if not meshes:
@@ -130,7 +143,12 @@ def beside(state: PyTree, data: PyTree) -> PyTree:
 
 
 def warn_if_runs_stay_on_one_core(runs: int, transform: str) -> None:
-    """On a CPU of several cores with one JAX device, say how the runs could use the others."""
+    """Warn of idle cores, with the remedy, if this CPU has several cores and JAX a single device.
+
+    Args:
+        runs: the number of runs; a single one gives no warning.
+        transform: the name of the caller in the message.
+    """
     if runs > 1 and cores() > 1 and jax.default_backend() == "cpu" and jax.local_device_count() == 1:
         warnings.warn(
             f"{transform}: {runs} runs one after another on 1 of {cores()} cores' devices; "

@@ -1,8 +1,8 @@
-"""The one place where a transform may act inside a learner's step.
+"""The seam: the one place where a transform may act inside a learner's step.
 
-A transform such as `accumulate` or `pmap` cannot reach into a step from outside, so it leaves a note here while the
-step is traced, and `gradients` and `feed` read it. The note lives in a context variable: it exists during tracing
-alone and compiled programs hold none of it.
+A transform such as `accumulate` or `pmap` cannot reach into a step from outside. So it leaves notes here while the step
+is traced, and `gradients` and `feed` read them. The notes are in a context variable and exist only during tracing;
+compiled programs contain none of them.
 """
 
 import contextlib
@@ -19,7 +19,14 @@ from jdl.runtime import collectives
 
 
 class Summed(NamedTuple):
-    """Sums over a batch, not yet divided: gradients of the total, the total, its weight, and what the loss adds."""
+    """Sums over the examples of a batch, not yet divided by the weight.
+
+    Attributes:
+        gradients: the gradients of `total`, in the structure of the parameters.
+        total: scalar; the summed loss.
+        weight: scalar; the number of examples that count.
+        auxiliary: what the loss returned beside these: a pytree of metrics and running statistics, or ().
+    """
 
     gradients: PyTree
     total: Array
@@ -27,43 +34,49 @@ class Summed(NamedTuple):
     auxiliary: PyTree
 
 
-SummedGradients = Callable[[PyTree, PyTree, Array], Summed]
+SummedGradients = Callable[[PyTree, PyTree, Array], Summed]  # (params, batch, key) -> Summed
 
 
 class Precision(NamedTuple):
-    """In which type losses are computed, and by what they are multiplied before their gradients are taken."""
+    """The precision of losses and gradients.
+
+    Attributes:
+        dtype: the type that losses are computed in.
+        scale: scalar; the factor of a loss before its gradients are taken, which are divided by it. None for 1.
+    """
 
     dtype: Any
     scale: Array | None = None
 
 
-Reduction = Callable[[SummedGradients], SummedGradients]
+Reduction = Callable[[SummedGradients], SummedGradients]  # such as one that sums over micro-batches or replicas
 Share = Callable[[Array], Array]
 
 
 class Groups(NamedTuple):
-    """Groups of devices with runs of their own, within which a transform inside spreads each run.
+    """Groups of devices with different runs. A transform inside spreads each run over the devices of its group.
 
     Attributes:
-        number: how many groups.
-        asked: not empty once a transform inside has asked for them.
+        number: the number of groups; 1 means all devices.
+        asked: not empty once a transform inside has asked for the groups.
     """
 
     number: int = 1
-    asked: list[bool] = []  # noqa: RUF012  # that of a single group is never looked at
+    asked: list[bool] = []  # noqa: RUF012  # shared, because nobody reads it for a single group
 
 
 class Seam(NamedTuple):
     """The notes of the transforms around the step being traced.
 
     Attributes:
-        reductions: what each of them does with the summed gradients, the outermost first.
-        share: the part of the positions of a drawn batch that this replica takes.
-        axis: the axis along which replicas lie that each have a part of the state's lanes; "" where there is none.
-        groups: the groups of devices that transforms inside spread runs within.
-        devices_taken: the transform that has already spread the work over the devices; "" where none has.
-        precision: the type that losses are computed in.
-        watched: a loop around this one already looks for what is slow inside loops.
+        reductions: functions around the summed gradients, one per transform, the outermost first.
+        share: maps the positions of a drawn batch, `[batch]`, to those that this replica takes.
+        axis: the name of the axis along which replicas divide the lanes of the state; "" if there are none.
+        groups: the groups of devices within which transforms inside spread runs.
+        devices_taken: the name of the transform that has already spread the computation over the devices; "" if none
+            has.
+        precision: the precision of losses and gradients; None for the parameters' own.
+        watched: whether an outer loop already looks for operations that are slow inside loops.
     """
 
     reductions: tuple[Reduction, ...] = ()
@@ -80,17 +93,17 @@ _seam: contextvars.ContextVar[Seam] = contextvars.ContextVar("jdl_seam", default
 
 
 def current() -> Seam:
-    """The seam of the step being traced."""
+    """Return the notes of the transforms around the step being traced."""
     return _seam.get()
 
 
 def untouched() -> bool:
-    """Whether no transform acts inside the step, so that a compiled step from an earlier trace is still right."""
+    """Whether no transform acts inside the step, so that a step compiled before is still valid."""
     return _seam.get() is _PLAIN
 
 
 def groups() -> int:
-    """The number of groups of devices; for a transform that spreads the step within one of them."""
+    """Return the number of groups of devices, for a transform that spreads a step over the devices of one group."""
     current().groups.asked.append(True)
     return current().groups.number
 
@@ -106,11 +119,18 @@ def within(
     precision: Precision | None = None,
     watched: bool | None = None,
 ) -> Iterator[None]:
-    """While this context is open, steps are traced with these notes added to those of the transforms around.
+    """Trace steps with these notes added to those of outer transforms, as long as this context is open.
+
+    Every argument that is None leaves the note as it is.
 
     Args:
-        reduction: taken around the gradients, inside the reductions that are there.
-        share, axis, groups, devices_taken, precision, watched: as in `Seam`; None leaves them as they are.
+        reduction: applied around the gradients, inside the reductions of outer transforms.
+        share: as in `Seam`.
+        axis: as in `Seam`.
+        groups: as in `Seam`.
+        devices_taken: as in `Seam`.
+        precision: as in `Seam`.
+        watched: as in `Seam`.
     """
     seam = _seam.get()
     changes = {
@@ -127,22 +147,30 @@ def within(
 
 
 def whole(tree: PyTree, axis: int = 0) -> PyTree:
-    """What each replica has a part of, along an axis, in each; as it is where there are no replicas."""
+    """Gather arrays that replicas divide along `axis`, so that each replica has all of them.
+
+    Without replicas the arrays are returned as they are.
+    """
     name = current().axis
     return collectives.joined(tree, name, axis) if name else tree
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:
-    """The floating arrays of a tree in another type."""
+    """Cast the floating arrays of a tree to `dtype` and leave the others."""
     floating = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.floating)  # noqa: E731
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype) if floating(leaf) else leaf, tree)
 
 
 def merge_auxiliary(stacked: PyTree, weights: Array, merge: Callable[[Metric], Metric]) -> PyTree:
-    """Merge what a loss returned beside its total, from parts of a batch stacked on a leading axis.
+    """Merge what a loss returned beside its total for several parts of a batch.
 
-    Metrics merge exactly; other floating arrays (running statistics) are averaged by the parts' weights; anything
-    else (counters) is taken from the last part.
+    Metrics merge exactly. Other floating arrays, such as running statistics, are averaged with the weights of the
+    parts. Anything else, such as a counter, is taken from the last part.
+
+    Args:
+        stacked: the auxiliary pytrees, stacked along a leading axis of parts.
+        weights: `[parts]`; the number of examples that count in each part.
+        merge: merges the leading axis of a metric away, such as `merge_axis`.
     """
     total = weights.sum()
     shares = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), 1 / len(weights))

@@ -1,17 +1,19 @@
 """Error bars: bootstrap intervals for a handful of runs, and rliable's aggregates over runs and tasks.
 
-Curves and scores come as arrays with a runs axis; intervals come as `Interval(mean, low, high)` of arrays
-without it. Everything is NumPy in float64 and the same for the same seed.
+Curves and scores are arrays with an axis of runs. Intervals are `Interval(mean, low, high)` of arrays without that
+axis. Everything is computed by NumPy in float64, and the same seed gives the same interval.
 
-A percentile interval over few runs is too narrow, for two reasons: the spread of n values is a factor
-√((n − 1)/n) below the unbiased one, and a normal quantile stands where Student's t belongs. The
-intervals of a mean and of a difference of means undo both by widening the percentiles (Hesterberg 2015,
-"What Teachers Should Know about the Bootstrap", the *expanded percentile interval*). A bootstrap mean
-never leaves the range of the data, though, so no percentile is wide enough for the fewest runs: for
-normal data the 95% interval covers 50, 74, 87, 92 and 93% with 2, 3, 4, 5 and 6 runs, and its 95% from 8.
+A percentile interval over few runs is too narrow, for two reasons: the spread of n values is a factor √((n − 1) / n)
+below the unbiased one, and a normal quantile is used where Student's t belongs. The intervals of a mean and of a
+difference of means correct both by widening the percentiles (the expanded percentile interval of Hesterberg 2015). But
+a bootstrap mean never leaves the range of the data, so for the fewest runs no percentile is wide enough. For normal
+data, the 95% interval covers the mean in 50, 74, 87, 92 and 93% of repetitions with 2, 3, 4, 5 and 6 runs, and in 95%
+from 8 runs up.
 
-The aggregates of Agarwal et al. 2021 ("Deep RL at the Edge of the Statistical Precipice") take plain
-percentiles of a bootstrap stratified by task, as published.
+The aggregates of Agarwal et al. 2021 take plain percentiles of a bootstrap stratified by task, as published.
+
+Sources: Hesterberg, "What teachers should know about the bootstrap", 2015; Agarwal et al., "Deep reinforcement learning
+at the edge of the statistical precipice", 2021.
 """
 
 from typing import Any, NamedTuple
@@ -23,13 +25,19 @@ from scipy.special import ndtr, stdtrit
 
 AnyArray = Array | np.ndarray
 Result = np.ndarray | np.float64
-"""An array, or a NumPy float where no axis is left."""
+"""An array, or a NumPy float if no axis is left."""
 
 _CHUNK = 4_000_000  # numbers resampled at a time: 32 MB
 
 
 class Interval(NamedTuple):
-    """A point estimate and the ends of its confidence interval (NaN where one run gives none)."""
+    """A point estimate and its confidence interval.
+
+    Attributes:
+        mean: `[...]`; the point estimate, which for some functions is not a mean.
+        low: `[...]`; the lower end, NaN for a single run.
+        high: `[...]`; the upper end, NaN for a single run.
+    """
 
     mean: Result
     low: Result
@@ -43,16 +51,32 @@ def mean_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """The mean over runs with its expanded bootstrap percentile interval.
+    """Compute the mean over runs with its expanded bootstrap percentile interval.
 
-    `values` has its runs on `axis`; the other axes (the points of a curve) are treated alike, each on
-    its own, under the same resamples. One run gives the mean, and NaN for both ends.
+        [quantile(α*), quantile(1 − α*)] of the bootstrap means,    α* = Φ(√(n / (n − 1)) t₍ₙ₋₁₎((1 − level) / 2))
 
-    Raises ValueError for NaN or infinite values, naming the runs. Source: Hesterberg 2015.
+    with n runs, the normal distribution function Φ and the quantile t₍ₙ₋₁₎ of Student's t.
 
     >>> interval = mean_interval(np.array([[0.90], [0.92], [0.91], [0.95], [0.89]]))
     >>> print(*(f"{bound[0]:.3f}" for bound in interval))
     0.914 0.892 0.944
+
+    Args:
+        values: an array with an axis of runs. Each entry along the other axes, such as a point of a curve, gets an
+            interval of its own, all under the same resamples.
+        level: the confidence level, in (0, 1).
+        axis: the axis of runs.
+        resamples: the number of bootstrap resamples, at least 100.
+        seed: determines the resamples.
+
+    Returns:
+        The interval, without the axis of runs. For a single run both ends are NaN.
+
+    Raises:
+        ValueError: for NaN or infinite values (the message names the runs), for no runs, and for a level, axis or
+            number of resamples out of range.
+
+    Source: Hesterberg 2015.
     """
     _check_resampling(level, resamples)
     runs = _runs_first("values", values, axis)
@@ -73,14 +97,26 @@ def difference_of_means(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """`mean(x) − mean(y)` of independent runs, with its expanded bootstrap percentile interval.
+    """Compute mean(x) − mean(y) of independent runs with its expanded bootstrap percentile interval.
 
-    `x` and `y` have their runs on `axis`, may differ in how many, and agree in the other axes. Each sample
-    is resampled by itself. The expansion is that of one sample with Welch's standard error and
-    degrees of freedom: where one side does not vary, it is exactly `mean_interval` of the other. For
-    runs paired by seed, `mean_interval(x - y)` is the narrower.
+    Each sample is resampled by itself. The percentiles are widened as in `mean_interval`, with Welch's standard error
+    and degrees of freedom. If one sample does not vary, the interval is as wide as `mean_interval` of the other. For
+    runs that are paired by seed, `mean_interval(x - y)` is usually narrower.
 
-    Raises ValueError for NaN or infinite values, naming the runs, and for shapes that disagree.
+    Args:
+        x: an array with an axis of runs.
+        y: an array with an axis of runs, of any length; the other axes are those of `x`.
+        level: the confidence level, in (0, 1).
+        axis: the axis of runs, in both.
+        resamples: the number of bootstrap resamples, at least 100.
+        seed: determines the resamples.
+
+    Returns:
+        The interval, without the axis of runs. If either has a single run, both ends are NaN.
+
+    Raises:
+        ValueError: for NaN or infinite values (the message names the runs), and for shapes that disagree.
+
     Sources: Hesterberg 2015; Welch 1947.
     """
     _check_resampling(level, resamples)
@@ -96,10 +132,11 @@ def difference_of_means(
         return _without_interval(difference)
     x_variance, y_variance = x_runs.var(0, ddof=1) / n_x, y_runs.var(0, ddof=1) / n_y
     total = x_variance + y_variance
-    constant = total == 0  # neither side varies: any quantile is the difference itself
+    constant = total == 0  # neither sample varies: every quantile is the difference itself
     share = np.where(constant, 0.5, x_variance / np.where(constant, 1, total))
     freedom = 1 / (share**2 / (n_x - 1) + (1 - share) ** 2 / (n_y - 1))
-    bootstrap_share = share * (n_x - 1) / n_x + (1 - share) * (n_y - 1) / n_y  # of the true variance
+    # The bootstrap's variance as a fraction of the unbiased one.
+    bootstrap_share = share * (n_x - 1) / n_x + (1 - share) * (n_y - 1) / n_y
     tail = ndtr(stdtrit(freedom, (1 - level) / 2) / np.sqrt(bootstrap_share))
     generator = np.random.default_rng(seed)
     x_deviations = _resampled_means(x_runs - x_mean, resamples, generator)
@@ -109,10 +146,17 @@ def difference_of_means(
 
 
 def interquartile_mean(scores: Real[AnyArray, "runs tasks"]) -> np.float64:
-    """The mean of the middle half of all runs of all tasks together.
+    """Compute the interquartile mean: the mean of the middle half of all scores, over runs and tasks together.
 
-    A quarter of the scores, rounded down, is cut at each end, as by `scipy.stats.trim_mean`. Raises
-    ValueError for NaN or infinite scores, naming the runs. Source: Agarwal et al. 2021, section 4.3.
+    A quarter of the scores, rounded down, is cut off at each end, as by `scipy.stats.trim_mean`.
+
+    Args:
+        scores: `[runs, tasks]`, normalized so that tasks are comparable.
+
+    Raises:
+        ValueError: for NaN or infinite scores (the message names the runs), and for another number of axes.
+
+    Source: Agarwal et al. 2021, section 4.3.
     """
     return np.float64(_middle_mean(_score_table("scores", scores).reshape(1, -1))[0])
 
@@ -120,10 +164,23 @@ def interquartile_mean(scores: Real[AnyArray, "runs tasks"]) -> np.float64:
 def iqm_interval(
     scores: Real[AnyArray, "runs tasks"], level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """The interquartile mean with its stratified bootstrap percentile interval.
+    """Compute the interquartile mean with its stratified bootstrap percentile interval.
 
-    Each task's runs are resampled by themselves. The percentiles are plain, as published, and too narrow
-    where there are few runs of few tasks. One run gives NaN for both ends. Raises as `interquartile_mean`.
+    The runs of each task are resampled by themselves. The percentiles are plain, as published, so the interval is too
+    narrow for few runs of few tasks.
+
+    Args:
+        scores: `[runs, tasks]`, normalized so that tasks are comparable.
+        level: the confidence level, in (0, 1).
+        resamples: the number of bootstrap resamples, at least 100.
+        seed: determines the resamples.
+
+    Returns:
+        An interval of numbers. For a single run both ends are NaN.
+
+    Raises:
+        ValueError: for NaN or infinite scores (the message names the runs), and for another number of axes.
+
     Source: Agarwal et al. 2021, sections 4.1 and 4.3.
     """
     _check_resampling(level, resamples)
@@ -147,12 +204,28 @@ def probability_of_improvement(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """How likely a run of `x` beats a run of `y` on a task drawn at random, with its interval.
+    """Compute the probability that a run of x beats a run of y on a task drawn at random, with its interval.
 
-    The mean over tasks of P(x > y) + P(x = y)/2, the Mann-Whitney statistic over the number of pairs; the
-    interval is the percentiles of a bootstrap stratified by task and by algorithm. One run on either
-    side gives NaN for both ends. Raises ValueError for NaN or infinite scores, naming the runs, and for
-    different numbers of tasks. Source: Agarwal et al. 2021, sections 4.1 and 4.3.
+        mean over tasks of P(x > y) + P(x = y) / 2
+
+    For one task this is the Mann-Whitney statistic divided by the number of pairs. The interval consists of percentiles
+    of a bootstrap stratified by task and by algorithm.
+
+    Args:
+        x: scores of one algorithm, `[runs_x, tasks]`.
+        y: scores of the other, `[runs_y, tasks]`.
+        level: the confidence level, in (0, 1).
+        resamples: the number of bootstrap resamples, at least 100.
+        seed: determines the resamples.
+
+    Returns:
+        An interval of numbers in [0, 1]. If either has a single run, both ends are NaN.
+
+    Raises:
+        ValueError: for NaN or infinite scores (the message names the runs), for different numbers of tasks, and for
+            another number of axes.
+
+    Source: Agarwal et al. 2021, sections 4.1 and 4.3.
     """
     _check_resampling(level, resamples)
     x_table, y_table = _score_table("x", x), _score_table("y", y)
@@ -177,11 +250,24 @@ def performance_profile(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """The share of runs that score above each threshold, averaged over tasks, with pointwise intervals.
+    """Compute the fraction of runs that score above each threshold, averaged over tasks, with pointwise intervals.
 
-    Returns arrays `[thresholds]`; "above" is strict. The interval is the percentiles of a bootstrap
-    stratified by task. One run gives NaN for both ends. Raises ValueError for NaN or infinite scores,
-    naming the runs. Source: Agarwal et al. 2021, sections 4.1 and 4.2 (run-score distributions).
+    The intervals consist of percentiles of a bootstrap stratified by task.
+
+    Args:
+        scores: `[runs, tasks]`, normalized so that tasks are comparable.
+        thresholds: `[thresholds]`; a score equal to a threshold is not above it.
+        level: the confidence level, in (0, 1), of each point by itself.
+        resamples: the number of bootstrap resamples, at least 100.
+        seed: determines the resamples.
+
+    Returns:
+        An interval of arrays `[thresholds]`. For a single run both ends are NaN.
+
+    Raises:
+        ValueError: for NaN or infinite scores (the message names the runs), and for another number of axes.
+
+    Source: Agarwal et al. 2021, sections 4.1 and 4.2 (run-score distributions).
     """
     _check_resampling(level, resamples)
     table, thresholds = _score_table("scores", scores), np.asarray(thresholds, np.float64)
@@ -196,24 +282,24 @@ def performance_profile(
 
 
 def _shares(n: int, resamples: int, generator: np.random.Generator) -> Float[np.ndarray, "resamples n"]:
-    """How large a share each of n runs has in each resample; a row times the runs is a bootstrap mean.
+    """Draw the weight of each of n runs in each resample, so that a row times the runs is a bootstrap mean.
 
-    A product with these resamples a whole curve in one matrix product, faster than `scipy.stats.bootstrap`.
+    One matrix product with these resamples a whole curve, faster than `scipy.stats.bootstrap`.
     """
     index = generator.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
     return np.bincount(index.ravel(), minlength=resamples * n).reshape(resamples, n) / n
 
 
 def _resampled_means(runs: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Bootstrap means `[resamples, ...]`. Pass deviations from the mean: an offset would cost digits."""
+    """Draw bootstrap means `[resamples, ...]`. Pass deviations from the mean: an offset would cost digits."""
     means = _shares(len(runs), resamples, generator) @ runs.reshape(len(runs), -1)
     return means.reshape(resamples, *runs.shape[1:])
 
 
 def _quantiles(draws: np.ndarray, tail: Any) -> tuple[Result, Result]:
-    """The `tail` and `1 − tail` quantiles over axis 0, interpolated; each entry may have its own tail.
+    """Interpolate the `tail` and `1 − tail` quantiles over axis 0; each entry may have its own tail.
 
-    One sort of everything: `np.quantile` takes one tail for all entries, and is slower.
+    It sorts once. `np.quantile` takes the same tail for all entries, and is slower.
     """
     draws = np.sort(draws, axis=0)
     position = np.broadcast_to(tail, draws.shape[1:])[None] * (len(draws) - 1)
@@ -229,7 +315,7 @@ def _quantiles(draws: np.ndarray, tail: Any) -> tuple[Result, Result]:
 
 
 def _middle_mean(scores: np.ndarray) -> np.ndarray:
-    """The mean of the middle half of each row."""
+    """Compute the mean of the middle half of each row."""
     total = scores.shape[-1]
     cut = total // 4
     return np.sort(scores, axis=-1)[:, cut : total - cut].mean(-1)
@@ -252,7 +338,7 @@ def _check_resampling(level: float, resamples: int) -> None:
 
 
 def _runs_first(name: str, values: Any, axis: int) -> np.ndarray:
-    """`values` in float64 with the runs axis first, checked."""
+    """Return `values` in float64 with the axis of runs first, after checking them."""
     array = np.asarray(values, np.float64)
     if not -array.ndim <= axis < array.ndim:
         raise ValueError(f"{name} is {list(array.shape)} and has no axis {axis}; name the axis of the runs")
@@ -271,7 +357,7 @@ def _runs_first(name: str, values: Any, axis: int) -> np.ndarray:
 
 
 def _score_table(name: str, scores: Any) -> np.ndarray:
-    """`scores` in float64 as [runs, tasks], checked."""
+    """Return `scores` in float64 as [runs, tasks], after checking them."""
     table = np.asarray(scores, np.float64)
     if table.ndim != 2 or not table.size:
         raise ValueError(f"{name} is {list(table.shape)}; make it [runs, tasks] (one task: scores[:, None])")

@@ -18,20 +18,32 @@ from jdl.core.precision import compute_type
 from jdl.core.update import apply_gradients, refusing
 from jdl.nn.layers.mode import mode_argument
 
-# Written anew by every call of a model, so no part of the state: losses and metrics that a model sows are read.
+# Collections that a model writes anew in every call (Flax's `sow`). They are not part of the state.
 _SOWN = ("losses", "metrics", "intermediates")
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that changes while a model trains."""
+    """The state of `supervised`: everything that changes while a model trains.
 
-    key: Any  # typed as Any, each of them: JAX fills a pytree's fields with whatever it maps over it
+    Under `seeds` and `population` every array has a leading axis of runs.
+
+    Attributes:
+        key: the run's typed JAX key; it stays the same, and each update folds in `step`.
+        step: scalar int32; updates taken.
+        params: the parameters at which gradients are taken; for those to use, call `evaluated_params`.
+        collections: Flax's other collections by name, such as `{"batch_stats": {...}}`.
+        optimizer: the optimizer's state.
+        average: the exponential moving average of the parameters, or None without `average_decay`.
+    """
+
+    # Typed as Any, because JAX fills the fields of a pytree with whatever it maps over it.
+    key: Any
     step: Any
     params: Any
-    collections: Any  # Flax's mutable collections, such as batch statistics
+    collections: Any
     optimizer: Any
-    average: Any = None  # exponential moving average of the parameters, where asked for
+    average: Any = None
 
 
 def supervised(
@@ -48,24 +60,38 @@ def supervised(
     variables: Mapping[str, PyTree] | None = None,
     any_length: bool = False,
 ) -> Learner:
-    """A learner that fits `model(batch["input"])` to `batch["target"]`; either may be a pytree of arrays.
+    """Make a learner that fits `model(batch["input"])` to `batch["target"]`. Either may be a pytree of arrays.
 
-    model: a Linen module (an NNX one through `flax.nnx.bridge.to_linen`); a `train` or `deterministic` argument
-    of its call is passed. What it sows in "losses" (means over the batch) is added to the loss, what it sows in
-    "metrics" is reported.
-    loss: `(outputs, batch) -> [batch]`, one loss an example, as Optax's losses give; `batch["mask"]` is applied here.
-    example: a batch, or the whole training part; its shapes and types are what every batch is held against.
-    metrics: `(outputs, batch) -> Metric` by name, for training and evaluation (`jdl.metrics`).
-    clip_norm: clip the gradients by their global norm. average_decay: keep an exponential moving average of the
-    parameters, which `evaluate` and `predict` use; by default they use what the optimizer has arrived at
-    (`evaluated_params`). Weight decay by parameter: `optax.adamw(mask=jdl.by_path(...))`.
-    penalty: a scalar of the parameters (`jdl.losses.l2`), added to the mean loss of training, and to its metrics.
-    variables: trained ones to start from (`jdl.pretrained.load`), such as `{"params": {...}, "batch_stats": {...}}`;
-    what they lack, a new head for instance, is drawn.
-    any_length: sequences may be of another length than the example's, as in buckets (`jdl.Bucketed`): in every array
-    whose axis after the examples' is as long as the first input's. Each length is compiled once.
-    Raises ValueError, before anything is compiled, for a batch that differs from the example, and for variables that
-    are not the model's.
+    A batch is a dict with `"input"`, usually `"target"`, and optionally `"mask"`, `[batch]`, 0 for padding.
+
+    Args:
+        model: a Linen module; wrap an NNX module by `flax.nnx.bridge.to_linen`. If its call has an argument `train` or
+            `deterministic`, that is passed. Values that it sows in "losses" (means over the batch) are added to the
+            loss; values that it sows in "metrics" become training metrics.
+        loss: `(outputs, batch) -> [batch]`, one number per example (`jdl.losses`, or Optax's). The mask is applied
+            afterwards.
+        optimizer: an Optax transformation (`jdl.optimizers.optimizer`).
+        example: a batch, or the whole training part. Every batch must have its arrays (a mask excepted), with the same
+            dtypes and, except for the number of examples, the same shapes.
+        metrics: functions `(outputs, batch) -> Metric` by name, for training and evaluation (`jdl.metrics`). The loss
+            is always measured, as "loss".
+        clip_norm: the largest global norm of the gradients; larger ones are scaled down to it.
+        average_decay: the decay, in (0, 1), of an exponential moving average of the parameters, which `evaluate` and
+            `predict` then use. By default they use `evaluated_params`.
+        penalty: `(params) -> scalar` (`jdl.losses.l2`), added to the mean training loss and measured as "penalty".
+        rngs: names of the random streams that the model draws from in training.
+        variables: trained variables to start from (`jdl.pretrained.load`), such as
+            `{"params": {...}, "batch_stats": {...}}`. Those that are missing, such as a new head, are initialized.
+        any_length: whether sequences may be longer or shorter than the example's, as in `jdl.Bucketed`. This concerns
+            every array whose axis 1 is as long as that of the first input. Each length is compiled once.
+
+    Returns:
+        A learner whose state is a `TrainState`.
+
+    Raises:
+        ValueError: for an example without `"input"` and for arguments out of range. The learner's functions raise it
+            when they are traced, for a batch that differs from the example, a loss that is not `[batch]`, and
+            variables that the model does not have.
     """
     if "input" not in example:
         raise ValueError(f'example has no "input" (its keys: {sorted(example)}); give a batch like the training data')
@@ -111,7 +137,7 @@ def supervised(
             weight = weights.sum()
             total = jnp.where(weights > 0, losses, 0).sum()
             total += weight * sum((jnp.sum(leaf) for leaf in jax.tree.leaves(changed.get("losses", {}))), 0.0)
-            # In the types they had: Flax promotes running statistics, and a state keeps its types.
+            # Cast back: Flax promotes running statistics to wider types, and a state must keep its types.
             kept = {name: changed.get(name, value) for name, value in state.collections.items()}
             collections = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), kept, dict(state.collections))
             measured = {name: metric(outputs, batch) for name, metric in metrics.items()}
@@ -153,9 +179,13 @@ def supervised(
 
 
 def evaluated_params(state: TrainState) -> PyTree:
-    """The parameters of one run to evaluate, decode with or export: not always those that gradients are taken at.
+    """Return the parameters to evaluate, decode with or export, which may differ from `state.params`.
 
-    The average where one is kept; else those at which a schedule-free optimizer or SAM has arrived.
+    These are the moving average, if there is one; the averaged parameters of a schedule-free optimizer; those of SAM
+    without the climb; otherwise `state.params`.
+
+    Args:
+        state: a state of one run.
     """
     return _arrived_at(state.params, state.optimizer) if state.average is None else state.average
 
@@ -165,7 +195,7 @@ def _arrived_at(params: PyTree, optimizer_state: PyTree) -> PyTree:
     if schedule_free is not None:
         return optax.tree.cast_like(optax.contrib.schedule_free_eval_params(schedule_free, params), params)
     sam = optax.tree.get(optimizer_state, "SAMState")
-    if sam is not None:  # before its last step of a period, the parameters are the adversary's
+    if sam is not None:  # before the last step of a period the parameters climb, and the cache holds those from before
         return jax.tree.map(lambda own, kept: jnp.where(sam.steps_since_sync == 0, own, kept), params, sam.cache)
     return params
 
@@ -178,12 +208,12 @@ def _penalty(penalty: Callable[[PyTree], Array], params: PyTree) -> Array:
 
 
 def _at_least_single(outputs: Array) -> Array:
-    """What a network computed in half precision, as losses sum it up."""
+    """Cast a network's half-precision outputs to float32, in which losses are summed."""
     return outputs.astype(jnp.float32) if outputs.dtype in (jnp.bfloat16, jnp.float16) else outputs
 
 
 def _started_from(given: Mapping[str, PyTree], drawn: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """The drawn variables with the given ones in their place."""
+    """Replace drawn variables by those that are given."""
     ours: dict[str, Any] = flax.traverse_util.flatten_dict(dict(drawn), sep="/")
     theirs: dict[str, Any] = flax.traverse_util.flatten_dict(dict(given), sep="/")
     strange = [
@@ -195,7 +225,7 @@ def _started_from(given: Mapping[str, PyTree], drawn: Mapping[str, PyTree]) -> d
         raise ValueError(
             "variables= are not those of this model, which has no such parameters:\n  " + "\n  ".join(strange)
         )
-    # Fetched when the program runs: as constants they would be compiled into it.
+    # Fetch them when the program runs: as constants they would be compiled into it.
     arrays = {path: np.asarray(leaf, ours[path].dtype) for path, leaf in theirs.items()}
     shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in arrays.items()}
     fetched = jax.pure_callback(lambda: arrays, shapes, vmap_method="broadcast_all")
@@ -203,7 +233,19 @@ def _started_from(given: Mapping[str, PyTree], drawn: Mapping[str, PyTree]) -> d
 
 
 def per_example(loss: Callable, outputs: Any, batch: Batch) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """The loss of each example and its weight: 1, or 0 where the mask is; a loss of another shape is an error."""
+    """Compute the loss of each example and its weight.
+
+    Args:
+        loss: `(outputs, batch) -> [batch]`.
+        outputs: the outputs of a network.
+        batch: a batch with `"input"`, and optionally `"mask"`, `[batch]`.
+
+    Returns:
+        The losses `[batch]`, which may be NaN for padding, and the weights `[batch]`, 1, or 0 for padding.
+
+    Raises:
+        ValueError: for a loss or a mask of another shape.
+    """
     losses = loss(outputs, batch)
     examples = len(jax.tree.leaves(batch["input"])[0])
     if jnp.shape(losses) != (examples,):
@@ -222,9 +264,9 @@ def per_example(loss: Callable, outputs: Any, batch: Batch) -> tuple[Float[Array
 
 
 class _Shape(NamedTuple):
-    """Of one example, in one array of a batch."""
+    """The shape and type of one example in one array of a batch."""
 
-    shape: tuple[int | str, ...]  # where a word, any size will do
+    shape: tuple[int | str, ...]  # "any" for an axis of any length
     dtype: Any
 
     def admits(self, shape: tuple[int | str, ...]) -> bool:
@@ -233,7 +275,7 @@ class _Shape(NamedTuple):
 
 
 def _shapes(batch: Any, free: tuple[int, ...] = ()) -> dict[str, _Shape]:
-    """By path: "['input']", "['input']['ids']"; `free` is a length of sequences that batches needn't keep to."""
+    """Return the shapes by path, such as "['input']['ids']". `free` holds a length that batches may change, or none."""
     found = {}
     for path, leaf in _flatten(batch):
         shape = np.shape(leaf)[1:]
@@ -243,7 +285,16 @@ def _shapes(batch: Any, free: tuple[int, ...] = ()) -> dict[str, _Shape]:
 
 
 def check_batch(batch: Any, expected: Mapping[str, _Shape]) -> None:
-    """Hold a batch against the shapes and types a learner was made for; raises ValueError naming the difference."""
+    """Check a batch against the shapes and types that a learner was made for.
+
+    Args:
+        batch: a dict of arrays with a leading axis of examples.
+        expected: the shape and type of one example for each array, by path.
+
+    Raises:
+        ValueError: for a batch that is not a dict, lacks an array, or has another shape or type; the message names the
+            array and the remedy. Further arrays are allowed.
+    """
     if not isinstance(batch, Mapping):
         raise ValueError(f"a batch is a dict like the learner's example, this one is a {type(batch).__name__}")
     found = _shapes(batch)

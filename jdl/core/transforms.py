@@ -1,7 +1,7 @@
-"""Transforms take a learner and return a learner; they change where and how fast it trains, never what it learns.
+"""Transforms take a learner and return a learner. They change where and how fast it trains, never what it learns.
 
-Exempt, because they cannot be otherwise: statistics over the batch (batch normalization) and random masks (dropout)
-under `accumulate`, where each micro-batch has its own; random masks under `pmap`, independent in each replica.
+There are two exceptions. Under `accumulate`, each micro-batch has its own batch statistics (batch normalization) and
+random masks (dropout). Under `pmap`, each replica draws its own random masks.
 """
 
 import contextlib
@@ -26,12 +26,20 @@ from jdl.runtime.memory import keep_scratch_memory
 
 
 def jit(learner: Learner, *, donate: bool = True) -> Learner:
-    """Compile a learner's functions; a step takes over the memory of the state it is given, unless donate=False."""
+    """Compile a learner's functions. Apply this last, around all other transforms.
+
+    Inside another transform the functions run uncompiled, as parts of that transform's program. Compiled programs are
+    cached on disk.
+
+    Args:
+        learner: the learner to compile.
+        donate: whether `step` reuses the memory of the state that it is given, which then cannot be read any more.
+    """
     use_compilation_cache()
     keep_scratch_memory()
 
     def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        signatures: list[PyTree] = []  # the types of the last argument's leaves, each time that they are new
+        signatures: list[PyTree] = []  # the shapes and types of the last argument, one entry per compilation
 
         @functools.wraps(function)
         def traced(*arguments: Any) -> Any:
@@ -44,7 +52,7 @@ def jit(learner: Learner, *, donate: bool = True) -> Learner:
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            # Within another transform, what was compiled before would not know of it.
+            # Inside another transform: a program compiled before would not contain that transform.
             return fast(*arguments) if seam.untouched() else function(*arguments)
 
         call.lower, call.signatures = fast.lower, signatures  # type: ignore[attr-defined]
@@ -59,16 +67,19 @@ def jit(learner: Learner, *, donate: bool = True) -> Learner:
 
 
 def _compiled_quickly(init: Callable[[Any], State]) -> Callable[[Any], State]:
-    """What runs once: at LLVM's highest level a CPU's compiler takes minutes for random numbers of a hundred shapes."""
+    """Compile a function that runs once with fewer optimizations on a CPU.
+
+    At LLVM's highest level, random numbers of a hundred shapes take minutes to compile.
+    """
 
     @functools.cache
-    def fast() -> Any:  # at the first call: asking for the backend starts JAX's devices
+    def fast() -> Any:  # made at the first call, because asking for the backend starts JAX's devices
         fewer = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
         return jax.jit(init, compiler_options=fewer)
 
     @functools.wraps(init)
     def call(key: Any) -> State:
-        tracing = isinstance(jnp.zeros(()), Tracer)  # such options are refused inside another program
+        tracing = isinstance(jnp.zeros(()), Tracer)  # JAX refuses compiler options inside another program
         return init(key) if tracing or not seam.untouched() else fast()(key)
 
     call.lower = lambda key: fast().lower(key)  # type: ignore[attr-defined]
@@ -76,11 +87,19 @@ def _compiled_quickly(init: Callable[[Any], State]) -> Callable[[Any], State]:
 
 
 def feed(learner: Learner, batch_size: int, augment: Callable[[Array, Batch], Batch] | None = None) -> Learner:
-    """Draw shuffled batches on the device: `step` is then given the whole data set.
+    """Draw shuffled batches on the device. `step` is then given the whole data set in place of a batch.
 
-    Each epoch visits the examples in an order of its own and leaves out a remainder smaller than a batch. The place
-    in the data is the state's step, the order follows from the state's key: nothing is stored.
-    augment: `(key, batch) -> batch` (`jdl.data.augment`). Raises ValueError for a batch larger than the data.
+    Each epoch visits the examples in a different order and leaves out a remainder smaller than a batch. The place in
+    the data follows from `state.step` and the order from `state.key`, so nothing has to be stored.
+
+    Args:
+        learner: a learner of one run; apply `seeds` afterwards, so that each run draws its own batches.
+        batch_size: examples per call of the learner's step. After `scan`, a call takes several updates.
+        augment: `(key, batch) -> batch`, applied to each batch (`jdl.data.augment`).
+
+    Raises:
+        ValueError: for a batch size below 1 and a learner of several runs; in `step`, for a batch larger than the
+            data.
     """
     if batch_size < 1:
         raise ValueError(f"feed(batch_size={batch_size}): a batch has at least 1 example")
@@ -97,22 +116,30 @@ def feed(learner: Learner, batch_size: int, augment: Callable[[Array, Batch], Ba
         positions = place * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         if learner.steps == 1:
             positions = seam.current().share(positions)
-        else:  # a batch of several steps is shared out within each
-            positions = jax.vmap(seam.current().share)(_split("feed", learner.steps, positions)).reshape(-1)
+        else:  # replicas divide the batch of each step
+            positions = jax.vmap(seam.current().share)(_split_axis("feed", learner.steps, positions)).reshape(-1)
         indices = shuffled_index(fold(state.key, "shuffle"), epoch, positions, size)
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], data)
         if augment is not None:
             batch = augment(fold(step_key(state), "augment"), batch)
         return learner.step(state, batch)
 
-    return learner._replace(step=step).with_traits(fed=True, batch_size=batch_size)
+    return learner._replace(step=step).with_traits(fed=True, batch_size=max(1, batch_size // learner.steps))
 
 
 def scan(learner: Learner, n: int) -> Learner:
-    """n steps in one dispatch; the metrics of each step are stacked.
+    """Take n steps per call, as one compiled loop, which saves the time of n − 1 calls.
 
-    A learner that draws its own batches (`feed`) is given the whole data every time; otherwise the batch holds n
-    steps' examples, one step's after the other's.
+    The metrics of `step` get an axis of steps, after that of runs if there is one. A learner that draws its own batches
+    (`feed`) is given the same whole data set for every step. Any other learner is given the batches of n steps
+    concatenated: `[n * batch, ...]`.
+
+    Args:
+        learner: the learner to loop over.
+        n: steps per call; 1 gives the same shapes as without `scan`.
+
+    Raises:
+        ValueError: for n below 1; in `step`, for a batch that n does not divide.
     """
     _at_least_one("scan", n)
 
@@ -120,10 +147,10 @@ def scan(learner: Learner, n: int) -> Learner:
         if learner.traits.fed:
             one, batches, body = batch, None, lambda state, _: learner.step(state, batch)
         else:
-            split = functools.partial(_split, f"scan(learner, {n})", n, axis=learner.traits.example_axis)
+            split = functools.partial(_split_axis, f"scan(learner, {n})", n, axis=learner.traits.example_axis)
             batches = jax.tree.map(lambda leaf: jnp.moveaxis(split(leaf), learner.traits.example_axis, 0), batch)
             one = jax.tree.map(lambda leaf: leaf[0], batches)
-            # A new function each time: lax.scan keeps traces by function, and those do not know of the seam.
+            # A new function each time: lax.scan caches traces by function, whatever notes are in the seam.
             body = lambda state, batch: learner.step(state, batch)  # noqa: E731
         with _watching_convolutions("scan", learner.step, state, one):
             state, metrics = jax.lax.scan(body, state, batches, length=n)
@@ -131,7 +158,7 @@ def scan(learner: Learner, n: int) -> Learner:
             metrics = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), metrics)
         if learner.steps > 1:  # [..., n, steps, ...] -> [..., n * steps, ...]
             axis = 0 if learner.runs is None else 1
-            metrics = jax.tree.map(lambda leaf: _join(leaf, axis), metrics)
+            metrics = jax.tree.map(lambda leaf: _merge_axes(leaf, axis), metrics)
         elif n == 1:
             metrics = jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0 if learner.runs is None else 1), metrics)
         return state, metrics
@@ -140,12 +167,23 @@ def scan(learner: Learner, n: int) -> Learner:
 
 
 def accumulate(learner: Learner, n: int) -> Learner:
-    """One update from n micro-batches, one in memory at a time: sums are added and divided once."""
+    """Make one update from n micro-batches, of which only one at a time takes memory for activations.
+
+    The gradients, losses and weights of the micro-batches are summed and divided once, so the update is that of the
+    whole batch, also with masks.
+
+    Args:
+        learner: a learner whose step computes gradients by `jdl.gradients`, such as `supervised`.
+        n: the number of micro-batches that each batch is divided into.
+
+    Raises:
+        ValueError: for n below 1; in `step`, for a batch that n does not divide.
+    """
     _at_least_one("accumulate", n)
 
     def reduction(summed: seam.SummedGradients) -> seam.SummedGradients:
         def accumulated(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
-            micro_batches = jax.tree.map(functools.partial(_split, f"accumulate(learner, {n})", n), batch)
+            micro_batches = jax.tree.map(functools.partial(_split_axis, f"accumulate(learner, {n})", n), batch)
 
             def add(sums: PyTree, part: tuple[Array, Batch]) -> tuple[PyTree, tuple[Array, PyTree]]:
                 index, micro_batch = part
@@ -176,13 +214,26 @@ def seeds(
     placement: Placement | None = None,
     spread: bool | int = True,
 ) -> Learner:
-    """n independent runs in one program; the state, metrics and predictions get a leading axis of runs.
+    """Train n independent runs in one program. The state, metrics and predictions get a leading axis of runs.
 
-    Run i starts from the key `fold_in(key, i)`, whatever the other runs are: `seeds(learner, [5])` repeats run 5 of
-    eight. each: batches (and data, also for evaluation) have a leading axis of runs, one run's each, as for splits
-    that differ between runs; otherwise all runs are given the same. placement: "map" keeps each run's bits, "vmap"
-    runs them together; by default what is fast on this kind of device. spread: over all devices; or over so many
-    groups of them, within which each run is spread by a transform of its own (`shard`, `pmap`, `distribute`).
+    Run i starts from the key `jax.random.fold_in(key, i)`, whatever the other runs are: `seeds(learner, [5])` repeats
+    run 5 of `seeds(learner, 8)`. If the learner already holds several runs (`population`), there is one axis for all of
+    them, with the runs of seed 0 first.
+
+    Args:
+        learner: the learner to repeat.
+        n: the number of runs, or the list of their seeds.
+        each: whether each run has its own data. Batches, also those for evaluation, then have a leading axis of runs.
+            By default all runs are given the same data.
+        placement: "map" computes the runs of a device one after another, with the same bits as a run alone; "vmap"
+            computes them at once. By default "map" on a CPU and "vmap" elsewhere, where each is faster.
+        spread: True to divide the runs among all devices; False to leave the devices to a transform inside, such as
+            `pmap`; or the number of groups of devices to divide the runs among, with a transform inside (`shard`,
+            `pmap`, `distribute`) that spreads each run over the devices of its group.
+
+    Raises:
+        ValueError: for no runs, negative seeds, groups that do not divide the runs, and, in `step`, batches without
+            the axis of runs that `each` asks for.
     """
     numbers = tuple(range(n)) if isinstance(n, int) else tuple(n)
     if not numbers or min(numbers) < 0:
@@ -190,12 +241,12 @@ def seeds(
     runs, inner = len(numbers), learner.runs
     place = functools.partial(over_runs, runs=runs, placement=placement, spread=spread, transform="seeds")
 
-    # A learner that itself holds several runs has one axis for them all, the outer ones first.
+    # A learner that already holds several runs gets a single axis for all of them, the outer runs first.
     def outer(tree: PyTree) -> PyTree:
         return tree if inner is None else jax.tree.map(lambda leaf: leaf.reshape(runs, inner, *leaf.shape[1:]), tree)
 
     def flat(tree: PyTree) -> PyTree:
-        return tree if inner is None else jax.tree.map(lambda leaf: _join(leaf, 0), tree)
+        return tree if inner is None else jax.tree.map(lambda leaf: _merge_axes(leaf, 0), tree)
 
     def over(function: Callable[[State, Batch], PyTree]) -> Callable[[State, Batch], PyTree]:
         def call(state: State, batch: Batch) -> PyTree:
@@ -230,10 +281,25 @@ def population(
     placement: Placement | None = None,
     spread: bool | int = True,
 ) -> Learner:
-    """One run a hyper-parameter setting, in one program: `make` is given traced scalars.
+    """Train one run for each setting of hyper-parameters, in one program.
 
-    hyperparameters: a pytree of arrays with a leading axis of settings. All runs start from the same key, so that
-    they differ by the setting alone; for several seeds of each, `seeds(population(...), n)`.
+        population(lambda rate: supervised(model, loss, optax.adam(rate), example=batch), jnp.logspace(-4, -2, 8))
+
+    All runs start from the same key, so that they differ by the setting alone. For several seeds of each setting, use
+    `seeds(population(...), n)`.
+
+    Args:
+        make: `(setting) -> learner` of one run. The values in the setting are traced scalars, so they cannot decide
+            shapes or Python branches.
+        hyperparameters: a pytree of arrays with a leading axis of settings.
+        placement: as in `seeds`.
+        spread: as in `seeds`.
+
+    Returns:
+        A learner whose state, metrics and predictions have a leading axis of settings.
+
+    Raises:
+        ValueError: for arrays of different lengths, no settings, and a `make` whose learner holds several runs.
     """
     sizes = {len(leaf) for leaf in jax.tree.leaves(hyperparameters)}
     if len(sizes) != 1 or sizes == {0}:
@@ -281,8 +347,8 @@ def _at_least_one(transform: str, n: int) -> None:
         raise ValueError(f"{transform}(learner, {n}): n is at least 1")
 
 
-def _split(transform: str, n: int, leaf: Any, axis: int = 0) -> Array:
-    """[n * size, ...] -> [n, size, ...], in order; or so at another axis."""
+def _split_axis(transform: str, n: int, leaf: Any, axis: int = 0) -> Array:
+    """Reshape [n * size, ...] to [n, size, ...], or do so at another axis."""
     if jnp.ndim(leaf) <= axis or leaf.shape[axis] % n:
         raise ValueError(
             f"{transform} splits a batch's axis {axis}, of examples, in {n}, and this one has shape {jnp.shape(leaf)}; "
@@ -291,17 +357,21 @@ def _split(transform: str, n: int, leaf: Any, axis: int = 0) -> Array:
     return jnp.reshape(leaf, (*leaf.shape[:axis], n, leaf.shape[axis] // n, *leaf.shape[axis + 1 :]))
 
 
-def _join(leaf: Array, axis: int) -> Array:
+def _merge_axes(leaf: Array, axis: int) -> Array:
+    """Reshape [n, size, ...] to [n * size, ...], or do so at another axis."""
     return leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])
 
 
 @contextlib.contextmanager
 def _watching_convolutions(transform: str, step: Callable, state: State, batch: Batch) -> Iterator[None]:
-    """Around a loop over `step` on a CPU, where XLA's weight gradient of a convolution is many times slower: warn."""
+    """Warn of convolutions in a step that is about to be looped over on a CPU, where XLA makes them many times slower.
+
+    Only their weight gradients are concerned.
+    """
     if jax.default_backend() != "cpu" or seam.current().watched:
         yield
         return
-    with seam.within(watched=True):  # the outermost loop sees what the inner ones hold
+    with seam.within(watched=True):  # the outermost loop sees the operations of the inner ones
         found = weight_gradient_convolutions(jax.make_jaxpr(step)(state, batch))
         if found:
             warnings.warn(

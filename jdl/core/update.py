@@ -1,4 +1,4 @@
-"""One update by any of Optax's transformations, whatever more than gradients it wants."""
+"""One update by any Optax transformation, including those that need more than gradients."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from jdl.core.learner import Batch, Loss, gradients, value
 from jdl.core.metrics import Mean
 
-# Transformations that cannot serve in a learner, by what their error says.
+# Messages of Optax's errors that mean that a transformation cannot serve in a learner, and what to tell the user.
 _REFUSED = {
     "has no attribute 'fast'": (
         "optax.lookahead keeps two sets of parameters, and a learner one: use supervised(average_decay=...), or "
@@ -37,20 +37,27 @@ def apply_gradients(
     batch: Batch,
     key: Array,
 ) -> tuple[PyTree, Any]:
-    """The parameters and the optimizer's state after an update.
+    """Update parameters by an optimizer.
 
-    Some transformations of Optax take extra arguments: the loss (`reduce_on_plateau`, Polyak steps, MoMo), a function
-    that computes it again (line searches, L-BFGS, Sophia), or its gradients at other parameters (SAM in its opaque
-    mode). They get them from the same batch and key, through the same seam.
+    Some Optax transformations take extra arguments: the loss (`reduce_on_plateau`, Polyak steps, MoMo), a function
+    that computes the loss again (line searches, L-BFGS, Sophia), or its gradients at other parameters (SAM in its
+    opaque mode). They are computed from the same batch and key, under the same transforms.
 
     Args:
-        optimizer: any transformation of Optax.
-        grads, mean: what `gradients(loss, params, batch, key)` returned.
-        opt_state, params: as they are before the update.
-        loss, batch, key: what `gradients` was given.
+        optimizer: any Optax transformation.
+        grads: the gradients that `gradients(loss, params, batch, key)` returned.
+        opt_state: the optimizer's state before the update.
+        params: the parameters before the update.
+        mean: the mean loss that `gradients` returned.
+        loss: as `gradients` was given it.
+        batch: as `gradients` was given it.
+        key: as `gradients` was given it.
+
+    Returns:
+        The new parameters and the optimizer's new state.
 
     Raises:
-        ValueError: for a transformation that cannot serve in a learner, with what can.
+        ValueError: for a transformation that cannot serve in a learner; the message names one that can.
     """
 
     def value_of(params: PyTree, obj_fn: Any = None, grad_fn: Any = None) -> Array:  # line searches pass these on
@@ -76,7 +83,7 @@ def apply_gradients(
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Name the remedy where a transformation of Optax fails for what it is."""
+    """Raise ValueError with a remedy if an Optax transformation in this context fails in a learner by its nature."""
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Values that a compiled program would not judge, judged before it is compiled."""
+"""Checks of values, such as labels, before compilation: a compiled program cannot raise for them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +10,24 @@ from jdl.core.learner import Learner, State
 
 
 def check_values(learner: Learner, state: State, data: Mapping[str, Any]) -> None:
-    """Raises ValueError for data that the learner's own check refuses, and for class labels without an output."""
+    """Check data before training: by the learner's own check, and that class labels have an output.
+
+    Args:
+        learner: the learner to be trained.
+        state: a state of it.
+        data: a dict of arrays, the whole data set or a batch. Labels are integers or booleans in `"target"`.
+
+    Raises:
+        ValueError: for data that `learner.check` refuses, and for labels below 0 or from the number of outputs up,
+            unless they are masked.
+    """
     if learner.check is not None:
         learner.check(data)
     _check_labels(learner, state, data)
 
 
 def _check_labels(learner: Learner, state: State, data: Mapping[str, Any]) -> None:
-    """Raises ValueError for class labels that the outputs have no place for: inside a step they would go unseen."""
+    """Raise ValueError for class labels without an output: inside a step they would go unnoticed."""
     if learner.predict is None or "target" not in data:
         return
     target = np.asarray(data["target"])
@@ -26,7 +36,7 @@ def _check_labels(learner: Learner, state: State, data: Mapping[str, Any]) -> No
     outputs = jax.eval_shape(learner.predict, state, {k: v for k, v in data.items() if k != "mask"})
     shape = getattr(outputs, "shape", ())
     if target.ndim > 1 and target.shape[-1] == 1 and shape[:-1][-target.ndim :] != target.shape:
-        target = target[..., 0]  # as `class_labels` takes it
+        target = target[..., 0]  # `class_labels` does the same
     if len(shape) < 2 or shape[-1] < 2 or shape[:-1][-target.ndim :] != target.shape:
         return
     counts = np.asarray(data.get("weights", data.get("mask", np.ones(1)))) > 0

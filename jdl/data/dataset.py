@@ -108,10 +108,11 @@ class Normalizer:
     It is a pytree, so it can be saved. `normalizer(inputs)` and `normalizer.invert(normalized)` take NumPy or JAX
     arrays, or pytrees of the structure that it was fitted on. Floating dtypes are kept; integers become float32.
 
-    >>> import numpy as np
-    >>> normalizer = Normalizer.fit(np.array([[1.0, 5.0], [3.0, 5.0]]))
-    >>> normalizer(np.array([[1.0, 6.0]]))
-    array([[-1.,  1.]])
+    Examples:
+        >>> import numpy as np
+        >>> normalizer = Normalizer.fit(np.array([[1.0, 5.0], [3.0, 5.0]]))
+        >>> normalizer(np.array([[1.0, 6.0]]))
+        array([[-1.,  1.]])
     """
 
     mean: Any

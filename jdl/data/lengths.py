@@ -78,11 +78,12 @@ def buckets(
         ValueError: for an example longer than the last boundary, for boundaries that do not increase, and if not
             exactly one of `batch_size` and `tokens_per_batch` is given.
 
-    >>> for bucket in buckets([3, 9, 4, 2], boundaries=[4, 16], batch_size=2):
-    ...     print(bucket.length, *bucket.indices, *bucket.mask)
-    4 3 3 True False
-    4 2 0 True True
-    16 1 1 True False
+    Examples:
+        >>> for bucket in buckets([3, 9, 4, 2], boundaries=[4, 16], batch_size=2):
+        ...     print(bucket.length, *bucket.indices, *bucket.mask)
+        4 3 3 True False
+        4 2 0 True True
+        16 1 1 True False
     """
     measured, ends = np.asarray(lengths), np.asarray(boundaries)
     if ends.ndim != 1 or not len(ends) or ends[0] < 1 or (np.diff(ends) < 1).any():
@@ -167,13 +168,14 @@ def pack(sequences: Sequence[ArrayLike], length: int, *, padding_id: int = 0, tr
     Source: first-fit decreasing, which takes at most 11/9 of the fewest rows possible, plus one: Johnson,
     "Near-optimal bin packing algorithms", MIT 1973; for language models: Krell et al. 2021, arXiv 2107.02027.
 
-    >>> packed = pack([[5, 6, 7], [8], [1, 2, 3, 4], [9, 9]], length=5)
-    >>> packed.ids
-    array([[1, 2, 3, 4, 8],
-           [5, 6, 7, 9, 9]], dtype=int32)
-    >>> packed.segments
-    array([[1, 1, 1, 1, 2],
-           [1, 1, 1, 2, 2]], dtype=int32)
+    Examples:
+        >>> packed = pack([[5, 6, 7], [8], [1, 2, 3, 4], [9, 9]], length=5)
+        >>> packed.ids
+        array([[1, 2, 3, 4, 8],
+               [5, 6, 7, 9, 9]], dtype=int32)
+        >>> packed.segments
+        array([[1, 1, 1, 1, 2],
+               [1, 1, 1, 2, 2]], dtype=int32)
     """
     rows = _checked(sequences, length, truncate)
     sizes = np.array([len(row) for row in rows], int)

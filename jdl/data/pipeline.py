@@ -135,6 +135,7 @@ def pipeline(
         prefetch,
         sharding,
         why_no_epoch if missing else whole.map(_FilledUp(batch_size)) if size % batch_size else whole,
+        len(whole),
     )
 
 
@@ -162,6 +163,7 @@ class Pipeline:
     Attributes:
         example: a batch of one example, as `jdl.supervised(..., example=)` takes it.
         batch_size: examples per batch.
+        batches_per_epoch: how many batches make an epoch, for `fit(epochs=)`.
         position: the number of batches consumed.
         waited: the seconds that `next` has waited for batches that were not ready.
     """
@@ -176,8 +178,10 @@ class Pipeline:
         prefetch: int,
         sharding: jax.sharding.Sharding | None,
         whole: Any = "",
+        batches_per_epoch: int = 0,
     ) -> None:
         self.example = example
+        self.batches_per_epoch = batches_per_epoch
         self.batch_size = identity["batch_size"]
         self.position = 0
         self.waited = 0.0

@@ -1,8 +1,8 @@
-"""Data on disk, read one example at a time: image folders, token files, ArrayRecord files.
+"""Data on disk, read one example at a time: image folders, token files and ArrayRecord files.
 
-Each reader has a length, gives example i as a dict of NumPy arrays at `reader[i]`, and tells what example i is called
-at `reader.name(i)`: what Grain calls a random-access data source, and `jdl.pipeline` makes batches of. Nothing is kept
-in memory but where the examples lie, so that readers can be sent to worker processes.
+Each reader has a length, returns example i as a dict of NumPy arrays at `reader[i]`, and its name for error messages
+at `reader.name(i)`. `jdl.pipeline` makes batches from readers; Grain calls them random-access data sources. They keep
+only the places of the examples in memory, so they can be sent to worker processes.
 """
 
 import contextlib
@@ -26,30 +26,42 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 def image_folder(
     path: str | os.PathLike[str], size: tuple[int, int] | None, channels: int = 3, *, scale: float | None = None
 ) -> "ImageFolder":
-    """A folder of class folders of images, decoded when asked for.
+    """Open a folder that has one folder of images per class. Images are decoded when they are read.
 
     An example is `{"input": [height, width, channels], "target": int32 []}`. Targets number the sorted names of the
-    class folders, and images are sorted by path within each (folders inside a class folder belong to it). Images are
-    uint8, or what the files of the folder hold: uint16 for 16-bit grey (microscopes, radiographs), float32 for float
-    TIFF. A photograph is turned upright as its EXIF data says.
+    class folders. Within a class, images are sorted by path and include those in subfolders. Images are uint8, or the
+    type of the files: uint16 for 16-bit gray (microscopes, radiographs), float32 for float TIFF. Photographs are turned
+    upright as their EXIF data says.
 
     Args:
-        path: the folder.
+        path: the folder, with images at `path/CLASS/IMAGE.jpg`.
         size: height and width. An image is scaled bilinearly until it covers them, and its center is cut out. None
-            leaves images as they are, for a `map` of your own.
-        channels: 1, 3 or 4. Transparency is dropped by 1 and 3. Deep images are grey, which 3 repeats.
-        scale: multiplies the values, which are then float32: `scale=1 / 65535` for 16 bits.
+            keeps the sizes of the images, for a `map` of your own.
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA). With 1 and 3, transparency is dropped. Images of more than 8 bits are
+            gray, and 3 repeats their channel.
+        scale: a factor for the values, which makes them float32: `scale=1 / 65535` for 16 bits.
 
     Raises:
         FileNotFoundError: for a folder that does not exist.
-        ValueError: for one without class folders, or a class without images. Reading raises it, naming the file, for
-            an image that cannot be decoded or has other numbers than the first (without `scale`).
+        ValueError: for a folder without class folders, a class without images, and wrong `size` or `channels`. Reading
+            raises it for an image that cannot be decoded and, without `scale`, for one whose type differs from the
+            first; the message names the file.
     """
     return ImageFolder(Path(path), size, channels, scale)
 
 
 class ImageFolder:
-    """The reader of `image_folder`; has `class_names` and, for each example, its `files` and `targets`."""
+    """The reader that `image_folder` returns.
+
+    Attributes:
+        path: the folder.
+        size: height and width of the examples, or None.
+        channels: channels of the examples.
+        scale: the factor of their values, or None.
+        class_names: the names of the class folders, sorted.
+        files: the file of each example.
+        targets: int32 `[examples]`; the class of each example.
+    """
 
     def __init__(self, path: Path, size: tuple[int, int] | None, channels: int, scale: float | None = None) -> None:
         if channels not in _MODES:
@@ -90,12 +102,12 @@ class ImageFolder:
         return {"input": image, "target": self.targets[index]}
 
     def name(self, index: int) -> str:
-        """The file of an example."""
+        """Return the file of an example."""
         return self.files[index]
 
     @cached_property
     def _dtype(self) -> np.dtype:
-        """The type of the first image's numbers, which all images have."""
+        """The type of the first image's values, which all images must have."""
         return self._decoded(self.files[0]).dtype
 
     def _decoded(self, file: str) -> Shaped[np.ndarray, "height width channels"]:
@@ -110,7 +122,7 @@ class ImageFolder:
                 if opened.mode == "P" and "transparency" in opened.info and self.channels == 4:
                     image = image.convert("RGBA")
                 image = image if deep else image.convert(_MODES[self.channels])
-        except Exception as error:  # of many kinds: Pillow has a decoder for each format
+        except Exception as error:  # each format has a decoder with its own kinds of errors
             raise ValueError(
                 f"{file} is no image that can be read ({error}); repair it, convert it or remove it"
             ) from error
@@ -137,19 +149,37 @@ def _images(folder: Path) -> list[str]:
 
 
 def token_file(path: str | os.PathLike[str], dtype: Any, context: int, stride: int | None = None) -> "TokenFile":
-    """Windows of a file of token ids, nothing but little-endian integers of `dtype`, as `write_tokens` makes it.
+    """Open a file of token ids, as `write_tokens` writes it, as windows for language models.
 
-    Example i is `{"input": int32 [context], "target": int32 [context]}`, the target one token ahead, from the
-    `context + 1` tokens at `i * stride`. stride: by default `context`: inputs don't overlap, and every token but the
-    first is a target once. What is left at the end, too short for a window, is not read.
+    Example i is `{"input": int32 [context], "target": int32 [context]}` from the `context + 1` tokens that begin at
+    `i * stride`; the target is the input shifted by one token. Tokens at the end that do not fill a window are not
+    read.
 
-    Raises FileNotFoundError, and ValueError for a file that `dtype` does not divide or that is shorter than a window.
+    Args:
+        path: the file: little-endian integers without a header.
+        dtype: the type of the integers, such as `np.uint16`.
+        context: tokens of an input.
+        stride: tokens between the starts of windows; by default `context`, so that inputs do not overlap and every
+            token except the first is a target once.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist.
+        ValueError: for a file whose size is no multiple of the integers' or that is shorter than a window, for a dtype
+            that is not an integer type, and for a context or stride below 1.
     """
     return TokenFile(Path(path), np.dtype(dtype), context, context if stride is None else stride)
 
 
 class TokenFile:
-    """What `token_file` gives; `num_tokens` is the whole file's."""
+    """The reader that `token_file` returns.
+
+    Attributes:
+        path: the file.
+        dtype: the type of its integers.
+        context: tokens of an input.
+        stride: tokens between the starts of windows.
+        num_tokens: tokens in the file.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype, context: int, stride: int) -> None:
         for name, value in (("context", context), ("stride", stride)):
@@ -181,7 +211,7 @@ class TokenFile:
         return {"input": window[:-1].astype(np.int32), "target": window[1:].astype(np.int32)}
 
     def name(self, index: int) -> str:
-        """The file and the tokens of an example."""
+        """Return the file of an example and the numbers of its first and last token."""
         start = index * self.stride
         return f"{self.path}, tokens {start} to {start + self.context}"
 
@@ -190,15 +220,26 @@ class TokenFile:
         return np.memmap(self.path, self.dtype, "r")
 
     def __getstate__(self) -> dict[str, Any]:
-        # A memory map would be sent to a worker process as the array it stands for, the whole file.
+        # Leave out the memory map, which would be sent to a worker process as an array of the whole file.
         return {name: value for name, value in vars(self).items() if name != "_tokens"}
 
 
 def write_tokens(path: str | os.PathLike[str], chunks: Iterable[Any], dtype: Any = np.uint16) -> int:
-    """Write token ids, chunk after chunk, as the file that `token_file` reads; returns how many there are.
+    """Write token ids as the file that `token_file` reads. Only one chunk at a time is in memory.
 
-    chunks: arrays or lists of integers, of one axis and any lengths, a document each, say. One chunk is in memory at a
-    time; the file appears under its name when it is whole. Raises ValueError for ids that `dtype` cannot hold.
+    The file gets its name once it is complete.
+
+    Args:
+        path: the file to write.
+        chunks: arrays or lists of integers `[tokens]` of any lengths, such as one per document.
+        dtype: the type to store; uint16 holds ids up to 65535.
+
+    Returns:
+        The number of tokens.
+
+    Raises:
+        ValueError: for ids that `dtype` cannot hold, and for chunks that are not integers along one axis.
+        OSError: if the file cannot be written; the message names the remedy.
     """
     dtype = np.dtype(dtype)
     _check_token_dtype("write_tokens", dtype)
@@ -229,16 +270,26 @@ def _check_token_dtype(function: str, dtype: np.dtype) -> None:
 
 
 def array_records(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "ArrayRecords":
-    """The examples of one or several ArrayRecord files that `write_array_records` made, in the order of the files.
+    """Open ArrayRecord files that `write_array_records` wrote.
 
-    Raises FileNotFoundError, and ValueError for a file that is no ArrayRecord file; reading raises ValueError for a
-    record that is no example.
+    Args:
+        paths: one file, or several whose examples follow each other.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist.
+        ImportError: if the package array_record is not installed (`pip install 'jdl[grain]'`).
+        ValueError: for a file that is not an ArrayRecord file, and for no files. Reading raises it for a record that is
+            not an example.
     """
     return ArrayRecords([Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths])
 
 
 class ArrayRecords:
-    """What `array_records` gives."""
+    """The reader that `array_records` returns.
+
+    Attributes:
+        paths: the files.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
         try:
@@ -272,16 +323,26 @@ class ArrayRecords:
         return jax.tree.map(np.array, example)  # copied: views of the record's bytes are read-only
 
     def name(self, index: int) -> str:
-        """The record's number, and the files."""
+        """Return the number of the record and the files."""
         return f"record {index} of {', '.join(map(str, self.paths))}"
 
 
 def write_array_records(path: str | os.PathLike[str], examples: Iterable[Mapping[str, Any]]) -> int:
-    """Write examples, one after the other, as the ArrayRecord file that `array_records` reads; returns their number.
+    """Write examples as the ArrayRecord file that `array_records` reads. Only one example at a time is in memory.
 
-    examples: dicts, or dicts of dicts, of numeric or boolean arrays; all with the same keys, lengths may differ. One
-    is in memory at a time; the file appears under its name when it is whole. Each is a record in MessagePack, as Flax
-    writes it. Raises ValueError for other values.
+    The file gets its name once it is complete. Each example is a record in MessagePack, as Flax writes it.
+
+    Args:
+        path: the file to write.
+        examples: dicts, or dicts of dicts, of numeric or boolean arrays. All have the same keys; shapes may differ.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        ImportError: if the package array_record is not installed (`pip install 'jdl[grain]'`).
+        ValueError: for no examples, different keys, and values that are not numeric or boolean.
+        OSError: if the file cannot be written; the message names the remedy.
     """
     try:
         from array_record.python.array_record_module import ArrayRecordWriter
@@ -291,7 +352,7 @@ def write_array_records(path: str | os.PathLike[str], examples: Iterable[Mapping
 
     written, first = 0, None
     with _appearing(Path(path)) as temporary:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # groups are for reading in order
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # larger groups only help reading in order
         try:
             for example in examples:
                 arrays = jax.tree.map(np.asarray, dict(example))
@@ -330,7 +391,7 @@ def _checked_index(reader: ImageFolder | TokenFile | ArrayRecords, index: int) -
 
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A temporary name to write under; what is there at the end is synced and renamed, and removed after an error."""
+    """Yield a temporary name to write under. Finally sync and rename the file, or delete it after an error."""
     temporary = path.with_name(path.name + ".writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,9 +37,10 @@ def shuffled_index(
     Raises:
         ValueError: for a `size` outside that range.
 
-    >>> key = jax.random.key(0)
-    >>> sorted(int(shuffled_index(key, 0, position, 5)) for position in range(5))
-    [0, 1, 2, 3, 4]
+    Examples:
+        >>> key = jax.random.key(0)
+        >>> sorted(int(shuffled_index(key, 0, position, 5)) for position in range(5))
+        [0, 1, 2, 3, 4]
     """
     _check_size(size)
     # The random words depend on the key alone, so a loop of steps draws them once, not in every step.

@@ -194,9 +194,10 @@ class Subwords(Tokenizer):
 def bytes_tokenizer(special_tokens: Sequence[str] = ()) -> Tokenizer:
     """Make a tokenizer of UTF-8 bytes: 256 byte values, then the special tokens. It encodes any text.
 
-    >>> bytes_tokenizer(["<end>"]).encode_batch(["é!", "x"], 4, end="<end>")["ids"]
-    array([[195, 169,  33, 256],
-           [120, 256,   0,   0]], dtype=int32)
+    Examples:
+        >>> bytes_tokenizer(["<end>"]).encode_batch(["é!", "x"], 4, end="<end>")["ids"]
+        array([[195, 169,  33, 256],
+               [120, 256,   0,   0]], dtype=int32)
     """
     return Bytes(special_tokens)
 
@@ -206,9 +207,10 @@ def characters(text: str, special_tokens: Sequence[str] = ()) -> Tokenizer:
 
     Encoding any other character raises ValueError.
 
-    >>> tokenizer = characters("hello")
-    >>> tokenizer.vocab_size, tokenizer.encode("hole")
-    (4, array([1, 3, 2, 0], dtype=int32))
+    Examples:
+        >>> tokenizer = characters("hello")
+        >>> tokenizer.vocab_size, tokenizer.encode("hole")
+        (4, array([1, 3, 2, 0], dtype=int32))
     """
     return Characters("".join(sorted(set(text))), special_tokens)
 

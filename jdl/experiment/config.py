@@ -1,7 +1,7 @@
-"""Configs as JSON and back: numbers, texts, paths, dates, enums, tuples, lists, dicts, and dataclasses within them.
+"""Configs as JSON and back: numbers, strings, paths, dates, enums, tuples, lists, dicts, and dataclasses of these.
 
-Enums are written by name, paths and dates as text. Where a field may hold several types, what JSON has no type for is
-written with its own: `{"type": "Path", "value": "runs"}`.
+Enums are written by name, paths and dates as text. If a field may hold several types, a value that JSON lacks a type
+for is written together with its type: `{"type": "Path", "value": "runs"}`.
 """
 
 import dataclasses
@@ -24,12 +24,24 @@ _HELD = "numbers, booleans, strings, paths, dates, enums, tuples, lists and dict
 
 
 def encode(config: Any) -> dict[str, Any]:
-    """A config as JSON, field by field."""
+    """Convert a config to JSON, field by field.
+
+    Args:
+        config: a dataclass whose fields pass `check`.
+    """
     return _encode(type(config), config)
 
 
 def decode(kind: Any, value: Any) -> Any:
-    """A value of a type from its JSON; raises ValueError naming a field that a dataclass does not have."""
+    """Convert JSON back to a value of a type.
+
+    Args:
+        kind: the type, such as a Config.
+        value: the JSON, as `encode` makes it.
+
+    Raises:
+        ValueError: if the JSON has a field that the dataclass lacks, or a type that the field does not take.
+    """
     kind = _bare(kind)
     if value is None or kind is Any:
         return value
@@ -61,7 +73,11 @@ def decode(kind: Any, value: Any) -> Any:
 
 
 def check(config: type) -> None:
-    """Raises TypeError, naming the field, for a Config with a field of a type that JSON could not give back."""
+    """Check that every field of a Config can be converted to JSON and back.
+
+    Raises:
+        TypeError: naming the field, for a type that cannot.
+    """
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         wrong = _unsupported(hints[field.name])
@@ -100,14 +116,14 @@ def _encode(kind: Any, value: Any) -> Any:
 
 
 def _bare(kind: Any) -> Any:
-    """A type without its alias and annotations."""
+    """Resolve a type alias, and remove annotations."""
     while isinstance(kind, typing.TypeAliasType) or typing.get_origin(kind) is typing.Annotated:
         kind = kind.__value__ if isinstance(kind, typing.TypeAliasType) else typing.get_args(kind)[0]
     return kind
 
 
 def _several(kind: Any) -> list[Any]:
-    """The types of a union, without None; none where it is no union."""
+    """List the types of a union without None; the list is empty if the type is no union."""
     if typing.get_origin(kind) not in (typing.Union, types.UnionType):
         return []
     return [
@@ -126,7 +142,7 @@ def _named(kinds: Sequence[Any], name: str) -> Any:
 
 
 def _container(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    """tuple, list or dict and the types within; None and nothing for another type."""
+    """Split the type of a container into tuple, list or dict, and the types of its items; (None, ()) for others."""
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin is tuple:
         return tuple, inner
@@ -136,19 +152,19 @@ def _container(kind: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _each(inner: tuple[Any, ...], items: Sequence[Any]) -> list[Any]:
-    """The types of a tuple's items."""
+    """List the type of each item of a tuple."""
     if not inner:
         return [Any] * len(items)
     return [inner[0]] * len(items) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
 
 
 def _key(kind: Any, name: str) -> Any:
-    """A key of a dict, which JSON made a text."""
+    """Convert the key of a dict back from the text that JSON made of it."""
     return kind(name) if _bare(kind) in (int, float) else name
 
 
 def _unsupported(kind: Any) -> Any:
-    """The type within that could not be kept, None where all can."""
+    """Find a type, here or in what the type contains, that JSON cannot give back; None if there is none."""
     kind = _bare(kind)
     if kind is Any or kind in (*_PLAIN, type(None)) or kind in _TEXTS or typing.get_origin(kind) is Literal:
         return None

@@ -1,4 +1,4 @@
-"""Experiments in run directories: begun, gone on with, moved to other devices, repeated."""
+"""Experiments in run directories: start a run, continue it, move it to other devices, repeat it."""
 
 import hashlib
 import math
@@ -13,6 +13,7 @@ from typing import Any
 
 from jdl.experiment.config import decode, encode
 from jdl.experiment.find import find, load_file
+from jdl.experiment.population import POPULATION, mark_population, refuse_population
 from jdl.parallel.modes import MODES, check_mesh
 from jdl.runtime import processes
 from jdl.runtime.cores import ask_for_devices, cores, one_core
@@ -20,7 +21,7 @@ from jdl.runtime.files import as_json
 from jdl.training import runs
 from jdl.training.runs import Run
 
-COPY = "experiment.py"  # of the experiment's source, in its run directory
+COPY = "experiment.py"  # in a run directory: the experiment's source
 
 
 def run(
@@ -30,7 +31,28 @@ def run(
     seeds: int | Sequence[int] = 1,
     path: str | Path | None = None,
 ) -> Run:
-    """Run an experiment in a new run directory (runs/NAME/TIME by default) and write its result."""
+    """Run an experiment in a new run directory, and write its result there.
+
+    The directory gets config, seeds, environment, log, checkpoints and final metrics, but no report and no figures of
+    it: `jdl report RUN` on the command line writes those. `jdl.load(run.path)` opens the run with its trained state.
+
+        finished = jdl.run("xor", seeds=4)
+
+    Args:
+        experiment: the experiment, a module with `Config` and `main(config, run)`; or its name as `jdl run` takes it.
+        config: the experiment's config; by default `Config()`.
+        seeds: the number of independent runs, with seeds 0, 1, ...; or a list of seeds.
+        path: the run directory; by default runs/NAME/TIME.
+
+    Returns:
+        The finished run: `run.final` has the final metrics, one value per seed.
+
+    Raises:
+        LookupError: if there is no experiment of that name.
+        ValueError: for no seed, or for a negative one.
+        FileExistsError: if the folder holds anything.
+        TypeError: for a config that JSON cannot hold, and if `main` does not return a dict.
+    """
     module = find(experiment) if isinstance(experiment, str) else experiment
     config = module.Config() if config is None else config
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
@@ -46,7 +68,18 @@ def prepare(
     path: str | Path | None = None,
     log: Sequence[str] = (),
 ) -> Run:
-    """A new run directory with all it takes to repeat the run, the experiment's source among it."""
+    """Make a new run directory with all that a repetition needs, including a copy of the experiment's source.
+
+    Args:
+        module: the experiment.
+        config: the experiment's config.
+        numbers: the seeds.
+        path: the run directory; by default runs/NAME/TIME.
+        log: where to send the metrics besides metrics.jsonl, names in `jdl.training.loggers.LOGGERS`.
+
+    Raises:
+        FileExistsError: if the folder holds anything.
+    """
     file = Path(typing.cast(str, module.__file__))
     folder = default_path(file.stem) if path is None else Path(path)
     processes.agree("experiment", {"SHA-256 of the file": hashlib.sha256(file.read_bytes()).hexdigest()})
@@ -60,22 +93,36 @@ def prepare(
 
 
 def begun(module: ModuleType, config: Any, numbers: Sequence[int], path: Path) -> Run | None:
-    """The unfinished run of a folder, to go on with, where it is this very one; None where there is none.
+    """Find the unfinished run that the same command started, to continue it.
 
-    A scheduler that ended a command, or the machine under it, gives it again as it was. Raises FileExistsError, saying
-    what differs, for a run of another experiment, config, seeds or source.
+    A scheduler that ended a command gives the same command again later.
+
+    Args:
+        module: the experiment.
+        config: the experiment's config.
+        numbers: the seeds.
+        path: the run directory.
+
+    Returns:
+        The run; None if the folder has no run, or a finished one.
+
+    Raises:
+        FileExistsError: if the unfinished run there has another experiment, config, seeds or source; the message says
+            what differs.
+        ValueError: if the unfinished run there trains several settings of a search.
     """
     found = processes.by_first(lambda: _is_begun(module, config, numbers, path))
-    return runs.together(path) if found else None
+    return runs.shared_copy(path) if found else None
 
 
 def _is_begun(module: ModuleType, config: Any, numbers: Sequence[int], path: Path) -> bool:
     if not (path / "config.json").is_file() or (found := Run(path)).result is not None:
         return False
+    refuse_population(found)
     file = Path(typing.cast(str, module.__file__))
     wanted = as_json({"experiment": file.stem, "seeds": list(numbers), **encode(config)})
     held = {"experiment": found.description["experiment"], "seeds": list(found.seeds), **found.config}
-    held |= found.description.get("before", [{}])[0]  # as it was begun, where `jdl resume` has moved it since
+    held |= found.description.get("before", [{}])[0]  # the config at the start, if `jdl resume` has moved the run
     differ = [
         f"{name} {held.get(name)!r} there, {wanted[name]!r} here" for name in wanted if held.get(name) != wanted[name]
     ]
@@ -90,7 +137,7 @@ def _is_begun(module: ModuleType, config: Any, numbers: Sequence[int], path: Pat
 
 
 def begin(prepared: Run) -> Run:
-    """Execute a new run; where the experiment raises before it has written anything, no folder stays behind."""
+    """Execute a new run; if the experiment raises before it has written anything, the folder is removed."""
     files = set(prepared.path.iterdir())
     try:
         return execute(prepared)
@@ -101,19 +148,42 @@ def begin(prepared: Run) -> Run:
 
 
 def execute(run: Run) -> Run:
-    """Run, or go on with, the experiment of a run directory, from the copy of its source there."""
+    """Run the experiment of a run directory from the copy of its source there, or continue it.
+
+    A finished run is evaluated again from its last checkpoint and keeps the time that it took.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The same run, finished.
+
+    Raises:
+        TypeError: if `main` does not return a dict.
+    """
     module = load_copy(run)
     start = time.monotonic() - _seconds(run)
     metrics = module.main(decode(module.Config, run.config), run)
     if not isinstance(metrics, Mapping):
         raise TypeError(f"main of {run.path / COPY} returned {type(metrics).__name__}; return a dict of final metrics")
-    before = run.result  # of a finished run that was resumed: it took the time that it took
+    before = run.result  # None unless a finished run is resumed
     run.finish(metrics, before["seconds"] if before else time.monotonic() - start)
     return run
 
 
 def move(run: Run, devices: str, mesh: str) -> None:
-    """Let an unfinished run go on over other devices: any layout restores the checkpoints of any other."""
+    """Let an unfinished run continue on other devices: every layout can restore the checkpoints of every other.
+
+    Args:
+        run: the run.
+        devices: the new mode, as in `jdl.distribute`; the present one if it is empty.
+        mesh: the new mesh, as in `jdl.distribute`.
+
+    Raises:
+        ValueError: for a finished run, for a config without the fields `devices` and `mesh`, and for a mesh that does
+            not fit the mode.
+        OSError: if another process trains the run.
+    """
     config = run.config
     if run.result is not None:
         raise ValueError(f"{run.path} is finished; --devices and --mesh are for a run that goes on")
@@ -123,13 +193,20 @@ def move(run: Run, devices: str, mesh: str) -> None:
         )
     moved = {"devices": devices or config["devices"], "mesh": mesh}
     check_mesh(moved["devices"], mesh)
-    with runs.locked(run.path):  # nobody trains it now
+    with runs.locked(run.path):  # no other process trains it now
         for part in [run, *(Run(file.parent) for file in run.path.glob("*/config.json"))]:
             part.move(moved)
 
 
 def settle(config: Any) -> None:
-    """Put this process where the config wants it, before JAX is used; a CPU is cut into as many devices as its mesh."""
+    """Set up this process as the config asks, before JAX is used.
+
+    A config with a true `one_core` keeps the process on one core. A config with a mesh splits the CPU into as many
+    devices as the mesh has.
+
+    Args:
+        config: the experiment's config.
+    """
     if getattr(config, "one_core", False):
         one_core()
     devices, mesh = str(getattr(config, "devices", "")), getattr(config, "mesh", None)
@@ -140,13 +217,13 @@ def settle(config: Any) -> None:
 
 
 def settle_run(run: Run) -> None:
-    """As `settle`, for a run directory."""
+    """Do what `settle` does, with the config of a run directory."""
     module = load_copy(run)
     settle(decode(module.Config, run.config))
 
 
 def execute_part(run: Run) -> None:
-    """Run the experiment of the run directory around a part (`separately`), for the part's seeds."""
+    """Run the experiment for the seeds of a part that `separately` made within a run directory."""
     module = load_copy(Run(run.path.parent))
     config = decode(module.Config, run.config)
     settle(config)
@@ -155,7 +232,21 @@ def execute_part(run: Run) -> None:
 
 
 def replay(run: Run, path: str | Path | None = None) -> tuple[Run, list[str]]:
-    """Repeat a run in a directory of its own; returns it and the differences, none where they agree to the bit."""
+    """Repeat a run in a new run directory, and compare the two.
+
+    The run of several settings that a search with `--population` made is repeated with all of its settings.
+
+    Args:
+        run: a finished run.
+        path: the new run directory; by default RUN-replay beside the run.
+
+    Returns:
+        The new run, and the differences of log and final metrics as sentences, none if they agree to the bit.
+
+    Raises:
+        LookupError: if the run was not made by an experiment.
+        ValueError: if the run is not finished.
+    """
     require_experiment(run)
     if run.result is None:
         raise ValueError(
@@ -165,11 +256,13 @@ def replay(run: Run, path: str | Path | None = None) -> tuple[Run, list[str]]:
     given = run.description
     copy = runs.create(folder, run.config, experiment=given["experiment"], seeds=run.seeds, source=given.get("source"))
     shutil.copyfile(run.path / COPY, copy.path / COPY)
+    if POPULATION in given:
+        mark_population(copy, folder.name, given[POPULATION])
     execute(copy)
     found = runs.differences(run.rows, copy.rows)
     for part in sorted(entry.parent.name for entry in run.path.glob("*/config.json")):
         found += [f"{part}: {line}" for line in runs.differences(Run(run.path / part).rows, Run(copy.path / part).rows)]
-    before, after = run.result["metrics"], (copy.result or {})["metrics"]  # null where not finite: those agree too
+    before, after = run.result["metrics"], (copy.result or {})["metrics"]  # values that are not finite are null there
     found += [
         f"final {name}: {before.get(name)} and {after.get(name)}"
         for name in sorted(before.keys() | after.keys())
@@ -179,7 +272,15 @@ def replay(run: Run, path: str | Path | None = None) -> tuple[Run, list[str]]:
 
 
 def environment_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """What differs between two environments (`run.environment`) that could change a run's numbers."""
+    """List the differences between two environments that could change a run's numbers.
+
+    Args:
+        first: the environment before, as `run.environment`.
+        second: the environment now.
+
+    Returns:
+        One sentence for each difference.
+    """
     found = []
     for name in ("python", "devices", "packages", "git", "variables", "x64"):
         if first.get(name) != second.get(name):
@@ -188,7 +289,7 @@ def environment_differences(first: Mapping[str, Any], second: Mapping[str, Any])
 
 
 def default_path(name: str) -> Path:
-    """A folder for a new run, by experiment and time."""
+    """Return an unused folder for a new run of an experiment, runs/NAME/TIME."""
     return _unused(Path("runs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
 
 
@@ -202,7 +303,11 @@ def _unused(folder: Path) -> Path:
 
 
 def require_experiment(run: Run) -> None:
-    """Raises LookupError for a run that a script made, which only the script can continue or repeat."""
+    """Check that a run was made by an experiment. A run that a script made can only be continued by the script.
+
+    Raises:
+        LookupError: if it was not.
+    """
     if not (run.path / COPY).is_file():
         raise LookupError(
             f"{run.path} was not made by an experiment (it has no {COPY}); run its script again, with resume=True"
@@ -210,12 +315,12 @@ def require_experiment(run: Run) -> None:
 
 
 def _seconds(run: Run) -> float:
-    """What an unfinished run took so far, by its log."""
+    """Return the seconds that an unfinished run took so far, according to its log."""
     parts = [run, *(Run(file.parent) for file in run.path.glob("*/config.json"))]
     return sum((part.rows[-1]["seconds"] for part in parts if part.rows), 0.0)
 
 
 def load_copy(run: Run) -> ModuleType:
-    """A run's copy of its experiment, among the modules that the original stood among."""
+    """Import a run's copy of its experiment, with the imports that the original had."""
     source = run.description.get("source") or {"package": "", "path": []}
     return load_file(run.path / COPY, package=source["package"], path=source["path"])

@@ -1,10 +1,13 @@
 """Experiments, found by name: modules with a `Config` and a `main(config, run)`.
 
-An experiment is a Python file. `Config` is a frozen dataclass with a default for every field; `main` trains and
-returns the final metrics, each a number or one a seed; `learner(config)`, if it has one, lets a loaded run predict;
-where the config has a true `one_core`, the process is kept on a core of its own.
+An experiment is a Python file with
 
-Experiments lie in ./experiments or in folders there; where there is no such folder, those that come with jdl are found.
+- `Config`: a frozen dataclass, with a default for every field. If a config has a true `one_core`, the process is kept
+  on one core.
+- `main(config, run)`: trains, and returns the final metrics by name, each a number or one value per seed.
+- `learner(config)`, optional: the learner of one seed, with which a loaded run predicts.
+
+Experiments lie in ./experiments and its folders. If there is no such folder, those installed with jdl are found.
 """
 
 import ast
@@ -23,35 +26,50 @@ from jdl.experiment.config import check
 FOLDER = Path("experiments")
 INSTALLED = Path(__file__).parents[1] / "experiments"  # in a wheel; a clone has ./experiments
 _REQUIRED = {"Config", "main"}
+# Experiments of version 0.1 that are a choice of another one now. The next version forgets them.
+_MERGED = {
+    "q_learning": "td --method q_learning",
+    "sarsa": "td --method sarsa",
+    "expected_sarsa": "td --method expected_sarsa",
+}
 
 
 class Found(NamedTuple):
-    """An experiment in a folder."""
+    """An experiment in a folder.
+
+    Attributes:
+        file: the experiment's file.
+        description: the first line of its docstring; for a file that is not valid Python, the error.
+    """
 
     file: Path
     description: str
 
     @property
     def name(self) -> str:
-        """Its shortest name, which no other experiment has."""
+        """The shortest name, which no other experiment has."""
         return self.file.stem
 
     @property
     def domain(self) -> str:
-        """The folder that it lies in, "" where that is the experiments' own."""
+        """The folder within the folder of all experiments, such as "rl"; empty if the file lies directly there."""
         parent = self.file.parent.relative_to(home())
         return "" if parent == Path() else parent.as_posix()
 
 
 def home() -> Path:
-    """The folder that experiments are found in: ./experiments, else the one installed with jdl."""
+    """Return the folder in which experiments are found: ./experiments, else the one installed with jdl."""
     return FOLDER if FOLDER.is_dir() or not INSTALLED.is_dir() else INSTALLED
 
 
 def experiments(domain: str = "") -> list[Found]:
-    """The experiments there are, or those of one folder; modules that are none are passed over, and none is imported.
+    """List the experiments without importing them. Other modules in the folders are left out.
 
-    Raises LookupError for a folder that does not exist.
+    Args:
+        domain: a folder such as "rl"; by default all folders.
+
+    Raises:
+        LookupError: for a folder that does not exist.
     """
     root = home() / domain
     if domain and not root.is_dir():
@@ -72,19 +90,23 @@ def experiments(domain: str = "") -> list[Found]:
 
 
 def names() -> list[str]:
-    """The experiments there are, by name."""
+    """List the names of all experiments."""
     return [found.name for found in experiments()]
 
 
 def find(name: str) -> ModuleType:
-    """The experiment called `dqn` or `rl/dqn`, at a dotted path (`experiments.rl.dqn`), or in a file (`path/to/it.py`).
+    """Import an experiment.
 
-    Raises LookupError, naming the nearest, where there is none, or where several have the name, and TypeError for a
-    module that is no experiment.
+    Args:
+        name: its name (`dqn` or `rl/dqn`), a dotted path (`experiments.rl.dqn`) or a file (`path/to/it.py`).
+
+    Raises:
+        LookupError: if there is none of that name, with the nearest name, or if there are several.
+        TypeError: for a module that is no experiment.
     """
     if name.endswith(".py"):
         if not Path(name).is_file():
-            raise LookupError(f"there is no experiment file {name}")
+            raise LookupError(f"there is no experiment file {name}{_merged_hint(Path(name).stem)}")
         return _checked(load_file(Path(name)), name)
     files = _files(name)
     if len(files) > 1:
@@ -104,7 +126,7 @@ def find(name: str) -> ModuleType:
 
 
 def name_of(module: ModuleType) -> str:
-    """What an experiment is called on a command line in this directory."""
+    """Return the name by which a command line in the current directory finds an experiment."""
     file = Path(str(module.__file__)).absolute()
     if [match.absolute() for match in _files(file.stem)] == [file]:
         return file.stem
@@ -112,7 +134,17 @@ def name_of(module: ModuleType) -> str:
 
 
 def load_file(file: Path, name: str | None = None, package: str = "", path: Sequence[str] = ()) -> ModuleType:
-    """Execute a file as a module; what it imports is looked for in this directory, beside it, and along `path`."""
+    """Execute a file as a module.
+
+    Args:
+        file: the file.
+        name: the module's name; by default made from the file's.
+        package: the package that its relative imports start from.
+        path: folders to import from, after the current directory and the folder of the file.
+
+    Raises:
+        LookupError: if the file is no Python module.
+    """
     for folder in (str(Path.cwd()), str(file.parent.absolute()), *path):
         if folder not in sys.path:
             sys.path.append(folder)
@@ -128,14 +160,14 @@ def load_file(file: Path, name: str | None = None, package: str = "", path: Sequ
 
 
 def _defined(tree: ast.Module) -> set[str]:
-    """The names that a module gives to classes, functions and, at its top level, to values."""
+    """List the names that a module defines at its top level: classes, functions and values."""
     named = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     assigned = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
     return named | {node.id for target in assigned for node in ast.walk(target) if isinstance(node, ast.Name)}
 
 
 def _files(name: str) -> list[Path]:
-    """The files that a name without dots may mean: `dqn`, or with its folder `rl/dqn`."""
+    """List the files that a name without dots may mean: `dqn`, or with its folder `rl/dqn`."""
     if "." in name or not name:
         return []
     inner = [file for file in home().rglob(f"{name}.py") if "__pycache__" not in file.parts]
@@ -144,17 +176,26 @@ def _files(name: str) -> list[Path]:
 
 
 def _dotted(file: Path) -> str:
-    """A module's name by its place: what a relative import in it starts from."""
+    """Return the dotted name of the experiment in a file, from which its relative imports start."""
     root = "experiments" if home() == FOLDER else "jdl.experiments"
     return ".".join([root, *file.relative_to(home()).with_suffix("").parts])
 
 
 def _none_called(name: str) -> str:
+    """Write the error message for an unknown experiment."""
+    if merged := _merged_hint(name.replace("/", ".").rpartition(".")[2]):
+        return f"there is no experiment {name!r}{merged}"
     known = names()
     nearest = difflib.get_close_matches(name.rpartition("/")[2], known, 1)
     hint = f"did you mean {nearest[0]}?" if nearest else "give its name, a dotted path or a file ending in .py"
     listed = f"{_shown(home())} has {', '.join(known)}" if known else f"there is no folder ./{FOLDER} here"
     return f"there is no experiment {name!r}; {hint} ({listed})"
+
+
+def _merged_hint(name: str) -> str:
+    """Say what runs an experiment that is a choice of another one now; empty for all other names."""
+    words = _MERGED.get(name)
+    return f"; it is a choice of another experiment now: jdl run {words}" if words else ""
 
 
 def _shown(folder: Path) -> str:

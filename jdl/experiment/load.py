@@ -1,4 +1,4 @@
-"""A run opened again, with its trained state."""
+"""Open a finished run again, with its trained state."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from jdl.training.runs import Run
 
 
 class LoadedRun(Run):
-    """A run with its trained state: `run.metrics`, `run.predict(x)`."""
+    """A run with its trained state, as `load` returns it: `run.metrics`, `run.predict(x)` and all that `Run` has."""
 
     def __init__(self, path: str | Path, learner: Learner | None = None) -> None:
         super().__init__(path)
@@ -24,14 +24,22 @@ class LoadedRun(Run):
 
     @property
     def learner(self) -> Learner:
-        """The learner given to `load`, else the experiment's own over the run's seeds; compiled."""
+        """The compiled learner: the one given to `load`, else the experiment's, over the run's seeds.
+
+        Raises:
+            LookupError: if none was given and the run's experiment has no `learner(config)`.
+        """
         if self._learner is None:
             self._learner = jit(self._given or self._experiments_learner(), donate=False)
         return self._learner
 
     @property
     def state(self) -> State:
-        """The best state by the run's monitored metric, the last one where nothing was monitored."""
+        """The best state by the run's monitored metric; the last state if nothing was monitored.
+
+        Raises:
+            FileNotFoundError: if the run has no intact checkpoint.
+        """
         if self._state is None:
             like = {"best": self.learner.init(jax.random.key(0))}
             restored = Checkpoints(self.checkpoint_folder).restore(like, part=True)
@@ -41,7 +49,17 @@ class LoadedRun(Run):
         return self._state
 
     def predict(self, inputs: Any) -> jax.Array:
-        """Outputs for inputs [batch, ...] as the experiment's data gives them: [runs, batch, ...]."""
+        """Compute the model's outputs with the parameters of each seed.
+
+        Args:
+            inputs: [batch, ...], as the experiment's data has them.
+
+        Returns:
+            The outputs, [seeds, batch, ...].
+
+        Raises:
+            TypeError: if the learner has no `predict`.
+        """
         if self.learner.predict is None:
             raise TypeError(f"the learner of {self.path} has no predict; give its Learner one")
         return self.learner.predict(self.state, {"input": inputs})
@@ -56,14 +74,22 @@ class LoadedRun(Run):
                 f"the experiment of {self.path} has no learner(config); give one: jdl.load(path, learner)"
             )
         config = decode(module.Config, self.config)
-        one_seed = self.seeds != Run(folder).seeds  # a part by `separately`: the same learner for other seeds
+        one_seed = self.seeds != Run(folder).seeds  # True for a part of `separately`: the same learner, other seeds
         arguments = (config,) if folder == self.path or one_seed else (config, self.path.name)
         return seeds(module.learner(*arguments), self.seeds)
 
 
 def load(path: str | Path, learner: Learner | None = None) -> LoadedRun:
-    """Open a run in a notebook: its config, its metrics as arrays, its state, `predict`.
+    """Open a run in a notebook: its config, its metrics as arrays, its trained state, `predict`.
 
-    learner: needed only where the run was made by a script, not by an experiment; the one that `fit` was given.
+        run = jdl.load("runs/four")
+        outputs = run.predict(inputs)
+
+    Args:
+        path: the run directory.
+        learner: the learner that `fit` was given. It is needed only for a run of a script instead of an experiment.
+
+    Raises:
+        FileNotFoundError: if the folder is no run directory.
     """
     return LoadedRun(path, learner)

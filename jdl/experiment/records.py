@@ -1,13 +1,13 @@
-"""Results as records: files of numbers beside the experiment, from which every table is made.
+"""Results as records: JSON files beside the experiment, from which every table of results is made.
 
-An experiment declares what it is known by, in `RECORDS`, by the name of each variant ("" for its default config):
+An experiment declares its records in `RECORDS`, by the name of each variant ("" for the default config):
 
     RECORDS = {
         "": jdl.Record(seeds=3, bars={"accuracy": ">= 0.93"}, beside="2-layer CNNs 0.916 to 0.934"),
         "mlp": jdl.Record({"network": "mlp"}, seeds=3, bars={"accuracy": ">= 0.89"}),
     }
 
-`jdl run NAME --record` measures one and writes `results/NAME-VARIANT.json` in the experiment's folder.
+`jdl run NAME --record` measures one of them and writes `results/NAME-VARIANT.json` in the experiment's folder.
 """
 
 import ast
@@ -29,20 +29,20 @@ from jdl.runtime.files import as_json, write_json
 from jdl.training.runs import Run
 
 FOLDER = "results"
-_NOT_DECIDING = ("folder", "fetch")  # fields that say where the data lie
+_NOT_DECIDING = ("folder", "fetch")  # fields of a Config that do not change the result: where the data are
 _BAR = re.compile(r"(>=|<=) *(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 
 
 class Record(NamedTuple):
-    """A result that an experiment is known by, how it is measured and the bar that it is held to.
+    """A result of an experiment: how it is measured, and the bar that it must reach.
 
     Attributes:
-        settings: fields of the Config that differ from their default, by dotted name.
-        seeds: how many seeds, 0 up.
-        bars: by metric, what its average must reach: ">= 0.93" or "<= 1.88".
-        shown: the metrics in tables, by default those with a bar, else all.
-        beside: a published or peer figure.
-        statistic: "mean", or "iqm" for the interquartile mean over seeds.
+        settings: the fields of the Config that differ from their defaults, by dotted name.
+        seeds: the number of seeds; they are 0, 1, ...
+        bars: by metric, the bar for its average over the seeds: ">= 0.93" or "<= 1.88".
+        shown: the metrics that tables show; by default those with a bar, or all if none has one.
+        beside: the result of others to compare with, as text.
+        statistic: the average, "mean" or "iqm" for the interquartile mean over the seeds.
     """
 
     settings: Mapping[str, Any] = {}
@@ -54,13 +54,19 @@ class Record(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One metric of one record.
+    """One metric of one record, as `jdl results` shows it.
 
     Attributes:
-        values: one per seed; empty where only the interval was kept.
-        bar: what it is held to, None where nothing is.
-        ok: whether the bar is reached; None without a bar.
-        stale: the experiment's source or what it declares has changed since, or it was never measured.
+        name: the record's name.
+        domain: the experiment's folder, such as "rl".
+        metric: the metric.
+        mean: the average over the seeds by the record's statistic; None if it is not finite or not measured.
+        low: the lower end of the 95% interval, or None.
+        high: the upper end of the 95% interval, or None.
+        values: one value per seed; empty if the record has the interval only.
+        bar: the number that the mean must reach; None for a metric without a bar.
+        ok: whether the mean reaches the bar; None for a metric without a bar.
+        stale: whether the record must be measured again: it never was, or the experiment has changed since.
     """
 
     name: str
@@ -76,7 +82,15 @@ class Row(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """A record as an experiment declares it, and as it was measured (None where it was not)."""
+    """A record as an experiment declares it, and as it was measured.
+
+    Attributes:
+        module: the experiment.
+        domain: the experiment's folder, such as "rl".
+        variant: the record's key in RECORDS; empty for the default config.
+        record: the declaration.
+        measured: the content of the record's file; None if there is none.
+    """
 
     module: ModuleType
     domain: str
@@ -86,12 +100,12 @@ class Declared(NamedTuple):
 
     @property
     def experiment(self) -> str:
-        """The name of the experiment."""
+        """The experiment's name."""
         return file_of(self.module).stem
 
     @property
     def name(self) -> str:
-        """The name of the record."""
+        """The record's name, EXPERIMENT or EXPERIMENT-VARIANT."""
         return "-".join(filter(None, (self.experiment, self.variant)))
 
     @property
@@ -101,17 +115,17 @@ class Declared(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """The command that measures it, after `jdl`."""
+        """The words after `jdl` of the command that measures the record."""
         return ["run", self.experiment, *search_space.options(self.config), "--seeds", str(self.record.seeds)]
 
     @property
     def path(self) -> Path:
-        """Where it is written."""
+        """The record's file."""
         return file_of(self.module).parent / FOLDER / f"{self.name}.json"
 
     @property
     def stale(self) -> bool:
-        """Whether it is to be measured again."""
+        """Whether the record must be measured again, because it never was or because the experiment has changed."""
         if self.measured is None:
             return True
         same = self.measured["config"] == _deciding(self.config) and len(self.measured["seeds"]) == self.record.seeds
@@ -119,7 +133,7 @@ class Declared(NamedTuple):
 
     @property
     def intervals(self) -> dict[str, Interval]:
-        """The average of each metric and its 95% interval, by the record's statistic."""
+        """By metric, the average over the seeds and its 95% interval; empty if the record was not measured."""
         if self.measured is None:
             return {}
         if "intervals" in self.measured:
@@ -132,11 +146,11 @@ class Declared(NamedTuple):
 
     @property
     def shown(self) -> list[str]:
-        """The metrics for tables."""
+        """The metrics that tables show."""
         return list(self.record.shown or self.record.bars or self.intervals)
 
     def rows(self) -> list[Row]:
-        """A row for each metric shown."""
+        """Make a row for each metric that tables show."""
         found = []
         for metric in self.shown:
             interval = self.intervals.get(metric)
@@ -162,7 +176,15 @@ class Declared(NamedTuple):
 
 
 def declared(domain: str = "") -> list[Declared]:
-    """The records that the experiments of a folder (by default of all) declare; imports them."""
+    """List the records that experiments declare. It imports the experiments.
+
+    Args:
+        domain: a folder of experiments such as "rl"; by default all folders.
+
+    Raises:
+        LookupError: for a folder that does not exist.
+        ValueError: for a bar that cannot be read.
+    """
     found = []
     for one in find.experiments(domain):
         module = find.find(str(one.file))
@@ -175,7 +197,17 @@ def declared(domain: str = "") -> list[Declared]:
 
 
 def of_config(module: ModuleType, config: Any, domain: str = "") -> Declared:
-    """The record that a config measures: the declared one, or else one named by the options that make the config."""
+    """Return the record that a run of a config measures.
+
+    Args:
+        module: the experiment.
+        config: the config.
+        domain: the experiment's folder.
+
+    Returns:
+        The record that the experiment declares for this config. If it declares none, one that is named after the
+        options that make the config.
+    """
     for variant, record in getattr(module, "RECORDS", {}).items():
         made = Declared(module, domain, variant, record, None)
         if _deciding(made.config) == _deciding(config):
@@ -187,7 +219,15 @@ def of_config(module: ModuleType, config: Any, domain: str = "") -> Declared:
 
 
 def write(made: Declared, run: Run) -> Path:
-    """Write a finished run as a record; returns the file."""
+    """Write a finished run as a record.
+
+    Args:
+        made: the record.
+        run: the run that measured it.
+
+    Returns:
+        The record's file.
+    """
     assert run.result is not None
     environment = run.environment
     record = {
@@ -209,7 +249,14 @@ def write(made: Declared, run: Run) -> Path:
 
 
 def fingerprint(module: ModuleType) -> str:
-    """A digest of an experiment's program: comments, docstrings and what it declares of its results do not count."""
+    """Compute a digest of an experiment's program, by which a record knows that the experiment has changed.
+
+    Comments, docstrings and the declarations RECORDS, SMOKE and RENAMED do not count. The digest covers the
+    experiment's file only: a change in a module that it imports does not make a record stale.
+
+    Args:
+        module: the experiment.
+    """
     tree = ast.parse(file_of(module).read_text())
     tree.body = [node for node in tree.body if not _declares(node)]
     for node in ast.walk(tree):
@@ -219,7 +266,14 @@ def fingerprint(module: ModuleType) -> str:
 
 
 def parsed(bar: str) -> tuple[str, float]:
-    """The sign and the number of a bar; raises ValueError for another text."""
+    """Read the sign and the number of a bar.
+
+    Args:
+        bar: the text, such as ">= 0.93".
+
+    Raises:
+        ValueError: for another text.
+    """
     found = _BAR.fullmatch(bar.strip())
     if found is None:
         raise ValueError(f'a bar is ">= 0.93" or "<= 1.88", this one is {bar!r}')
@@ -227,7 +281,7 @@ def parsed(bar: str) -> tuple[str, float]:
 
 
 def file_of(module: ModuleType) -> Path:
-    """The file of an experiment."""
+    """Return the file of an experiment."""
     return Path(str(module.__file__))
 
 
@@ -237,7 +291,7 @@ def _declares(node: ast.stmt) -> bool:
 
 
 def _deciding(config: Any) -> dict[str, Any]:
-    """A config as JSON, without the fields that do not decide the result."""
+    """Convert a config to JSON, without the fields that do not change the result."""
     return {name: value for name, value in as_json(encode(config)).items() if name not in _NOT_DECIDING}
 
 

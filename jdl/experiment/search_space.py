@@ -1,7 +1,7 @@
-"""Search spaces: which fields of an experiment's Config a study varies, and over what.
+"""Search spaces: the fields of an experiment's Config that a study varies, each with a range or a choice.
 
-As text, on a command line: "LOW HIGH" is uniform, "log LOW HIGH" uniform in the logarithm, "A B C" a choice (of two:
-"choice A B"). A field of a dataclass within the Config is named with a dot, "optimizer.rate".
+On a command line "LOW HIGH" is uniform, "log LOW HIGH" uniform in the logarithm, and "A B C" a choice. A choice of two
+numbers is "choice A B". A field of a dataclass within the Config is named with a dot, "optimizer.rate".
 """
 
 import dataclasses
@@ -18,7 +18,13 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included; whole numbers for a field that holds them."""
+    """Numbers from low to high, both included; only whole numbers for an int field.
+
+    Attributes:
+        low: the smallest number, above 0 if the range is logarithmic.
+        high: the largest number, above low.
+        logarithmic: whether the logarithm is uniform instead of the number.
+    """
 
     low: int | float
     high: int | float
@@ -36,7 +42,11 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of several values."""
+    """One of several values, at least two.
+
+    Attributes:
+        values: the values, all different.
+    """
 
     values: tuple[bool | int | float | str, ...]
 
@@ -53,22 +63,51 @@ type Space = dict[str, Dimension]
 
 
 def uniform(low: int | float, high: int | float) -> Range:
-    """A number between two, all equally likely."""
+    """Make a dimension of numbers that are all equally likely.
+
+    Args:
+        low: the smallest number.
+        high: the largest number. For an int field both are whole.
+
+    Raises:
+        ValueError: unless low < high.
+    """
     return Range(low, high)
 
 
 def log(low: int | float, high: int | float) -> Range:
-    """A number between two positive ones, each order of magnitude equally likely."""
+    """Make a dimension of positive numbers in which every order of magnitude is equally likely.
+
+    Args:
+        low: the smallest number, above 0.
+        high: the largest number. For an int field both are whole.
+
+    Raises:
+        ValueError: unless 0 < low < high.
+    """
     return Range(low, high, logarithmic=True)
 
 
 def choice(*values: bool | int | float | str) -> Choice:
-    """One of the values given."""
+    """Make a dimension of several values.
+
+    Args:
+        values: at least two values, all different; enums by name.
+
+    Raises:
+        ValueError: for fewer values, and for one that is given twice.
+    """
     return Choice(values)
 
 
 def fields(config: type) -> dict[str, Any]:
-    """The type of each field of a Config, without its None; those of dataclasses within it by their dotted names."""
+    """List the type of each field of a Config, by name.
+
+    Fields of a dataclass within the Config have dotted names. The type of an optional field is given without its None.
+
+    Args:
+        config: the Config, a dataclass.
+    """
     found: dict[str, Any] = {}
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
@@ -85,7 +124,15 @@ def fields(config: type) -> dict[str, Any]:
 
 
 def parse(text: str, kind: Any) -> Dimension:
-    """A dimension from its text, for a field of a type. Raises ValueError for what is neither a range nor a choice."""
+    """Read a dimension from its text.
+
+    Args:
+        text: "LOW HIGH", "log LOW HIGH", "A B C" or "choice A B".
+        kind: the type of the field.
+
+    Raises:
+        ValueError: for a text that is neither a range nor a choice, and for a value that is not of the type.
+    """
     first, *rest = words = text.split() or [""]
     if first == "log":
         if len(rest) != 2:
@@ -101,7 +148,16 @@ def parse(text: str, kind: Any) -> Dimension:
 
 
 def values(name: str, text: str, kind: Any) -> tuple[Any, ...]:
-    """The values of a field that a text lists. Raises ValueError for one that the field does not take."""
+    """Read the values of a field from a text, as a sweep takes them.
+
+    Args:
+        name: the field, for the message.
+        text: the values, with spaces between them.
+        kind: the type of the field.
+
+    Raises:
+        ValueError: for no value, and for one that the field does not take.
+    """
     found = tuple(_value(word, kind) for word in text.split())
     allowed = typing.get_args(kind) if typing.get_origin(kind) is Literal else found
     wrong = [value for value in found if value not in allowed]
@@ -118,7 +174,7 @@ def _number(word: str) -> int | float:
 
 
 def _value(word: str, kind: Any) -> bool | int | float | str:
-    """A value that a field may be given; enums by name."""
+    """Read one value of a field; enums by name."""
     if _is_enum(kind):
         if word not in kind.__members__:
             raise ValueError(f"{word!r} is not among {', '.join(kind.__members__)}")
@@ -136,7 +192,15 @@ def _value(word: str, kind: Any) -> bool | int | float | str:
 
 
 def from_text(texts: Mapping[str, str], config: type) -> Space:
-    """A space from `{field: text}`. Raises ValueError naming the field and its text."""
+    """Read a space from the text of each field.
+
+    Args:
+        texts: the texts, by field.
+        config: the Config.
+
+    Raises:
+        ValueError: for a field that the Config lacks, and for a wrong text; the message names field and text.
+    """
     kinds = fields(config)
     space: Space = {}
     for name, text in texts.items():
@@ -148,9 +212,16 @@ def from_text(texts: Mapping[str, str], config: type) -> Space:
 
 
 def checked(space: Mapping[str, Any], config: type) -> Space:
-    """The space with the bounds and values in the types of the fields.
+    """Check a space against a Config, and convert its bounds and values to the types of the fields.
 
-    Raises ValueError or TypeError for a field that the Config lacks, or one that cannot take what it is to be given.
+    Args:
+        space: the dimensions, by field.
+        config: the Config.
+
+    Raises:
+        ValueError: for an empty space, for a field that the Config lacks, and for an int field with bounds that are
+            not whole.
+        TypeError: for a dimension that the type of the field does not allow.
     """
     kinds = fields(config)
     if not space:
@@ -161,7 +232,15 @@ def checked(space: Mapping[str, Any], config: type) -> Space:
 
 
 def known(name: str, kinds: Mapping[str, Any]) -> str:
-    """A field's name; raises ValueError, listing `fields(Config)`, for one that the Config lacks."""
+    """Check that a Config has a field, and return the field's name.
+
+    Args:
+        name: the field's dotted name.
+        kinds: `fields(Config)`.
+
+    Raises:
+        ValueError: if it does not; the message lists the fields.
+    """
     if name not in kinds:
         raise ValueError(f"the space has {name!r}, which the Config lacks; its fields are {', '.join(kinds)}")
     return name
@@ -191,7 +270,15 @@ def _typed(name: str, dimension: Any, kind: Any) -> Dimension:
 
 
 def suggest(trial: Any, space: Space) -> dict[str, Any]:
-    """Ask an Optuna trial for a setting."""
+    """Ask an Optuna trial for a value of each field.
+
+    Args:
+        trial: the Optuna trial; one that has been asked before gives the same values again.
+        space: the dimensions, by field.
+
+    Returns:
+        The values, by field.
+    """
     settings = {}
     for name, dimension in space.items():
         if isinstance(dimension, Choice):
@@ -203,12 +290,17 @@ def suggest(trial: Any, space: Space) -> dict[str, Any]:
 
 
 def value_of(config: Any, name: str) -> Any:
-    """A field of a config by its dotted name."""
+    """Return the value of a config's field, given the field's dotted name."""
     return functools.reduce(getattr, name.split("."), config)
 
 
 def replaced[T](config: T, settings: Mapping[str, Any]) -> T:
-    """The config with some fields, by their dotted names, set anew."""
+    """Return a copy of a config with other values in some fields.
+
+    Args:
+        config: the config.
+        settings: the values, by the dotted names of their fields; enums may be given by name.
+    """
     for name, value in settings.items():
         first, _, rest = name.partition(".")
         value = replaced(getattr(config, first), {rest: value}) if rest else value
@@ -220,7 +312,14 @@ def replaced[T](config: T, settings: Mapping[str, Any]) -> T:
 
 
 def options(config: Any) -> list[str]:
-    """The words on a command line that make this config of a default one."""
+    """Return the words of a command line that make this config.
+
+    Args:
+        config: the config; a field that has its default needs no words.
+
+    Raises:
+        ValueError: if a field that differs from its default holds a dataclass, which no option can give.
+    """
     default = type(config)()
     words: list[str] = []
     for name in fields(type(config)):

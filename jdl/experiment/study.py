@@ -1,4 +1,4 @@
-"""What a study leaves: its trials, what each was worth, and their record, which needs no Optuna to be read."""
+"""A study on disk: its trials and their values, which are read without Optuna."""
 
 import json
 from collections.abc import Sequence
@@ -17,18 +17,40 @@ _ANOTHER = "give one of those, and another --name"
 
 
 class Trial(NamedTuple):
-    """One trial of a study."""
+    """One trial of a study.
+
+    Attributes:
+        number: 0, 1, ... in the order of the proposals.
+        state: "finished", "pruned", "failed" or "running".
+        value: the objective, averaged over the seeds; for a pruned trial the last value before the end; NaN if there
+            is none.
+        settings: the value of each searched field.
+        run: the trial's run directory within the study directory; HOST:PATH if another machine trained it.
+        note: why the trial failed; empty if it did not.
+    """
 
     number: int
     state: Literal["finished", "pruned", "failed", "running"]
-    value: float  # the objective, the last one seen where the trial was pruned; NaN where there is none
+    value: float
     settings: dict[str, Any]
-    run: str  # its run directory, from the study's; HOST:PATH where another machine ran it
-    note: str = ""  # why it failed
+    run: str
+    note: str = ""
 
 
 class Study:
-    """A study directory, as its search left it; needs no Optuna."""
+    """A study directory, as a search left it. Reading it needs no Optuna.
+
+    Attributes:
+        path: the study directory.
+        description: experiment, config, space, metric, direction and seeds of the search.
+        importances: by field, the share of the objective's variance that it explains (fANOVA, Hutter et al. 2014);
+            None for fewer than 4 finished trials and while the search is under way.
+        command: the command that repeats the best trial; None while the search is under way.
+        trials: all trials, by number.
+
+    Raises:
+        FileNotFoundError: if the folder is no study directory.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
@@ -37,13 +59,13 @@ class Study:
         summary = json.loads((self.path / SUMMARY).read_text())
         self.description: dict[str, Any] = summary["description"]
         self.importances: dict[str, float] | None = summary["importances"]
-        self.command: str | None = summary["command"]  # that repeats the best trial
+        self.command: str | None = summary["command"]
         values = [np.nan if trial["value"] is None else trial["value"] for trial in summary["trials"]]
         self.trials = [Trial(**{**t, "value": value}) for t, value in zip(summary["trials"], values, strict=True)]
 
     @property
     def space(self) -> Space:
-        """What was searched; a choice's values as text."""
+        """The dimensions that were searched, by field; the values of a choice are strings."""
         texts = self.description["space"]
         return {name: parse(text, str if text.startswith("choice") else float) for name, text in texts.items()}
 
@@ -54,26 +76,35 @@ class Study:
 
     @property
     def ranked(self) -> list[Trial]:
-        """The finished trials, best first, then the pruned ones."""
+        """The finished trials, best first, followed by the pruned ones, best first."""
         sign = -1 if self.maximized else 1
         judged = [trial for trial in self.trials if trial.state in ("finished", "pruned")]
         return sorted(judged, key=lambda trial: (trial.state == "pruned", sign * np.nan_to_num(trial.value)))
 
     @property
     def best(self) -> Trial | None:
-        """The best finished trial."""
+        """The best finished trial; None if there is none."""
         return next((trial for trial in self.ranked if trial.state == "finished"), None)
 
 
 def is_study(path: Path) -> bool:
-    """Whether a directory holds a study."""
+    """Return whether a directory is a study directory."""
     return (path / SUMMARY).is_file()
 
 
 def objective(run: Run, metric: str, diverged: Sequence[bool]) -> float:
-    """What a finished run was worth, the mean over its seeds; NaN where one diverged or measured nothing finite.
+    """Compute the objective of a finished run: the mean of a metric over the seeds.
 
-    metric: of the log, of which each seed's last value counts, or a final one. Raises LookupError for another.
+    Args:
+        run: the run.
+        metric: a metric of the log, of which the last finite value of each seed counts, or a final metric.
+        diverged: whether each seed diverged.
+
+    Returns:
+        The mean; NaN if a seed diverged or has no finite value.
+
+    Raises:
+        LookupError: for a metric that the run does not have.
     """
     if any(diverged):
         return np.nan
@@ -85,17 +116,31 @@ def objective(run: Run, metric: str, diverged: Sequence[bool]) -> float:
 
 
 class Logged:
-    """The mean of a metric over a run's seeds, as its rows come in."""
+    """The mean of a metric over a run's seeds while the run is trained."""
 
     def __init__(self, run: Run, metric: str) -> None:
+        """Follow a metric.
+
+        Args:
+            run: the run; it may have rows already.
+            metric: the metric's name in the log.
+        """
         self.run, self.metric = run, metric
         self._count = 0
         self._last: Float[np.ndarray, " runs"] | None = None
 
     def __call__(self, row: Row) -> tuple[int, float] | None:
-        """After a row: how often the metric was logged before, and its mean; None where the row lacks it.
+        """Take the next row of the log.
 
-        Raises LookupError where the row holds other metrics of the same part ("validation/...").
+        Args:
+            row: the row.
+
+        Returns:
+            How often the metric was logged before this row, and the mean over the seeds of their last finite values.
+            None if the row does not have the metric.
+
+        Raises:
+            LookupError: if the row has other metrics with the same prefix, such as "validation/".
         """
         if self.metric not in row:
             part, slash, _ = self.metric.partition("/")
@@ -103,7 +148,7 @@ class Logged:
             if others:
                 raise LookupError(f"--metric {self.metric}: the run logs {', '.join(others)}; {_ANOTHER}")
             return None
-        if self._last is None:  # a resumed run has rows already; they are read once, with this one
+        if self._last is None:  # a resumed run has rows already; they are read once, together with this one
             series = self.run.metrics[self.metric].values
             self._count, self._last = len(series), last_values(series)
         else:
@@ -113,13 +158,26 @@ class Logged:
 
 
 def last_values(series: Float[np.ndarray, "points *runs"]) -> Float[np.ndarray, " runs"]:
-    """The last finite value of each run (one that stopped early logs null from then on); NaN where there is none."""
+    """Select the last finite value of each run; NaN if there is none. A run that stopped early has NaN from then on.
+
+    Args:
+        series: the logged values, [points] or [points, runs].
+
+    Returns:
+        [runs].
+    """
     columns = series.reshape(len(series), -1).T
     return np.array([column[np.isfinite(column)][-1] if np.isfinite(column).any() else np.nan for column in columns])
 
 
 def diverged(run: Run) -> list[bool]:
-    """Which of a run's runs ended since a number was not finite, by its last checkpoint; none where it has none."""
+    """Return, for each seed of a run, whether it ended because a number was not finite.
+
+    The last checkpoint says so; without a checkpoint no seed counts as diverged.
+
+    Args:
+        run: the run.
+    """
     steps = Checkpoints(run.checkpoint_folder).steps()
     if not steps:
         return [False] * len(run.seeds)

@@ -1,15 +1,19 @@
-"""Where Optuna keeps a study: a journal in the study's directory, or a database that machines share."""
+"""Optuna's storage of a study, a journal in its directory or a shared database, and the notes on each trial there."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _JOURNAL = "journal.log"
 
 
 def import_optuna() -> Any:
-    """Optuna, which speaks up for warnings alone; raises ImportError saying what to install."""
+    """Import Optuna, and let it print warnings only.
+
+    Raises:
+        ImportError: if it is not installed; the message says what to install.
+    """
     try:
         import optuna
     except ImportError as error:
@@ -20,7 +24,15 @@ def import_optuna() -> Any:
 
 @contextlib.contextmanager
 def opened(url: str | None, folder: Path) -> Iterator[Any]:
-    """Optuna's storage in a database, else a journal; raises ValueError for a URL that names none that answers."""
+    """Open Optuna's storage of a study.
+
+    Args:
+        url: URL of a database; None for a journal in the study directory.
+        folder: the study directory, which this process holds.
+
+    Raises:
+        ValueError: if no database answers at the URL.
+    """
     if url is None:
         yield _journal(folder)
         return
@@ -39,7 +51,7 @@ def opened(url: str | None, folder: Path) -> Iterator[Any]:
 
 
 def _journal(folder: Path) -> Any:
-    """Optuna's journal in a directory that this process holds, without what a kill may have left of a line or lock."""
+    """Open the journal, without the lock and the half-written last line that a kill may have left."""
     import_optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -51,3 +63,46 @@ def _journal(folder: Path) -> Any:
         with file.open("r+b") as journal:
             journal.truncate(sum(map(len, whole)))
     return JournalStorage(JournalFileBackend(str(file)))
+
+
+class TrialNotes(NamedTuple):
+    """The search's notes on a trial, in Optuna's `user_attrs`; a killed search finds the trial's runs with them.
+
+    Attributes:
+        owner: the process that trains the trial, "HOST:STUDY DIRECTORY"; empty until the other notes are written.
+        run: the trial's run directory within the study directory.
+        shared_run: the run directory of the program that trains this trial and others; empty if the trial is trained
+            by itself.
+        place: the trial's place among those of its program.
+        failure: why the trial failed; empty if it did not.
+    """
+
+    owner: str = ""
+    run: str = ""
+    shared_run: str = ""
+    place: int = 0
+    failure: str = ""
+
+
+# The key of each note in `user_attrs`. Studies on disk have these.
+_KEYS = {"owner": "owner", "run": "run", "shared_run": "together", "place": "place", "failure": "note"}
+
+
+def read_notes(trial: Any) -> TrialNotes:
+    """Read the notes on an Optuna trial; those that were never written have their defaults."""
+    attributes = trial.user_attrs
+    return TrialNotes(**{field: attributes[key] for field, key in _KEYS.items() if key in attributes})
+
+
+def write_notes(trial: Any, notes: TrialNotes) -> None:
+    """Write the notes on a new trial. The owner comes last, so a trial without one has incomplete notes."""
+    trial.set_user_attr(_KEYS["place"], notes.place)
+    trial.set_user_attr(_KEYS["run"], notes.run)
+    if notes.shared_run:
+        trial.set_user_attr(_KEYS["shared_run"], notes.shared_run)
+    trial.set_user_attr(_KEYS["owner"], notes.owner)
+
+
+def write_failure(trial: Any, failure: str) -> None:
+    """Note why a trial failed."""
+    trial.set_user_attr(_KEYS["failure"], failure)

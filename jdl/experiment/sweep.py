@@ -1,7 +1,7 @@
-"""Runs of an experiment over a grid of settings, side by side on this machine or on a cluster, by Ray.
+"""Runs of an experiment over a grid of settings, side by side on this machine or on a cluster, with Ray.
 
-Each is an ordinary run directory. One whose worker dies is started again, on another machine perhaps, and goes on from
-its last checkpoint; so the folder of the sweep, and that of the experiments, are ones that all machines see.
+Each is an ordinary run directory. If a worker dies, its run is started again, perhaps on another machine, and continues
+from its last checkpoint. All machines must therefore see the folder of the sweep and that of the experiments.
 """
 
 import contextlib
@@ -39,30 +39,37 @@ class Options:
     seeds: int = 1
     """seeds 0, 1, ... of each setting"""
     split_seeds: bool = False
-    """a run for each seed, instead of one for each setting"""
+    """train each seed as a run of its own, instead of all seeds of a setting in one run"""
     address: str | None = None
-    """of a Ray cluster ("auto": the one that this machine belongs to); by default this machine alone"""
+    """address of a Ray cluster ("auto": the one that this machine belongs to); by default this machine alone"""
     cpus: int = 1
-    """cores that each run gets"""
+    """number of cores for each run"""
     gpus: float = 0.0
-    """accelerators that each run gets; a fraction shares one"""
+    """number of accelerators for each run; with a fraction, runs share one"""
     retries: int = 3
-    """how often a run whose worker died is started again"""
+    """how often a run is started again after its worker died"""
     sweep_dir: Path | None = None
     """the sweep's directory, by default runs/sweep/NAME"""
 
 
 class Swept(NamedTuple):
-    """A run of a sweep."""
+    """A run of a sweep.
+
+    Attributes:
+        run: the run directory.
+        settings: the value of each field of the grid.
+        seeds: the seeds of the run.
+        failure: why the run has no result; empty if it has one.
+    """
 
     run: Path
     settings: dict[str, Any]
     seeds: tuple[int, ...]
-    failure: str = ""  # why it has no result
+    failure: str = ""
 
 
 class Interrupted(Exception):
-    """A run was told to end, as when its machine is taken away: to be started again."""
+    """A run was told to end, as when its machine is taken away. Ray starts it again."""
 
 
 def sweep(
@@ -74,12 +81,27 @@ def sweep(
     config: Any = None,
     watch: Callable[[Swept], None] = lambda swept: None,
 ) -> list[Swept]:
-    """Run an experiment with each combination of a grid's values; what has a result already is left as it is.
+    """Run an experiment with each combination of the values of a grid.
 
-    grid: `{field: values}`, dotted for a field within a field. command: the command line of jdl, which a worker calls
-    with the words of one run (`jdl.cli.main.main`). config: the other fields. watch: called as each run
-    ends. A run that fails is reported and the others go on. Raises ValueError for a grid that does not fit the Config,
-    FileExistsError for a folder that holds another sweep, ConnectionError where there is no Ray at the address.
+    A run that has a result is not trained again. If a run fails, the others go on.
+
+    Args:
+        experiment: the experiment, or its name as `jdl run` takes it.
+        grid: the values of each field; a field of a dataclass within the Config has a dotted name.
+        options: how to sweep; by default `Options()`, one seed of each setting on this machine.
+        command: the command line of jdl (`jdl.cli.main.main`), which a worker calls with the words of one run.
+        config: the values of the other fields; by default those of `Config()`.
+        watch: called with each run that ends.
+
+    Returns:
+        The runs, in the order of the grid with the last field varying fastest.
+
+    Raises:
+        ValueError: for wrong options, such as more cores than the machines have, and for a grid that does not fit
+            the Config.
+        FileExistsError: if the folder has another sweep.
+        ConnectionError: if there is no Ray cluster at the address.
+        ImportError: if Ray is not installed.
     """
     options = options or Options()
     module = find.find(experiment) if isinstance(experiment, str) else experiment
@@ -108,7 +130,14 @@ def sweep(
 
 
 def finals(swept: Sequence[Swept]) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """The settings of a sweep, each with the final metrics of all its seeds."""
+    """Collect the final metrics of each setting of a sweep.
+
+    Args:
+        swept: the runs, as `sweep` returns them.
+
+    Returns:
+        For each setting: the setting, and its final metrics by name with one value per seed, without failed runs.
+    """
     found: list[tuple[dict[str, Any], dict[str, np.ndarray]]] = []
     for settings, group in itertools.groupby(swept, lambda one: one.settings):
         results = [Run(one.run).final for one in group if not one.failure]
@@ -128,7 +157,7 @@ def _trials(folder: Path, grid: Mapping[str, Sequence[Any]], options: Options) -
 
 
 def _describe(folder: Path, given: Mapping[str, Any]) -> None:
-    """Write down what is swept, or see that it is what was begun here."""
+    """Write the description of a sweep, or check that it is the one that the folder already has."""
     deciding = {name: getattr(given["options"], name) for name in ("seeds", "split_seeds")}
     description = as_json(
         {"experiment": given["experiment"], "config": encode(given["config"]), **deciding}
@@ -147,7 +176,7 @@ def _describe(folder: Path, given: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What a sweep's directory says of it."""
+    """Read the description of a sweep from its directory: experiment, config, seeds and grid."""
     return json.loads((folder / _DESCRIPTION).read_text())
 
 
@@ -163,10 +192,10 @@ def _work_on(
     options: Options,
     command: Callable[[list[str]], None],
 ) -> Any:
-    """Run the trials in Ray's workers; yields each as it ends."""
+    """Train the runs in Ray's workers, and yield each when it ends."""
     ray = _started(options)
     try:
-        # A worker for each: JAX would keep what one run left. Those that die, Ray starts again by itself.
+        # One worker per run, because JAX keeps state of a run. Ray itself starts workers again that die.
         work = ray.remote(
             num_cpus=options.cpus, num_gpus=options.gpus, max_calls=1, max_retries=options.retries,
             retry_exceptions=[Interrupted],
@@ -197,11 +226,11 @@ def _started(options: Options) -> Any:
         raise ImportError("jdl sweep needs Ray: pip install 'jdl[ray]'") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        # Ray itself would try for minutes to reach a head that is not there.
+        # Ray itself would try for minutes to reach a cluster that is not there.
         if options.address and (where := options.address.rpartition("://")[2]).rpartition(":")[2].isdigit():
             processes.reach(where)
         with warnings.catch_warnings():
-            # Ray's processes become other programs at once: they never meet a lock that a thread of JAX held.
+            # After a fork, Ray's processes execute another program at once, so locks of JAX's threads do not matter.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             ray.init(address=options.address, include_dashboard=None if options.address else False,
                      log_to_driver=False, logging_level=logging.ERROR)  # fmt: skip
@@ -219,7 +248,7 @@ def _started(options: Options) -> Any:
 
 
 def _work(command: Callable[[list[str]], None], words: list[str], folder: str, output: str, cores: int) -> str:
-    """What a worker does: the command `jdl run`; returns why it failed, "" where it did not."""
+    """Run the command `jdl run` in a worker; returns why it failed, empty if it did not."""
     os.chdir(folder)
     share_cores(cores)
     status: Any = 0

@@ -1,62 +1,78 @@
-"""A network at a glance: its layers with shapes, parameters and FLOPs, from one abstract trace; no array is made."""
+"""Layers of a network with shapes, parameters and FLOPs, from one abstract trace: no array is made."""
 
-import collections.abc
-import dataclasses
-import importlib.util
-import inspect
 import re
-import sys
-import types
-import typing
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
-import jdl.nn
 from jdl.core.learner import Learner
-from jdl.experiment import find as finding
 from jdl.nn.layers.mode import mode_argument
 from jdl.parallel.flops import of_operation, operations
 
 _Path = tuple[str, ...]
-_MARK = "jdl-summary-call-"  # a scope of this name around each call of a module, numbered, tells whose an operation is
+_MARK = (
+    "jdl-summary-call-"  # each call of a module runs in a numbered scope of this name, to find an operation's module
+)
 
 
 class Layer(NamedTuple):
-    """A module and all within it."""
+    """A module and all modules within it.
 
-    path: str  # "" is the whole model
+    Attributes:
+        path: names of the modules down to this one, as "blocks/layer_0"; "" for the whole model.
+        kind: name of the module's class.
+        output: shapes and types of the outputs of its first call.
+        parameters: number of parameters.
+        flops: FLOPs of the matrix products and convolutions of a forward pass; a multiply-add counts as two.
+    """
+
+    path: str
     kind: str
-    output: Any  # shapes and types
+    output: Any
     parameters: int
-    flops: int  # of the matrix products and convolutions of a forward pass; a multiply-add is two
+    flops: int
 
     @property
     def depth(self) -> int:
-        """How many modules it is within."""
+        """How many modules contain this one."""
         return len(self.path.split("/")) if self.path else 0
 
 
 class Summary(NamedTuple):
-    """What `summarize` finds out about a model, for a batch of one example."""
+    """The layers of a network and their costs, from `summarize`.
+
+    Attributes:
+        name: name of the model's class.
+        inputs: shapes and types of the inputs.
+        layers: the modules in the order of their first calls; the model itself comes first.
+        parameters: number of parameters.
+        bytes: size of the parameters.
+        training_flops: FLOPs of all operations of a forward and a backward pass, as XLA counts them; None if XLA cannot
+            count them.
+    """
 
     name: str
-    inputs: Any  # shapes and types
-    layers: list[Layer]  # in the order of their first calls; the model itself first
+    inputs: Any
+    layers: list[Layer]
     parameters: int
-    bytes: int  # of the parameters
-    training_flops: int | None  # forward and backward, all operations, as XLA counts them; None where it cannot
+    bytes: int
+    training_flops: int | None
 
     def rows(self, depth: int | None = None) -> list[tuple[str, str, str, str, str]]:
-        """A table down to a depth: the module, indented, its kind, its outputs, its parameters, its FLOPs."""
+        """Write the layers as rows of a table.
+
+        Args:
+            depth: the depth of the innermost modules to show, 0 for the model alone; by default all are shown.
+
+        Returns:
+            For each module its name, indented by its depth, its class, outputs, parameters and FLOPs.
+        """
         return [
             (
                 "  " * layer.depth + (layer.path.rpartition("/")[2] or self.name),
@@ -69,18 +85,18 @@ class Summary(NamedTuple):
         ]
 
     def totals(self) -> str:
-        """The sums, in a sentence."""
+        """Write the parameters, their bytes, the input and the FLOPs of the whole model in two sentences."""
         forward = f"{_large(self.layers[0].flops)} FLOPs forward (matrix products and convolutions)"
         training = "not counted for training, since XLA counts the body of a loop once"
         if self.training_flops is not None:
             training = f"{_large(self.training_flops)} forward and backward (all operations, by XLA)"
         return (
-            f"{self.parameters:,} parameters, {self.bytes / 1e6:,.1f} MB. One example, {shapes(self.inputs)}: "
-            f"{forward}, {training}."
+            f"{self.parameters:,} parameters, {_size(self.bytes)}. One example, {shapes(self.inputs)}: {forward}, "
+            f"{training}."
         )
 
     def as_json(self, depth: int | None = None) -> dict[str, Any]:
-        """The same for a program: plain numbers and strings."""
+        """Return the summary for `--json`, with plain numbers and strings, and layers down to a depth."""
         layers = [{**layer._asdict(), "output": shapes(layer.output)} for layer in self._down_to(depth)]
         sums = {"parameters": self.parameters, "bytes": self.bytes, "flops": self.layers[0].flops}
         training = {"training_flops": self.training_flops}
@@ -91,11 +107,15 @@ class Summary(NamedTuple):
 
 
 def summarize(model: nn.Module, *inputs: Any) -> Summary:
-    """The layers of a Linen module for inputs with a batch axis, arrays or `jax.ShapeDtypeStruct`.
+    """List the layers of a Linen module with their outputs, parameters and FLOPs.
 
-    Matrix products and convolutions are counted as papers count them, padding included. Those in a scan count once an
-    iteration, those in a loop without a known length once. XLA counts the body of either once: there is no
-    `training_flops` then. The optimizer's operations are not among them.
+    Matrix products and convolutions are counted as papers count them, padding included. Those in a scan count once per
+    iteration; those in a loop of unknown length count once. XLA counts the body of either once, so with loops there is
+    no `training_flops`. The operations of the optimizer are not included.
+
+    Args:
+        model: the module.
+        inputs: its inputs, arrays or `jax.ShapeDtypeStruct`, with a batch axis. FLOPs are those of this batch.
     """
     inputs = _abstract(inputs)
     mode = mode_argument(model)
@@ -128,50 +148,25 @@ def summarize(model: nn.Module, *inputs: Any) -> Summary:
                 flops[scopes[innermost][:depth]] += times * of_operation(operation)
     params: dict[_Path, Any] = flax.traverse_util.flatten_dict(variables.get("params", {}))
     layers = [
-        Layer("/".join(path), kind, output, _size(params, path), flops[path])
+        Layer("/".join(path), kind, output, _parameters(params, path), flops[path])
         for path, (kind, output) in calls.items()
     ]  # fmt: skip
     return Summary(
         type(model).__name__,
         inputs[0] if len(inputs) == 1 else inputs,
         layers,
-        _size(params, ()),
+        _parameters(params, ()),
         sum(leaf.size * leaf.dtype.itemsize for leaf in params.values()),
         None if loops else _training_flops(model, variables, inputs),
     )
 
 
-def _abstract(tree: PyTree) -> PyTree:
-    def shape(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
-
-    return jax.tree.map(shape, tree)
-
-
-def _size(params: dict[_Path, Any], path: _Path) -> int:
-    return sum(leaf.size for place, leaf in params.items() if place[: len(path)] == path)
-
-
-def _training_flops(model: nn.Module, variables: dict[str, PyTree], inputs: tuple) -> int | None:
-    rest = {name: value for name, value in variables.items() if name != "params"}
-
-    def loss(params: PyTree, rest: PyTree, inputs: tuple) -> jax.Array:
-        apply = partial(model.apply, mutable=["intermediates", *rest], rngs={"dropout": jax.random.key(0)})
-        outputs, _ = apply({"params": params, **rest}, *inputs, **mode_argument(model)(True))
-        leaves = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        return sum((jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in leaves), jnp.float32(0))
-
-    # As another platform computes it: a CPU has ways of its own with fewer products (`jdl.nn.cpu.winograd`).
-    traced = jax.jit(jax.value_and_grad(loss)).trace(variables.get("params", {}), rest, inputs)
-    try:
-        flops = (traced.lower(lowering_platforms=("tpu",)).cost_analysis() or {}).get("flops")
-    except (ValueError, NotImplementedError):  # callbacks, and what this platform alone has
-        flops = (traced.lower().cost_analysis() or {}).get("flops")
-    return None if flops is None else int(flops)
-
-
 def models_of(learner: Learner) -> list[tuple[nn.Module, tuple]]:
-    """The Linen modules that a learner initializes, each with the inputs it is given; nothing is computed."""
+    """Find the Linen modules that a learner initializes, without computing anything.
+
+    Returns:
+        The modules, each with the shapes and types of the inputs that it is initialized with.
+    """
     found = []
 
     def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
@@ -184,161 +179,47 @@ def models_of(learner: Learner) -> list[tuple[nn.Module, tuple]]:
     return found
 
 
-class Target:
-    """What a name stands for: `Config`, a dataclass of what may be chosen, and `summaries(config, input)`."""
-
-    def __init__(self, Config: type, summaries: Callable[[Any, str], list[Summary]], doc: str | None) -> None:
-        self.Config, self.summaries, self.__doc__ = Config, summaries, doc
-
-
-def networks() -> dict[str, Callable[..., nn.Module]]:
-    """What makes the networks and layers of `jdl.nn`, by name."""
-    return {name: value for name, value in vars(jdl.nn).items() if name in jdl.nn.__all__ and _makes_module(value)}
-
-
-def _makes_module(value: Any) -> bool:
-    """Whether it is a class of modules, one with some arguments given, or a function annotated with one."""
-    kind = value.func if isinstance(value, partial) else value
-    if inspect.isfunction(kind):
-        kind = kind.__annotations__.get("return")
-    return isinstance(kind, type) and issubclass(kind, nn.Module) and kind is not nn.Module
-
-
-def find(name: str) -> Target:
-    """A network of `jdl.nn`, one in a file (`path/to/file.py:Name`), or the models of an experiment's learner.
-
-    Raises LookupError, with the names there are, for another.
-    """
-    known = networks()
-    if name in known:
-        return _of_network(name, known[name])
-    file, colon, member = name.rpartition(":")
-    if colon and file.endswith(".py"):
-        return _of_network(member, _in_file(Path(file), member))
-    if name not in finding.names() and not name.endswith(".py") and "." not in name:
-        raise LookupError(
-            f"there is no network {name!r}; jdl.nn has {', '.join(sorted(known))}; "
-            f"./experiments has {', '.join(finding.names()) or 'none'}; or give path/to/file.py:ClassName"
-        )
-    return _of_experiment(name, finding.find(name))
-
-
-def _in_file(file: Path, member: str) -> Any:
-    if not file.is_file():
-        raise LookupError(f"there is no file {file}")
-    spec = importlib.util.spec_from_file_location(f"summarized_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    sys.path.append(str(file.parent.absolute()))
-    spec.loader.exec_module(module)
-    found = {
-        name: value for name, value in vars(module).items() if isinstance(value, nn.Module) or _makes_module(value)
-    }
-    if member not in found:
-        raise LookupError(f"{file} has no Linen module {member!r}; it has {', '.join(found) or 'none'}")
-    return found[member]
-
-
-def _of_experiment(name: str, module: types.ModuleType) -> Target:
-    if not hasattr(module, "learner") or len(inspect.signature(module.learner).parameters) != 1:
-        raise LookupError(
-            f"the experiment {name} has no learner(config), by which its models could be found; "
-            "give the network itself: path/to/file.py:ClassName"
-        )
-
-    def summaries(config: Any, input: str) -> list[Summary]:
-        if input:
-            raise ValueError(f"--input {input}: the inputs of an experiment are those of its data; leave it out")
-        models = models_of(module.learner(config))
-        if not models:
-            raise LookupError(f"the learner of {name} initializes no Linen module")
-        return [summarize(model, *inputs) for model, inputs in models]
-
-    return Target(module.Config, summaries, module.__doc__)
-
-
-_OPTIONS = ("depth", "input", "json")  # of the command; a constructor's argument of such a name is --model.NAME
-
-
-def _of_network(name: str, network: Any) -> Target:
-    """A network that is made with arguments from the command line, or a module that is made already."""
-    import tyro
-
-    make = (lambda: network) if isinstance(network, nn.Module) else network
-    kind = network.func if isinstance(network, partial) else network
-    chosen: list[Any] = []
-    places = {}  # in the command's dataclass
-    for parameter in inspect.signature(make).parameters.values():
-        if parameter.name in ("parent", "name") or parameter.kind is parameter.VAR_KEYWORD:
-            continue
-        hint, required = typing.get_type_hints(kind)[parameter.name], parameter.default is parameter.empty
-        if not _can_be_typed(hint) and not required:
-            continue
-        if not _can_be_typed(hint):
-            raise ValueError(
-                f"{name} needs {parameter.name}, which cannot be given on a command line; make the module in a file "
-                "and give that: path/to/file.py:name"
-            )
-        place = parameter.name
-        if place in _OPTIONS:
-            place, hint = f"model_{place}", typing.Annotated[hint, tyro.conf.arg(name=f"model.{place}")]
-        places[parameter.name] = place
-        default = dataclasses.field() if required else dataclasses.field(default=parameter.default)
-        chosen.append((place, hint, default))
-    config = dataclasses.make_dataclass(name, chosen, frozen=True, kw_only=True)
-
-    def summaries(config: Any, input: str) -> list[Summary]:
-        values = {field: getattr(config, place) for field, place in places.items()}
-        model = make(**values)
-        return [summarize(model, _example(model, input))._replace(name=name)]
-
-    return Target(config, summaries, kind.__doc__)
-
-
-def _can_be_typed(hint: Any) -> bool:
-    """Whether a value of the type can be written on a command line: a number, a word, or several."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return all(_can_be_typed(part) for part in parts)
-    if origin in (tuple, list, collections.abc.Sequence):
-        return all(part in (int, float, bool, str, Ellipsis) for part in parts)
-    return origin is Literal or hint in (int, float, bool, str, type(None))
-
-
-_SHAPES = {"LeNet5": (32, 32, 1), "CapsNet": (28, 28, 1), "WideResNet": (32, 32, 3)}  # of the papers
-
-
-def _example(model: nn.Module, input: str) -> PyTree:
-    """One example: ids for a model with a vocabulary, else numbers; raises ValueError where a shape must be given."""
-    name, ids = type(model).__name__, hasattr(model, "vocab_size")
-    if input:
-        try:
-            sizes = tuple(int(size) for size in input.split(","))
-        except ValueError:
-            sizes = ()
-        if not sizes or min(sizes) < 1:
-            raise ValueError(f"--input {input}: give the shape of one example, as 224,224,3 (without the batch)")
-    elif ids and hasattr(model, "context"):
-        sizes = (model.context,)
-    else:
-        images, *_ = list(inspect.signature(type(model).__call__).parameters.values())[1:]
-        takes_images = getattr(images.annotation, "dim_str", "") == "batch height width channels"
-        sizes = _SHAPES.get(name, (224, 224, 3) if takes_images else ())
-        if not sizes:
-            raise ValueError(f"give --input, the shape of one example of {name}, as 224,224,3 (without the batch)")
-    one = jax.ShapeDtypeStruct((1, *sizes), np.int32 if ids else np.float32)
-    return {"source": one, "target": one} if isinstance(model, jdl.nn.EncoderDecoder) else one
-
-
 def shapes(tree: PyTree) -> str:
-    """A pytree of shapes in a line: "f32[1,1000]"."""
+    """Write the types and shapes of the first three arrays of a pytree: "f32[1,1000]"."""
     leaves = [jax.typeof(leaf).str_short(short_dtypes=True) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
     return ", ".join(leaves[:3]) + (", ..." if len(leaves) > 3 else "")
 
 
+def _abstract(tree: PyTree) -> PyTree:
+    def shape(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
+
+    return jax.tree.map(shape, tree)
+
+
+def _parameters(params: dict[_Path, Any], path: _Path) -> int:
+    return sum(leaf.size for place, leaf in params.items() if place[: len(path)] == path)
+
+
+def _training_flops(model: nn.Module, variables: dict[str, PyTree], inputs: tuple) -> int | None:
+    rest = {name: value for name, value in variables.items() if name != "params"}
+
+    def loss(params: PyTree, rest: PyTree, inputs: tuple) -> jax.Array:
+        apply = partial(model.apply, mutable=["intermediates", *rest], rngs={"dropout": jax.random.key(0)})
+        outputs, _ = apply({"params": params, **rest}, *inputs, **mode_argument(model)(True))
+        leaves = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return sum((jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in leaves), jnp.float32(0))
+
+    # Lower for a TPU: on a CPU some layers have variants with fewer products (`jdl.nn.cpu.winograd`).
+    traced = jax.jit(jax.value_and_grad(loss)).trace(variables.get("params", {}), rest, inputs)
+    try:
+        flops = (traced.lower(lowering_platforms=("tpu",)).cost_analysis() or {}).get("flops")
+    except (ValueError, NotImplementedError):  # callbacks, and operations that only this platform has
+        flops = (traced.lower().cost_analysis() or {}).get("flops")
+    return None if flops is None else int(flops)
+
+
 def _large(number: int) -> str:
-    """Three digits and a unit: "8.18 G"."""
+    """Write a number with three digits and a unit: "8.18 G"."""
     power = min(4, (len(str(number)) - 1) // 3)
     return f"{number / 1000**power:.3g} {' kMGT'[power]}".strip()
+
+
+def _size(count: int) -> str:
+    """Write a number of bytes, in MB from a megabyte up."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"

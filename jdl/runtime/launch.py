@@ -126,11 +126,7 @@ def _watch(working: list[subprocess.Popen], outputs: list[Path]) -> int:
             if status == REQUEUE:
                 raise Preempted
             ended = f"ended by signal {-status}" if status < 0 else f"failed with status {status}"
-            lines = [
-                line
-                for line in outputs[failed[0]].read_text().splitlines()
-                if line.strip() and not line.startswith("[Gloo]")
-            ]
+            lines = [line for line in outputs[failed[0]].read_text().splitlines() if line.strip()]
             last = f": {lines[-1]}" if lines else ""
             print(f"jdl: process {failed[0]} of {len(working)} {ended}{last}; all have stopped", file=sys.stderr)
             return status if status > 0 else 128 - status

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jdl.runtime import output
+
 _HEARTBEAT = 30  # seconds of silence after which a process counts as dead and the others end
 _WRITING = 600  # seconds that a process waits for another process's part of a checkpoint
 _count: list[int] = []
@@ -71,6 +73,8 @@ def join(
         from jax._src import distributed
 
         _count[:] = [distributed.global_state.num_processes or 1]
+    if _count[0] > 1:
+        output.drop_lines(b"[Gloo]")  # how many peers the collectives of CPUs connect to
 
 
 def _missing(count: int | None, index: int | None, coordinator: str | None, patience: int) -> str:

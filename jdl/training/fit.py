@@ -1,4 +1,4 @@
-"""The loop around a learner's step: batches in, metrics out, checkpoints, early stopping. It knows no model."""
+"""The training loop around a learner's step: batches, metrics, evaluation, checkpoints and early stopping."""
 
 import contextlib
 import functools
@@ -31,16 +31,25 @@ from jdl.training.progress import ProgressBar
 from jdl.training.runs import Row, Run, locked, open_or_create
 from jdl.training.source import Source, Whole
 
-type Callback = Callable[[Row, State], bool | None]
+type Callback = Callable[[Row, State], bool | None]  # (row, state) -> True to stop
 
 
 class Fitted(NamedTuple):
-    """What a fit leaves: the last state, the best by the monitored metric (the last where none was), and the record."""
+    """The result of `fit`.
+
+    Attributes:
+        state: the last state; for a run that ended early, its state at that step.
+        best: the state with the best value of the monitored metric; the last state if nothing was evaluated.
+        rows: the log, one dict per row: "step", "seconds" (of training so far), and metrics such as "train/loss", each
+            a number or a list of one number per run. None stands for a value that is not finite and for a run that has
+            ended.
+        ended: for each run, why it ended before the last step; "" if it did not.
+    """
 
     state: State
     best: State
     rows: list[Row]
-    ended: list[str]  # for each run, why it ended before the last step; "" where it did not
+    ended: list[str]
 
 
 def fit(
@@ -61,34 +70,39 @@ def fit(
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
 ) -> Fitted:
-    """Train from the key, or from the run's last checkpoint.
+    """Train a learner from a key, or from the run's last checkpoint.
 
-    All intervals count updates and are multiples of `learner.steps`. A run whose metrics are no longer finite ends at
-    that step with a warning and the state of its last checkpoint. With a run directory, SIGTERM saves a checkpoint at
-    once and raises `Preempted`, which ends the process with the status `jdl.REQUEUE`; metrics that were not logged yet
-    are saved, too.
+    All intervals count updates and are multiples of `learner.steps`. A run whose metrics are no longer finite ends with
+    a warning; its state is that of the last checkpoint, or else the best or the first. With a run directory, SIGTERM
+    saves a checkpoint at once, together with the metrics that are not logged yet, and raises `Preempted`, which ends
+    the process with status `jdl.REQUEUE`.
 
     Args:
-        learner: a learner, compiled by `jit` unless it is to run step by step.
-        source: a `Source`; a dict of arrays for a learner made by `feed`; None for one that makes its own data.
-        steps: updates, a multiple of `learner.steps`; this or `epochs` is given.
+        learner: the learner, compiled by `jdl.jit`; uncompiled, each operation runs by itself.
+        source: a `Source`; a dict of arrays for a learner made by `feed`; None for a learner that makes its own data.
+        steps: the number of updates, a multiple of `learner.steps`. Give either this or `epochs`.
         epochs: passes over the training data, rounded down to whole calls of `learner.step`.
         key: a JAX key or an integer seed.
-        validation: arrays, or a pipeline that does not shuffle, evaluated every `evaluate_every` updates.
-        evaluate_every: by default a tenth of the updates.
-        evaluation_batch_size: examples per call of `learner.evaluate`.
-        monitor: the metric of the validation data that picks the best state and stops early: the name of a loss or
-            score, or a `Monitor` with mode and patience.
-        log_every: by default a hundredth of the updates.
-        checkpoint_every: by default a tenth of the updates; only with a run directory.
-        run: a run directory for the log and the checkpoints.
-        resume: continue the run in that directory; without it a directory that holds a run is an error.
-        callbacks: `(row, state) -> True to stop`, called with every row of the log. Copy a state to keep it: the next
-            step takes its memory.
-        progress: show a bar; by default on a terminal alone.
+        validation: a dict of arrays, or a pipeline that does not shuffle, to evaluate on.
+        evaluate_every: updates between evaluations; by default a tenth of all updates.
+        evaluation_batch_size: examples per call of `learner.evaluate`, for a dict of arrays.
+        monitor: the validation metric that picks the best state and stops early: its name (a score is maximized, a loss
+            minimized: `Monitor.of`), or a `Monitor` with mode and patience.
+        log_every: updates between rows of the log; by default a hundredth of all updates.
+        checkpoint_every: updates between checkpoints; by default a tenth of all updates. Without a run directory there
+            are none.
+        run: a run directory for the log and the checkpoints: a path, or a `Run` that no fit has been given yet.
+        resume: for a path, whether to continue the run in that directory, if there is one; otherwise the directory must
+            be new or empty. A `Run` is always continued.
+        callbacks: `(row, state) -> True to stop`, called with every row of the log. Copy a state to keep it, because
+            the next step reuses its memory.
+        progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:
-        ValueError: for intervals, data and metric names that do not fit the learner, before anything is compiled.
+        ValueError: before the first step and before anything is written, for intervals, data and metric names that do
+            not fit the learner, for labels without an output, and if not exactly one of `steps` and `epochs` is given.
+        FileExistsError: for a run directory that is not empty, without `resume`.
+        Preempted: after SIGTERM, once the checkpoint is written.
     """
     if not isinstance(source, Source):
         if source is not None and not learner.traits.fed:
@@ -104,7 +118,7 @@ def fit(
     if validation is not None and not isinstance(validation, Epochs):
         check(validation)
     state = learner.init(key)
-    if processes.several() and all(map(_is_ours, jax.tree.leaves(state))):
+    if processes.several() and all(map(_is_local, jax.tree.leaves(state))):
         warnings.warn(
             f"each of {processes.count()} processes trains the same by itself: nothing spreads the learner over them "
             "(jdl.distribute, jdl.shard, jdl.seeds)",
@@ -124,7 +138,7 @@ def fit(
     if isinstance(source, Whole) and source.data is not None:
         source.data = beside(state, source.data)
 
-    # Nothing is written before this: a mistake above leaves no folder behind.
+    # Nothing is written before this, so that a mistake above leaves no folder behind.
     run = open_or_create(run, resume) if run is not None else None
     loggers = [LOGGERS[name](run.path / name) for name in run.log_to] if run and processes.first() else []
     watch = Watch(learner, source, run)
@@ -147,7 +161,7 @@ def fit(
                 due = checkpoint_every > 0 and (loop.step % checkpoint_every == 0 or loop.step >= steps or loop.stopped)
                 if due:
                     loop.save()
-                if notice:  # also at the last step: what comes after the fit may take longer than is left
+                if notice:  # also at the last step: what follows the fit may take longer than the time that is left
                     loop.leave(saved=due)
         return loop.finish()
     finally:
@@ -159,7 +173,7 @@ def fit(
 
 
 def _updates(learner: Learner, source: Source, steps: int | None, epochs: float | None) -> int:
-    """How many updates to take; raises ValueError where neither or both are given, or an epoch has no length."""
+    """Return the number of updates; raise ValueError unless exactly one is given and an epoch has a length."""
     if (steps is None) == (epochs is None):
         raise ValueError(f"fit(steps={steps}, epochs={epochs}): give one of them")
     if steps is not None:
@@ -167,29 +181,33 @@ def _updates(learner: Learner, source: Source, steps: int | None, epochs: float 
     if learner.traits.batch_size is not None and isinstance(source, Whole) and source.data is not None:
         size = jax.tree.leaves(source.data)[0].shape[learner.traits.example_axis]
         per_epoch = size // learner.traits.batch_size
+        unit = "updates"
     else:
         per_epoch = getattr(source, "batches_per_epoch", None)
         if per_epoch is None:
             raise ValueError(f"fit(epochs={epochs}): a {type(source).__name__} has no epochs to count; give steps=")
+        per_epoch *= learner.steps  # a batch is for one call
+        unit = "batches" if learner.steps == 1 else "updates"
     updates = int(epochs * per_epoch)  # type: ignore[operator]
     if updates < 1:
-        raise ValueError(f"fit(epochs={epochs}): that is no update ({per_epoch} batches per epoch)")
+        raise ValueError(f"fit(epochs={epochs}): that is no update ({per_epoch} {unit} per epoch)")
     return max(learner.steps, updates // learner.steps * learner.steps)
 
 
-def _is_ours(leaf: Any) -> bool:
+def _is_local(leaf: Any) -> bool:
+    """Whether this process alone holds all of an array."""
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
 
 
 def _notices(saving: bool) -> contextlib.AbstractContextManager[Any]:
-    """Where to ask, before each call of the step, whether to save and leave."""
+    """Open the notice that is asked, before each call of the step, whether to save and leave."""
     if not saving:
         return contextlib.nullcontext(Notice())
     return contextlib.nullcontext(processes.Notice()) if processes.several() else noticed()
 
 
 class _Intervals(NamedTuple):
-    """Checks and defaults of intervals, in updates."""
+    """Checks and defaults of intervals, in updates: `interval(name, value or None, default share of all updates)`."""
 
     unit: int
     steps: int
@@ -220,18 +238,18 @@ def _names(learner: Learner, state: State, batch: Any) -> list[str]:
 
 _observed = jax.jit(observed)
 
-# Calls whose metrics are joined on the device: fetching each by itself would cost more than the step's call.
+# The number of calls whose metrics are stacked on the device: fetching each by itself would cost more than a step.
 _CHUNK = 64
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _joined(calls: tuple[Metrics, ...], axis: int, several: bool) -> Metrics:
-    """The metrics of several calls along one axis, a new one where a call takes a single step."""
+def _stack_calls(calls: tuple[Metrics, ...], axis: int, several: bool) -> Metrics:
+    """Put the metrics of calls one after another along the axis of steps, a new axis unless calls take `several`."""
     return jax.tree.map(lambda *leaves: (jnp.concatenate if several else jnp.stack)(leaves, axis), *calls)
 
 
 class _Loop:
-    """One fit under way: the state, what was measured since the last row, and the book of outcomes."""
+    """A fit in progress: the state, the metrics since the last row of the log, and the outcome of each run."""
 
     def __init__(
         self,
@@ -252,11 +270,11 @@ class _Loop:
         self.rows: list[Row] = []
         self.stopped = False
         self._pending: list[Metrics] = []
-        self._unlogged: list[np.ndarray] = []  # as `_pending`, leaf by leaf, from before an interruption
+        self._unlogged: list[np.ndarray] = []  # the leaves of metrics that were pending when the run was interrupted
         self._clock = time.monotonic()
 
     def start(self) -> None:
-        """Go on from the run's newest intact checkpoint, if it has one."""
+        """Continue from the run's newest intact checkpoint, if it has one."""
         if self.checkpoints is None or self.run is None:
             return
         restored = self.checkpoints.restore(self._tree(self.state, self.state))
@@ -279,7 +297,7 @@ class _Loop:
         self._unlogged = [np.array(values, dtype) for dtype, values in restored.notes.get("unlogged", [])]
 
     def advance(self, until: int, bar: ProgressBar, notice: Notice) -> None:
-        """Take steps until the next event, or a notice; nothing here waits for the device."""
+        """Take steps until the next event, or until a notice. Nothing here waits for the device."""
         step, source, state, pending = self.learner.step, self.source, self.state, self._pending
         while self.step < until and not notice:
             state, metrics = step(state, source.next(state))
@@ -289,7 +307,7 @@ class _Loop:
         self.state = state
 
     def flush(self, bar: ProgressBar) -> None:
-        """Fetch what the steps since the last flush measured, end runs that diverged, and log the rest."""
+        """Fetch the metrics since the last flush, end runs that diverged, and log a row."""
         if not self._pending:
             return
         leaves, structure = self._measured()
@@ -305,20 +323,20 @@ class _Loop:
             bar.note(f"loss {np.mean(losses):.4g}" if losses else "")
 
     def evaluate(self, batches: Iterable[Any]) -> None:
-        """Evaluate, keep the best, stop early."""
+        """Evaluate, log, keep the best states, and end runs that no longer improve."""
         if self.stopped:
             return
         values = compute(merged(self.learner, self.state, batches))
         self._log("validation", values)
         value = values[self.outcome.monitor.name]
-        self.outcome.judge(value, self.step, self.state)
+        self.outcome.judge(value, self.step, self.outcome.compose(self.state))
         if has_plateau(self.state):
             worse = value if self.outcome.monitor.mode == "min" else -value
             self.state = _observed(self.state, np.asarray(worse, np.float32))
         self.stopped = self.stopped or bool(self.outcome.ended.all())
 
     def leave(self, saved: bool) -> None:
-        """A checkpoint, if that is still to be made and no run has just diverged; raises Preempted."""
+        """Raise Preempted; before, save a checkpoint unless that is done (`saved`) or a run has just diverged."""
         if self.checkpoints is None or self.run is None:
             return
         if not saved and not self.outcome.not_finite(self.state).any():
@@ -328,7 +346,7 @@ class _Loop:
         raise Preempted
 
     def save(self) -> None:
-        """A checkpoint, of finite runs alone."""
+        """Save a checkpoint, after ending the runs whose state has become NaN."""
         if self.checkpoints is None:
             return
         self._end_diverged({int(run): self.step for run in np.flatnonzero(self.outcome.not_finite(self.state))})
@@ -341,26 +359,27 @@ class _Loop:
             "seconds": time.monotonic() - self._clock,
             "unlogged": [(str(leaf.dtype), leaf.tolist()) for leaf in self._measured()[0]],
         }
-        # The best state's replay, if it has one, is never trained with again: the last state's will do.
+        # Nothing trains with the replay of the best state again, so its rows are those of the last state.
         self.checkpoints.save(self.step, self._tree(state, best), notes, same_rows={"best": "state"})
 
     def _tree(self, state: State, best: State) -> dict[str, Any]:
         return {"state": state, "best": best, "source": self.source.save()}
 
     def finish(self) -> Fitted:
-        """What the fit leaves."""
+        """Return the result of the fit."""
         state = self.outcome.compose(self.state)
-        best = copied(state) if self.outcome.best is None else self.outcome.best  # of its own: steps donate states
+        # A copy: if the caller goes on training with `state`, the step reuses its memory.
+        best = copied(state) if self.outcome.best is None else self.outcome.best
         return Fitted(state, best, self.rows, self.outcome.reasons)
 
     def close(self) -> None:
-        """Return when the last checkpoint is on disk."""
+        """Wait until the last checkpoint is on disk, then unlock the run directory."""
         with self.lock:
             if self.checkpoints is not None:
                 self.checkpoints.close()
 
     def _measured(self) -> tuple[list[np.ndarray], Any]:
-        """What steps measured since the last row: the leaves, [(runs), updates, ...], and their structure."""
+        """Fetch the metrics since the last row: the leaves, [(runs), updates, ...], and their structure."""
         if not self._pending:
             return self._unlogged, None
         leaves, structure = jax.tree.flatten(self._stack(self._pending))
@@ -370,14 +389,17 @@ class _Loop:
         return leaves, structure
 
     def _stack(self, pending: list[Metrics]) -> Metrics:
-        """[calls] of [(runs), (steps)] -> [(runs), updates], in float64."""
+        """Fetch metrics [(runs), (steps), ...] of several calls as [(runs), updates, ...], in float64."""
         axis = 0 if self.learner.runs is None else 1
         chunks = [tuple(pending[start : start + _CHUNK]) for start in range(0, len(pending), _CHUNK)]
-        joined = [to_host(_joined(chunk, axis, self.learner.steps > 1)) for chunk in chunks]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis), *joined)
+        fetched = [to_host(_stack_calls(chunk, axis, self.learner.steps > 1)) for chunk in chunks]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis), *fetched)
 
     def _first_not_finite(self, metrics: Metrics, first: int) -> dict[int, int]:
-        """The runs whose metrics hold a number that is not finite, and the update that measured it first."""
+        """Return the runs with metrics that are not finite, each with the first such update. Ended runs are left out.
+
+        `first` is the number of updates before these metrics.
+        """
         found: dict[int, int] = {}
         for leaf in jax.tree.leaves(metrics):
             if np.isfinite(leaf).all():
@@ -403,7 +425,10 @@ class _Loop:
         self.stopped = self.stopped or bool(self.outcome.ended.all())
 
     def _last_good(self) -> tuple[State, np.ndarray]:
-        """The newest state known to be finite: the last checkpoint's, else the best, else the first."""
+        """Return the newest state known to be finite, and its step for each run.
+
+        It is that of the last checkpoint, else the best, else the first.
+        """
         if self.checkpoints is not None:
             restored = self.checkpoints.restore(self._tree(self.state, self.state))
             if restored is not None:
@@ -411,12 +436,12 @@ class _Loop:
         steps = np.maximum(self.outcome.best_step, 0).reshape(-1)
         return self.outcome.last_best(self.learner.init(self.key)), steps
 
-    def _log(self, split: str, values: Mapping[str, np.ndarray]) -> Row:
-        """Log one row: a number for each metric, or one for each run, null for a run that has ended."""
+    def _log(self, prefix: str, values: Mapping[str, np.ndarray]) -> Row:
+        """Log one row: a number per metric, or a list of one number per run, None for runs that have ended."""
         row: Row = {"step": self.step, "seconds": round(time.monotonic() - self._clock, 3)}
         for name, value in values.items():
             if value.shape == self.outcome.shape:
-                row[f"{split}/{name}"] = plain(np.where(self.outcome.ended, np.nan, value))
+                row[f"{prefix}/{name}"] = plain(np.where(self.outcome.ended, np.nan, value))
         self.rows.append(row)
         if self.run is not None:
             self.run.log(row)

@@ -1,4 +1,4 @@
-"""Callbacks that send a fit's rows to TensorBoard or Weights & Biases, beside metrics.jsonl."""
+"""Callbacks of `fit` that send the rows of its log to TensorBoard or Weights & Biases, besides metrics.jsonl."""
 
 import os
 import time
@@ -12,7 +12,12 @@ from jdl.training.runs import Row
 
 
 class Logger(NamedTuple):
-    """A callback of `fit`, and what to call when there are no more rows."""
+    """A callback of `fit` that must be closed.
+
+    Attributes:
+        log: `(row, state) -> None`, called with every row of the log.
+        close: called after the last row.
+    """
 
     log: Callable[[Row, Any], None]
     close: Callable[[], Any]
@@ -22,7 +27,16 @@ class Logger(NamedTuple):
 
 
 def tensorboard(folder: str | os.PathLike) -> Logger:
-    """A callback that writes event files; one curve a metric, and one a run where there are several."""
+    """Make a callback that writes TensorBoard's event files.
+
+    There is one curve per metric. With several runs, it is their mean, and each run has a curve as well.
+
+    Args:
+        folder: the folder of the event files.
+
+    Raises:
+        ImportError: if the package tensorboard is not installed.
+    """
     try:
         from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
@@ -40,7 +54,18 @@ def tensorboard(folder: str | os.PathLike) -> Logger:
 
 
 def wandb(folder: str | os.PathLike, project: str = "jdl", mode: Any = None, **options: Any) -> Logger:
-    """A callback that logs to Weights & Biases; mode by default $WANDB_MODE, else "offline" (`wandb sync` uploads)."""
+    """Make a callback that logs to Weights & Biases.
+
+    Args:
+        folder: the folder of the local files.
+        project: the project's name there.
+        mode: "online" or "offline"; by default the environment variable WANDB_MODE, else "offline". Upload offline
+            runs by `wandb sync`.
+        options: further arguments of `wandb.init`.
+
+    Raises:
+        ImportError: if the package wandb is not installed.
+    """
     try:
         import wandb
     except ImportError as error:
@@ -58,7 +83,10 @@ LOGGERS = {"tensorboard": tensorboard, "wandb": wandb}
 
 
 def scalars(row: Row) -> Iterator[tuple[str, float]]:
-    """The numbers of a row, by name; of several runs the mean, then each ("train/loss/run_3")."""
+    """Yield the numbers of a row with their names, without the step.
+
+    A list of one number per run gives the mean over the runs that have not ended, and then each ("train/loss/run_3").
+    """
     for name, value in row.items():
         if name == "step" or value is None:
             continue

@@ -1,7 +1,7 @@
-"""How each run of a fit fares: its best state, when it ended and why.
+"""The outcome of each run of a fit: its best state, when it ended and why.
 
-With several runs in one program each has its own end. One that has ended is frozen: its state is put aside at that
-step, and what the program goes on computing for it is not looked at.
+Several runs in one program can end at different steps. A run that has ended is frozen: its state is put aside, and what
+the program computes for it afterwards is ignored.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -17,22 +17,32 @@ from jdl.runtime import processes
 
 
 class Monitor(NamedTuple):
-    """The validation metric that decides which state is best, and when a run stops early."""
+    """The validation metric that decides which state is best and when a run stops early.
+
+    Attributes:
+        name: the name of the metric, such as "loss" or "confusion/f1_macro".
+        mode: "min" if lower is better, "max" if higher is.
+        patience: evaluations without improvement after which a run stops; None never stops early.
+    """
 
     name: str = "loss"
     mode: Literal["min", "max"] = "min"
-    patience: int | None = None  # evaluations without improvement; None never stops early
+    patience: int | None = None
 
     @classmethod
     def of(cls, name: str) -> "Monitor":
-        """The monitor of a metric whose name says which way is better: a score ("accuracy", "fit/r2") or a loss."""
+        """Make a monitor without early stopping, whose mode follows from the name of the metric.
+
+        The mode is "max" if the last part of the name begins with accuracy, top, precision, recall, f1, r2, score or
+        return, as in "confusion/f1_macro"; otherwise it is "min".
+        """
         scores = ("accuracy", "top", "precision", "recall", "f1", "r2", "score", "return")
         return cls(name, "max" if name.split("/")[-1].startswith(scores) else "min")
 
 
 @jax.jit
 def _select(chosen: Bool[jax.Array, "..."], new: PyTree, old: PyTree) -> PyTree:
-    """Per run, the new state where chosen."""
+    """Take the new state for the chosen runs and the old one for the others."""
 
     def pick(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(chosen.reshape(chosen.shape + (1,) * (new.ndim - chosen.ndim)), new, old)
@@ -42,19 +52,19 @@ def _select(chosen: Bool[jax.Array, "..."], new: PyTree, old: PyTree) -> PyTree:
 
 @jax.jit
 def copied(state: PyTree) -> PyTree:
-    """A state in memory of its own."""
+    """Copy a state, so that a step cannot reuse its memory."""
     return jax.tree.map(jnp.copy, state)
 
 
 @jax.jit
 def _is_finite(state: PyTree, axis_of_runs: PyTree) -> jax.Array:
-    """Per run, whether no number in the state is NaN (infinities can be a start value, as of a minimum)."""
+    """Whether no number in the state is NaN, for each run. Infinities may be start values, as for a minimum."""
 
     def finite(leaf: jax.Array) -> jax.Array:
         axes = tuple(range(axis_of_runs.ndim, leaf.ndim))
         return ~jnp.isnan(leaf).any(axes)
 
-    # What lies on the host is data that was seen, nothing that is learnt.
+    # Arrays on the host are data, such as a replay; parameters never lie there.
     numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact) and not on_host(leaf)]
     if not numbers:
         return jnp.ones(axis_of_runs.shape, bool)
@@ -62,15 +72,36 @@ def _is_finite(state: PyTree, axis_of_runs: PyTree) -> jax.Array:
 
 
 def plain(values: np.ndarray) -> Any:
-    """Numbers as JSON has them, null for what is not finite."""
+    """Convert an array to (lists of) Python numbers for JSON, with None for NaN and infinities."""
     nothing: Any = None
     return np.where(np.isfinite(values), values.astype(object), nothing).tolist()
 
 
 class Outcome:
-    """The book kept for each run; everything in it is saved with a checkpoint and restored."""
+    """The outcome of each run so far. All of it is saved with a checkpoint and restored.
+
+    Attributes:
+        monitor: the monitored metric.
+        shape: the shape of the arrays here, `(runs,)`, or `()` for a single run without an axis.
+        ended: `[*shape]` bool; whether the run has ended before the last step.
+        reasons: for each run, why it has ended; "" if it has not.
+        best_value: `[*shape]`; the best value of the monitored metric, NaN before the first.
+        best_step: `[*shape]`; the step of that value, -1 before the first.
+        stale: `[*shape]`; evaluations since then.
+        best: the states of those steps; None before the first. A run without a finite value has its state at the first
+            evaluation that was good for another run, or the state in which it had ended before.
+    """
 
     def __init__(self, runs: int | None, monitor: Monitor) -> None:
+        """Start without evaluations.
+
+        Args:
+            runs: the number of runs; None for a single run without an axis.
+            monitor: the monitored metric.
+
+        Raises:
+            ValueError: for a mode that is neither "min" nor "max", and a patience below 1.
+        """
         if monitor.mode not in ("min", "max"):
             raise ValueError(f'monitor mode={monitor.mode!r}: it is "min" or "max"')
         if monitor.patience is not None and monitor.patience < 1:
@@ -81,16 +112,22 @@ class Outcome:
         self.reasons: list[str] = [""] * (runs or 1)
         self.best_value = np.full(self.shape, np.nan)
         self.best_step = np.full(self.shape, -1)
-        self.stale = np.zeros(self.shape, int)  # evaluations since the best
+        self.stale = np.zeros(self.shape, int)
         self.best: State | None = None
         self._frozen: State | None = None
 
     def last_best(self, first: State) -> State:
-        """Per run the best state, or the first one where none was judged good."""
+        """Return the best state of each run, and `first` for runs without a finite value of the metric."""
         return first if self.best is None else _select(jnp.asarray(self.best_step >= 0), self.best, first)
 
     def judge(self, value: Any, step: int, state: State) -> None:
-        """Take in a value of the monitored metric: keep the best states, end the runs whose patience is out."""
+        """Record an evaluation: keep the best states, and end the runs that have not improved for too long.
+
+        Args:
+            value: the monitored metric of each run, `[*shape]`. A value that is not finite never counts as better.
+            step: the step of the evaluation.
+            state: the state that was evaluated.
+        """
         value = np.asarray(value, float)
         sign = 1 if self.monitor.mode == "max" else -1
         better = np.isfinite(value) & (np.isnan(self.best_value) | (sign * value > sign * self.best_value))
@@ -106,7 +143,13 @@ class Outcome:
             self.end(tired, state, f"stopped early at step {step}: {since}")
 
     def end(self, which: Any, state: State, reason: str) -> None:
-        """Freeze some runs in the state given."""
+        """End runs, freezing them in the state given. Runs that have already ended stay as they are.
+
+        Args:
+            which: `[*shape]` bool; the runs to end.
+            state: the state to keep.
+            reason: why they end, for the log and the result.
+        """
         which = np.asarray(which) & ~self.ended
         if which.any():
             self._frozen = _select(jnp.asarray(which), state, state if self._frozen is None else self._frozen)
@@ -115,18 +158,18 @@ class Outcome:
                 self.reasons[run] = reason
 
     def not_finite(self, state: State) -> np.ndarray:
-        """Which running runs have a NaN in their state."""
+        """Return, as `[*shape]` bool, which runs have a NaN in their state and have not ended."""
         finite = np.asarray(processes.gathered(_is_finite(state, jnp.zeros(self.shape))))
         return np.asarray(~finite & ~self.ended)
 
     def compose(self, state: State) -> State:
-        """The state with every ended run as it was when it ended."""
+        """Return the state, with every ended run as it was when it ended."""
         if self._frozen is None:
             return state
         return _select(jnp.asarray(self.ended), self._frozen, state)
 
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint says of the outcome, as JSON."""
+        """Return everything except the states as JSON values, for a checkpoint."""
         return {
             "ended": self.ended.tolist(),
             "reasons": self.reasons,
@@ -136,7 +179,13 @@ class Outcome:
         }
 
     def restore(self, notes: dict[str, Any], state: State, best: State | None) -> None:
-        """Go on from a checkpoint's notes, its composed state and its best state."""
+        """Restore from a checkpoint.
+
+        Args:
+            notes: the result of `notes`.
+            state: the result of `compose`, saved with the notes.
+            best: the best state, None if there was none.
+        """
         self.ended = np.asarray(notes["ended"])
         self.reasons = list(notes["reasons"])
         self.best_value = np.asarray(notes["best_value"], float)

@@ -1,4 +1,4 @@
-"""Where the time of training goes: a trace of a few calls when asked for, and two warnings that cost nothing."""
+"""Profiling of training: a trace of a few calls on request, and warnings of compilations and of waiting for data."""
 
 import contextlib
 import contextvars
@@ -17,24 +17,30 @@ from jdl.runtime.files import write_json
 from jdl.training.runs import Run
 from jdl.training.source import Source
 
-_WARM_UP = 5  # calls before the first that is traced: they compile, and fill what reads ahead
-_SHAPES = 8  # different ones that a step may be compiled for unsaid: buckets of lengths are no mistake
-_SHARE = 0.2  # of the time, that waiting for data may take unsaid
-_SECONDS = 10.0  # of training, before that is judged
+_WARM_UP = 5  # calls before the first that is traced; they compile, and fill the buffers of what reads ahead
+_SHAPES = 8  # compilations of a step without a warning; with buckets of lengths, several are normal
+_SHARE = 0.2  # the fraction of the time that may be spent waiting for data without a warning
+_SECONDS = 10.0  # the seconds of training before that fraction is judged
 
 _wanted: contextvars.ContextVar[int] = contextvars.ContextVar("profiled calls", default=0)
 
 
 @contextlib.contextmanager
 def profile(calls: int) -> Iterator[None]:
-    """Within it every `fit` with a run directory traces that many calls of its step, into `profile/` there.
+    """Trace calls of the step of every `fit` with a run directory, as long as this context is open.
+
+    The first 5 calls, which compile, are left out. The results are in `profile/` in the run directory: `times.json`,
+    also printed to standard error when the fit ends, and a trace. Open its `.trace.json.gz` in
+    https://ui.perfetto.dev, or the folder in XProf or TensorBoard.
 
     >>> with profile(20):  # jdl.fit(learner, source, steps=1000, run="runs/mine")
     ...     pass
 
-    The first calls are left out. Times are in `profile/times.json`, on the standard error stream when the fit ends,
-    and in the trace: open its `.trace.json.gz` in https://ui.perfetto.dev, or the folder in XProf or TensorBoard.
-    Raises ValueError for less than 1 call.
+    Args:
+        calls: how many calls of the step to trace; after `scan` each takes several updates.
+
+    Raises:
+        ValueError: for less than 1 call.
     """
     if calls < 1:
         raise ValueError(f"profile({calls}): trace at least 1 call of the step")
@@ -45,34 +51,55 @@ def profile(calls: int) -> Iterator[None]:
         _wanted.reset(token)
 
 
+def profiled_calls() -> int:
+    """Return the number of calls that `profile` asks each fit to trace here; 0 outside of it."""
+    return _wanted.get()
+
+
 class Watch:
-    """What `fit` knows of time: `learner` and `source` are those it was given, or traced ones; `look` warns."""
+    """The profiler of one fit, and its warnings.
+
+    Attributes:
+        learner: the learner to train with: the one given, or one whose step is traced.
+        source: the source to train with: the one given, or one that is traced.
+    """
 
     def __init__(self, learner: Learner, source: Source, run: Run | None) -> None:
+        """Watch a fit, and trace it inside `profile` if it has a run directory.
+
+        Args:
+            learner: the learner given to `fit`; compilations are seen only if it was made by `jdl.jit`.
+            source: the source given to `fit`.
+            run: the run directory, or None.
+        """
         self.learner, self.source = learner, source
         self._given = source
         self._trace = None
         if run is not None and _wanted.get():
             self._trace = _Trace(learner, source, run.path / "profile", _wanted.get())
             self.learner, self.source = learner._replace(step=self._trace.step), self._trace
-        self._signatures = getattr(learner.step, "signatures", [])  # `jdl.jit` adds one a compilation
-        self._first = self._looked_at = len(self._signatures)  # a learner may have been in another fit
+        self._signatures = getattr(learner.step, "signatures", [])  # `jdl.jit` adds one per compilation
+        self._first = self._looked_at = len(self._signatures)  # not 0 if the learner was in another fit before
         self._types_warned = self._shapes_warned = self._waiting_warned = False
-        self._since: tuple[float, float] | None = None  # the clock and the time waited, when the warm-up was over
+        self._since: tuple[float, float] | None = None  # the clock and the time waited, after the first interval
 
     def look(self) -> None:
-        """After an interval: warn, once each, of compilations without end and of training that waits for data."""
+        """Warn, once each, of a changed type, of too many compilations, and of training that waits for data.
+
+        `fit` calls this after every interval.
+        """
         while self._looked_at < len(self._signatures):
             self._look_at_compilation(self._looked_at)
             self._looked_at += 1
         if self._trace is not None:
             self._trace.wait()
-        waited = getattr(self._given, "waited", None)  # what acts in environments, say, has none: its time is no loss
+        # A source that acts in environments, for instance, has no `waited`: its time is not lost.
+        waited = getattr(self._given, "waited", None)
         if waited is not None:
             self._look_at_waiting(waited)
 
     def close(self) -> None:
-        """End a trace that is under way, and print where the time went."""
+        """End a trace that has begun, and print the times."""
         if self._trace is not None:
             self._trace.close()
 
@@ -80,7 +107,7 @@ class Watch:
         if number == self._first:
             return
         change = _change(self._signatures[number - 1], self._signatures[number])
-        if change.of_type and not self._types_warned:  # a type is no bucket: one change is a mistake
+        if change.of_type and not self._types_warned:  # unlike a shape, a type never changes on purpose
             self._types_warned = True
             warnings.warn(
                 f"the step was compiled again: {change.text}; let the source give one type always, "
@@ -120,33 +147,33 @@ class _Change(NamedTuple):
 
 
 def _change(before: Any, after: Any) -> _Change:
-    """What is different in a batch, by the types of its leaves."""
+    """Describe the first difference between two batches, given the types of their leaves."""
     was, now = (
         {jax.tree_util.keystr(path): kind for path, kind in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (before, after)
     )
     for name in was.keys() & now.keys():
         if (was[name].dtype, was[name].weak_type) != (now[name].dtype, now[name].weak_type):
-            return _Change(f"batch{name} came as {_written(now[name])} after {_written(was[name])}", True)
+            return _Change(f"batch{name} came as {_type_text(now[name])} after {_type_text(was[name])}", True)
     for name in now.keys() & was.keys():
         if now[name].shape != was[name].shape:
-            return _Change(f"batch{name} came as {_written(now[name])} after {_written(was[name])}", False)
+            return _Change(f"batch{name} came as {_type_text(now[name])} after {_type_text(was[name])}", False)
     return _Change(f"the batch had {', '.join(now)} after {', '.join(was)}", False)
 
 
-def _written(kind: Any) -> str:
+def _type_text(kind: Any) -> str:
     return kind.str_short() + (" of a Python number" if kind.weak_type else "")
 
 
 class _Trace:
-    """A source and a step that note the time they take, and while they do, what the profiler sees."""
+    """A source and a step that measure their own time and, for some calls, let JAX's profiler record."""
 
     def __init__(self, learner: Learner, source: Source, folder: Path, calls: int) -> None:
         self._learner, self._source, self._folder, self._calls = learner, source, folder, calls
-        self._done = 0  # calls, the warm-up's too
+        self._done = 0  # calls so far, including the warm-up
         self._recording = False
         self._started = 0.0
-        self._metrics: Metrics = None  # of the last call: ready when the device has done it
+        self._metrics: Metrics = None  # the last call's, which are ready when the device has finished it
         self._seconds: dict[str, float] = {"waiting for data": 0.0, "dispatch": 0.0, "waiting for the device": 0.0}
 
     def next(self, state: State) -> Batch:
@@ -180,14 +207,14 @@ class _Trace:
         self._seconds[name] += time.perf_counter() - started
 
     def _start(self, state: State) -> None:
-        jax.block_until_ready(state)  # the warm-up's work is not theirs
+        jax.block_until_ready(state)  # exclude the computation of the warm-up
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # every call of every Python function would slow the loop down
+        options.python_tracer_level = 0  # tracing every Python call would slow the loop down
         jax.profiler.start_trace(self._folder, profiler_options=options)
         self._recording, self._started = True, time.perf_counter()
 
     def wait(self) -> None:
-        """Wait for the device, where `fit` would while it fetches what was measured."""
+        """Wait for the device, as `fit` would do next when it fetches the metrics."""
         with self._timed("waiting for the device", jax.profiler.TraceAnnotation("metrics")):
             jax.block_until_ready(self._metrics)
 

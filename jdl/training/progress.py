@@ -1,4 +1,4 @@
-"""What a person watching a run sees: a bar with steps per second and the time left; nothing where nobody watches."""
+"""A progress bar with updates per second and the time left, shown only on a terminal."""
 
 import sys
 import time
@@ -6,13 +6,20 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_REFRESH = 0.2  # seconds between two looks at the clock's consequences
+_REFRESH = 0.2  # seconds between two updates of the bar
 
 
 class ProgressBar:
-    """A progress bar over updates, on the standard error stream when that is a terminal."""
+    """A progress bar over updates, on the standard error stream."""
 
     def __init__(self, total: int, start: int, show: bool | None) -> None:
+        """Show the bar.
+
+        Args:
+            total: the number of updates.
+            start: the updates already done, by the run that is resumed.
+            show: whether to show anything; None shows the bar if standard error is a terminal.
+        """
         shown = sys.stderr.isatty() if show is None else show
         self._progress = None
         if shown:
@@ -42,12 +49,12 @@ class ProgressBar:
             self._progress.update(self._task, completed=step, speed=speed)
 
     def note(self, text: str) -> None:
-        """Show a few words beside the bar, the last loss for instance."""
+        """Show a few words beside the bar, such as the last loss."""
         if self._progress is not None:
             self._progress.update(self._task, note=text)
 
     def close(self, step: int) -> None:
-        """Leave the bar as it stands after `step` updates."""
+        """Show that `step` updates are done, and stop refreshing the bar."""
         if self._progress is not None:
             speed = (step - self._start) / max(time.monotonic() - self._since, 1e-9)
             self._progress.update(self._task, completed=step, speed=speed)

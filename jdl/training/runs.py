@@ -1,4 +1,8 @@
-"""A run is a directory: config, seeds, environment, metrics, checkpoints, figures, report."""
+"""Run directories: config, seeds, environment, metrics, checkpoints, figures and report of one training.
+
+A run directory contains `config.json` (which makes it one), `environment.json`, `metrics.jsonl`, `checkpoints/`, and,
+once it is finished, `result.json`. Experiments add figures, arrays and parts.
+"""
 
 import atexit
 import contextlib
@@ -26,26 +30,48 @@ from jdl.runtime import processes
 from jdl.runtime.cores import environment_devices
 from jdl.runtime.files import as_json, plain_json, write_bytes, write_json, write_text
 
-type Row = dict[str, Any]
+type Row = dict[str, Any]  # a line of the log: "step", "seconds", and per metric a number or one per run, or None
 
+FIGURE_DPI = 130  # dots per inch of saved figures
 _PACKAGES = ("jdl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn", "gymnasium")
 _TIMES = ("seconds",)  # the fields of a row that a repetition need not reproduce
 
 
 class Series(NamedTuple):
-    """A metric over a run: steps [points], values [points] or [points, runs]."""
+    """A metric over a run.
+
+    Attributes:
+        steps: `[points]`; the updates at which it was logged.
+        values: `[points]`, or `[points, runs]` with several runs; NaN for a run that had ended.
+    """
 
     steps: np.ndarray
     values: np.ndarray
 
 
 class Run:
-    """A run directory that exists; what it holds is read when asked for."""
+    """An existing run directory. Its files are read each time that a property is used.
+
+    Attributes:
+        path: the directory, absolute.
+        fitted: whether `fit` was given this object. It accepts it once, because there is one log and one set of
+            checkpoints.
+    """
 
     def __init__(self, path: str | os.PathLike, shared: Path | None = None) -> None:
+        """Open a run directory.
+
+        Args:
+            path: the directory.
+            shared: the first process's run directory, where the checkpoints of several processes lie; None if this is
+                that directory.
+
+        Raises:
+            FileNotFoundError: for a folder that is not a run directory.
+        """
         self.path = Path(path).absolute()
-        self._shared = shared  # where the checkpoints of several processes lie
-        self.fitted = False  # whether a fit of this process was given it: there is one log and one set of checkpoints
+        self._shared = shared
+        self.fitted = False
         self._observers: list[Callable[[Row], Any]] = []
         if not (self.path / "config.json").is_file():
             raise FileNotFoundError(
@@ -57,33 +83,37 @@ class Run:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What config.json holds: the experiment, its config, the seeds."""
+        """The contents of config.json: "experiment" (its name), "config", "seeds", "log" and, if known, "source"."""
         return json.loads((self.path / "config.json").read_text())
 
     @property
     def config(self) -> dict[str, Any]:
-        """The experiment's config, field by field."""
+        """The fields of the experiment's config."""
         return self.description["config"]
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds of the runs inside, for `jdl.seeds(learner, run.seeds)`."""
+        """The seeds of the runs that train together, for `jdl.seeds(learner, run.seeds)`."""
         return tuple(self.description["seeds"])
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Versions, devices, git revision, of the process that made the run."""
+        """Versions, devices, git revision and more of the process that created the run (see `environment`)."""
         return json.loads((self.path / "environment.json").read_text())
 
     def resumed(self) -> dict[str, Any]:
-        """Keep the environment of a process that goes on with the run, beside the first; returns it."""
+        """Add the environment of this process, which continues the run, to environment.json, and return it."""
         now = environment()
         resumed = [*self.environment.get("resumed", []), now]
         write_json(self.path / "environment.json", {**self.environment, "resumed": resumed})
         return now
 
     def move(self, changed: Mapping[str, Any]) -> None:
-        """Go on with a config that differs in where the run takes place; what it was until now is kept beside it."""
+        """Change the config of a run that continues on other devices. config.json keeps the old values as "before".
+
+        Args:
+            changed: fields of the config with their new values.
+        """
         rows = self.rows
         was = {"until": rows[-1]["step"] if rows else 0, **{name: self.config.get(name) for name in changed}}
         now = {"config": {**self.config, **changed}, "before": [*self.description.get("before", []), was]}
@@ -91,36 +121,39 @@ class Run:
 
     @property
     def log_to(self) -> tuple[str, ...]:
-        """Where the metrics go beside metrics.jsonl: names in `jdl.training.loggers.LOGGERS`."""
+        """Where metrics are logged besides metrics.jsonl: "tensorboard", "wandb" or both."""
         return tuple(self.description.get("log", ()))
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Where the checkpoints lie."""
+        """The folder of the checkpoints; with several processes, that of the first one."""
         return (self._shared or self.path) / "checkpoints"
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What result.json holds, `{"seconds", "metrics": {name: [one a seed]}}`; None while the run is unfinished."""
+        """The contents of result.json; None while the run is unfinished.
+
+        These are `{"seconds": ..., "metrics": {name: [one value per seed, None if not finite]}}`.
+        """
         file = self.path / "result.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
     @property
     def final(self) -> dict[str, list[float]]:
-        """The final metrics by name, one value a seed, NaN for null; empty while the run is unfinished."""
+        """The final metrics by name, one value per seed, NaN if it is not finite; {} while the run is unfinished."""
         metrics = (self.result or {"metrics": {}})["metrics"]
         return {name: [np.nan if value is None else value for value in values] for name, values in metrics.items()}
 
     @property
     def intervals(self) -> dict[str, Interval]:
-        """Mean and 95% bootstrap interval of each final metric; NaN where a seed's value is not finite."""
+        """The mean and 95% bootstrap interval of each final metric; NaN if the value of any seed is not finite."""
         nothing = Interval(*[np.float64(np.nan)] * 3)
         arrays = {name: np.asarray(values) for name, values in self.final.items()}
         return {name: mean_interval(a) if np.isfinite(a).all() else nothing for name, a in arrays.items()}
 
     @property
     def rows(self) -> list[Row]:
-        """The log, one dict a line; a line cut off by a kill is left out."""
+        """The log, one dict per line. A line that was cut off by a kill is left out."""
         file = self.path / "metrics.jsonl"
         rows = []
         for line in file.read_text().splitlines() if file.is_file() else []:
@@ -130,7 +163,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Series]:
-        """The log as arrays, by name ("train/loss", "validation/accuracy"); NaN for a run that had ended."""
+        """The log as arrays, by name, such as "train/loss" or "validation/accuracy"."""
         points: dict[str, list[tuple[int, Any]]] = {}
         for row in self.rows:
             for name, value in row.items():
@@ -142,7 +175,12 @@ class Run:
         }
 
     def part(self, name: str, seeds: Sequence[int] | None = None) -> "Run":
-        """A run within this one, for an experiment that trains several learners; the same seeds unless given."""
+        """Open a run directory within this one, or create it, for an experiment that trains several learners.
+
+        Args:
+            name: the folder's name.
+            seeds: the seeds of the part; by default those of this run.
+        """
         path = self.path / name
         if not (path / "config.json").is_file():
             path.mkdir(parents=True, exist_ok=True)
@@ -152,7 +190,14 @@ class Run:
         return Run(path, self._shared and self._shared / name)
 
     def log(self, row: Row) -> None:
-        """Append a row to metrics.jsonl, then show it to those who observe the run."""
+        """Append a row to metrics.jsonl, then call the observers.
+
+        Args:
+            row: a line of the log, with "step".
+
+        Raises:
+            OSError: if it cannot be written, for instance on a full disk.
+        """
         try:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -162,11 +207,11 @@ class Run:
             observer(row)
 
     def observe(self, observer: Callable[[Row], Any]) -> None:
-        """Call `observer(row)` with every row that this process logs from now on; what it raises ends the fit."""
+        """Call `observer(row)` with every row that this object logs from now on. An exception in it ends the fit."""
         self._observers.append(observer)
 
     def truncate(self, step: int) -> list[Row]:
-        """Forget the rows after a step, which a resumed run writes again; returns the others."""
+        """Delete the rows after a step, which a resumed run logs again, and return the others."""
         rows = self.rows
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) != len(rows) or (self.path / "metrics.jsonl").is_file():
@@ -174,7 +219,15 @@ class Run:
         return kept
 
     def save_arrays(self, name: str, **arrays: Any) -> Path:
-        """Keep arrays beside the log, for reports and notebooks, as `name`.npz."""
+        """Save arrays beside the log as `name`.npz, for reports and notebooks.
+
+        Args:
+            name: the file's name without its suffix.
+            arrays: arrays by name; those that several processes divide are gathered.
+
+        Returns:
+            The file.
+        """
         buffer = io.BytesIO()
         whole = processes.gathered(arrays)
         np.savez_compressed(buffer, allow_pickle=False, **{key: np.asarray(value) for key, value in whole.items()})
@@ -183,7 +236,7 @@ class Run:
         return path
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray] | None:
-        """Arrays kept by `save_arrays`, None where there are none of that name."""
+        """Load the arrays of `save_arrays` by name; None if there is no such file."""
         path = self.path / f"{name}.npz"
         if not path.is_file():
             return None
@@ -191,9 +244,18 @@ class Run:
             return dict(file)
 
     def save_figure(self, title: str, figure: Any, note: str = "") -> Path:
-        """Keep a Matplotlib figure of the experiment's own; the report shows it under its title, with the note."""
+        """Save a Matplotlib figure, which the report shows under its title, with the note.
+
+        Args:
+            title: the title; the file is named after it.
+            figure: a Matplotlib figure.
+            note: a sentence on how to read it.
+
+        Returns:
+            The PNG file.
+        """
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130)
+        figure.savefig(buffer, format="png", dpi=FIGURE_DPI)
         folder = self.path / "figures"
         folder.mkdir(exist_ok=True)
         path = folder / f"{re.sub(r'[^a-z0-9]+', '_', title.lower()).strip('_')}.png"
@@ -202,7 +264,15 @@ class Run:
         return path
 
     def finish(self, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Write the final metrics; each is a number or one a seed."""
+        """Write result.json, which marks the run as finished.
+
+        Args:
+            metrics: final metrics by name; each is a number, or one number per seed.
+            seconds: the time that the run took.
+
+        Returns:
+            The contents of the file, as in `result`.
+        """
         values = {name: np.atleast_1d(np.asarray(value, float)).tolist() for name, value in metrics.items()}
         plain = {name: [v if np.isfinite(v) else None for v in one] for name, one in values.items()}
         result = {"seconds": round(seconds, 3), "metrics": plain}
@@ -219,23 +289,37 @@ def create(
     log: Sequence[str] = (),
     source: Mapping[str, Any] | None = None,
 ) -> Run:
-    """A new run directory; raises FileExistsError where the folder holds anything.
+    """Create a run directory. With several processes, each must call this with the same arguments.
 
-    log: where `fit` sends the metrics beside metrics.jsonl (`jdl.training.loggers`). source: the package that the
-    experiment belongs to, and the folders that it imports from.
+    Args:
+        path: the directory; if it exists, it must be empty.
+        config: the fields of the experiment's config, in types that JSON can hold.
+        experiment: the name of the experiment.
+        seeds: the seeds of the runs that train together.
+        log: where `fit` sends the metrics besides metrics.jsonl (`jdl.training.loggers.LOGGERS`).
+        source: the package that the experiment belongs to and the folders that it imports from.
+
+    Raises:
+        FileExistsError: for a folder that is not empty.
+        TypeError: for a config that JSON cannot hold.
+        ValueError: for processes with different arguments.
     """
     description = {"experiment": experiment, "config": dict(config or {}), "seeds": list(seeds), "log": list(log)}
-    json.dumps(description, default=plain_json)  # before anything is made: a field of a type that JSON cannot hold
+    json.dumps(description, default=plain_json)  # raise for a type that JSON cannot hold before anything is created
     processes.agree("config", as_json({**description["config"], **description, "config": None}))
     if source is not None:
         description["source"] = dict(source)
-    return together(processes.by_first(lambda: str(_create(path, description))))
+    return shared_copy(processes.by_first(lambda: str(_create(path, description))))
 
 
-def together(path: str | os.PathLike) -> Run:
-    """A run directory as this one of several processes has it: the first one as it is, each other one a copy.
+def shared_copy(path: str | os.PathLike) -> Run:
+    """Open a run directory in every process: in the first one as it is, in each of the others a temporary copy.
 
-    A copy holds what is written and not the checkpoints, which all make together; it goes when the process ends.
+    A copy contains the JSON and Python files. It has no checkpoints, which all processes write into the first one's
+    directory, and is deleted when the process ends.
+
+    Args:
+        path: the run directory, on a file system that all processes see.
     """
     if processes.first():
         return Run(path)
@@ -263,19 +347,32 @@ def _create(path: str | os.PathLike, description: Mapping[str, Any]) -> Path:
 
 
 def open_or_create(run: Run | str | os.PathLike, resume: bool) -> Run:
-    """The run that `fit` was given, opened where it is to be continued."""
+    """Open or create the run directory that `fit` was given.
+
+    Args:
+        run: a run, or the path of one.
+        resume: whether to continue the run in that directory if there is one.
+
+    Raises:
+        FileExistsError: for a path that holds anything, if the run is not to be continued.
+        ValueError: for a `Run` that was given to another fit.
+    """
     if isinstance(run, Run):
         if run.fitted:
             raise ValueError(f"{run} already holds a fit of this process; give the next one run.part('its name')")
         run.fitted = True
         return run
     if resume and processes.by_first(lambda: (Path(run) / "config.json").is_file()):
-        return together(run)
+        return shared_copy(run)
     return create(run)
 
 
 def locked(folder: Path) -> IO[str]:
-    """Hold a run directory for this process alone until the file is closed; a kill lets go of it too."""
+    """Lock a run directory for this process until the returned file is closed or the process ends.
+
+    Raises:
+        OSError: if another process has locked it.
+    """
     file = (folder / "lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,7 +383,10 @@ def locked(folder: Path) -> IO[str]:
 
 
 def environment() -> dict[str, Any]:
-    """What a repetition would have to match: versions, devices, source."""
+    """Describe this process as JSON values: versions, devices, git revision, command and environment variables.
+
+    A repetition of a run has to match these to give the same bits.
+    """
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -308,7 +408,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> dict[str, Any] | None:
-    """Revision of the working directory's repository, and whether it had uncommitted changes; None outside one."""
+    """Return the git revision of the working directory and whether it has uncommitted changes; None outside a repo."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout
@@ -320,7 +420,15 @@ def _git_revision() -> dict[str, Any] | None:
 
 
 def differences(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
-    """Where two logs differ, times apart, as sentences; none where they agree to the bit."""
+    """Describe where two logs differ, apart from times.
+
+    Args:
+        first: the rows of one run.
+        second: the rows of the other.
+
+    Returns:
+        One phrase per difference; empty if the logs agree to the bit.
+    """
     found = []
     if len(first) != len(second):
         found.append(f"{len(first)} rows and {len(second)} rows")

@@ -81,9 +81,6 @@ def unfreeze_gradually(
 def scale_by_path(factors: Mapping[str, Factor], default: float | None = None) -> optax.GradientTransformation:
     """Discriminative learning rates: multiply the updates of matching parameters.
 
-    >>> rates = scale_by_path({"head": 1.0, "blocks": 0.1}, default=0.0)
-    >>> optimizer = optax.chain(optax.adamw(1e-3), rates)  # last, since Adam would undo a factor on gradients
-
     Args:
         factors: a factor for each pattern, for instance from `layerwise_decay`; a sequence has one factor for each
             layer of a scanned stack
@@ -94,6 +91,10 @@ def scale_by_path(factors: Mapping[str, Factor], default: float | None = None) -
             default, none, and for a sequence of the wrong length
 
     Source: Howard and Ruder 2018, section 3.2.
+
+    Examples:
+        >>> rates = scale_by_path({"head": 1.0, "blocks": 0.1}, default=0.0)
+        >>> optimizer = optax.chain(optax.adamw(1e-3), rates)  # last, since Adam would undo a factor on gradients
     """
 
     def scaled(factor: Any, update: Array) -> Array:
@@ -121,11 +122,6 @@ def layerwise_decay(
 ) -> dict[str, Float[Array, ""] | float | list[float]]:
     """Learning-rate factors for `scale_by_path`: 1 for the last group of layers, times `decay` per group before it.
 
-    >>> layerwise_decay(0.5, ["tokens|positions", "layer_0/", "layer_1/", "head"])
-    {'tokens|positions': 0.125, 'layer_0/': 0.25, 'layer_1/': 0.5, 'head': 1.0}
-    >>> layerwise_decay(0.5, ["tokens", ("blocks/layers", 2), "head"])
-    {'tokens': 0.125, 'blocks/layers': [0.25, 0.5], 'head': 1.0}
-
     Args:
         decay: factor between one group and the next, in (0, 1]
         layers: patterns from the input to the output; `(pattern, number)` for a scanned stack of that many layers
@@ -134,6 +130,12 @@ def layerwise_decay(
         ValueError: for a decay outside (0, 1]
 
     Sources: Howard and Ruder 2018, section 3.2 (who divide by 2.6); Bao et al., "BEiT", 2022.
+
+    Examples:
+        >>> layerwise_decay(0.5, ["tokens|positions", "layer_0/", "layer_1/", "head"])
+        {'tokens|positions': 0.125, 'layer_0/': 0.25, 'layer_1/': 0.5, 'head': 1.0}
+        >>> layerwise_decay(0.5, ["tokens", ("blocks/layers", 2), "head"])
+        {'tokens': 0.125, 'blocks/layers': [0.25, 0.5], 'head': 1.0}
     """
     if isinstance(decay, float | int) and not 0 < decay <= 1:
         raise ValueError(f"layerwise_decay(decay={decay}): give a factor above 0 and at most 1; 0.75 to 0.95 are usual")

@@ -34,12 +34,13 @@ def cut(variables: Mapping[str, PyTree], *patterns: str) -> dict[str, PyTree]:
 def graft(variables: Mapping[str, PyTree], path: str) -> dict[str, PyTree]:
     """Move a body's variables to where it stands within a larger model, in every collection.
 
-    >>> graft({"params": {"tokens": 1}, "batch_stats": {"mean": 2}}, "encoder")
-    {'params': {'encoder': {'tokens': 1}}, 'batch_stats': {'encoder': {'mean': 2}}}
-
     Args:
         variables: variables of the body, by collection
         path: path of the body in the larger model, such as "encoder/encoder"
+
+    Examples:
+        >>> graft({"params": {"tokens": 1}, "batch_stats": {"mean": 2}}, "encoder")
+        {'params': {'encoder': {'tokens': 1}}, 'batch_stats': {'encoder': {'mean': 2}}}
     """
     for name in reversed(path.split("/")):
         variables = {collection: {name: tree} for collection, tree in variables.items()}

@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import jdl
 import rl
 
@@ -57,4 +59,12 @@ def test_every_page_has_a_place_in_the_navigation():
                 yield from pages(value) if isinstance(value, list) else [value]
 
     listed = sorted(pages(tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]))
-    assert listed == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+    written = {*DOCS.rglob("*.md"), *(notebook.with_suffix(".md") for notebook in DOCS.rglob("*.ipynb"))}
+    assert listed == sorted(page.relative_to(DOCS).as_posix() for page in written)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_no_page_has_formulas_that_the_site_does_not_draw(page):
+    """The site loads no renderer of LaTeX; equations are Unicode."""
+    text = re.sub(r"^```.*?^```|`[^`]*`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert not re.findall(r"\$[^$\n]+\$|\$\$|\\[([]|\\[a-z]{2,}", text)

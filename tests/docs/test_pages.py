@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WRITTEN = [page for page in sorted((ROOT / "docs").rglob("*.md")) if not page.with_suffix(".ipynb").is_file()]
+PAGES = [ROOT / "README.md", *WRITTEN]  # a notebook's page is made from it, and tested there
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHOWN = {"text", "toml", "yaml", "json", "mermaid", "output"}  # not executed
 IN_CI = ("make train", "make test")  # a test cannot run the tests

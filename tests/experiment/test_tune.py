@@ -1,12 +1,14 @@
 """The search: what it proposes, what it counts, what it leaves; a population trains what single trials train."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ import jdl
 from jdl import tune
 from jdl.cli import main as cli
 from jdl.experiment import execute, find, search_space, study
-from jdl.report import report
+from jdl.report import study as study_report
 from jdl.training import runs
 
 optuna = pytest.importorskip("optuna", reason="hyper-parameter search needs jdl[tune]")
@@ -297,11 +299,12 @@ def test_a_field_given_as_an_option_is_fixed(folder):
 @pytest.mark.slow
 def test_a_population_trains_what_single_trials_train(folder):
     options = tune.Options(trials=2, population=2, seeds=2, metric="validation/accuracy")
-    found = tune.search("moons", options)
+    fixed = find.find("moons").Config(dropout=0.3)  # with the same masks as alone
+    found = tune.search("moons", options, config=fixed)
     module = find.find("moons")
     for trial in found.trials:
         together = jdl.Run(found.path / trial.run)
-        config = search_space.replaced(module.Config(), trial.settings)
+        config = search_space.replaced(fixed, trial.settings)
         alone = execute.run(module, config, seeds=2, path=folder / f"alone-{trial.number}")
         assert together.config == alone.config
         assert together.metrics.keys() == alone.metrics.keys()
@@ -324,6 +327,34 @@ def test_a_killed_population_goes_on(folder):
     assert [trial.value for trial in tune.search("moons", options).trials] == [trial.value for trial in whole.trials]
 
 
+def test_the_run_of_a_population_is_repeated_whole_and_continued_by_its_search_alone(folder, capsys):
+    found = tune.search("moons", tune.Options(trials=2, population=2, metric="validation/accuracy"))
+    shared = jdl.Run(found.path / "together-0000")
+    copy, differences = execute.replay(shared)
+    assert differences == []
+    assert len(copy.final["loss"]) == 2
+    assert copy.path.name == "together-0000-replay"
+    assert "replay" not in jdl_command(capsys, "runs", found.path, "--json")
+    message = r"together-0000 trains 2 trials of a search in one program; continue the search with"
+    (shared.path / "environment.json").write_text(json.dumps({"command": ["jdl", "tune", "moons", "--seeds", "1"]}))
+    assert re.search(message + " `jdl tune moons --seeds 1`", jdl_command(capsys, "resume", shared.path, status=2))
+    (shared.path / "result.json").unlink()
+    module = find.find("moons")
+    config = search_space.replaced(module.Config(), found.trials[0].settings)
+    with pytest.raises(ValueError, match=message):  # the folder's config and seeds are these
+        execute.begun(module, config, (0,), shared.path)
+
+
+def test_a_single_trial_that_branches_on_a_traced_value_is_told_so_as_anywhere(folder):
+    branching = FORMULA.replace('raise RuntimeError("out of order")', "jax.jit(lambda x: 1 if x > 0 else 0)(1.0)")
+    (folder / "experiments" / "branching.py").write_text(
+        branching.replace("import dataclasses", "import jax, dataclasses")
+    )
+    space = {"x": tune.uniform(-1.0, 1.0)}
+    with pytest.raises(jax.errors.TracerBoolConversionError):  # and not by words on --population
+        tune.search("branching", space=space, config=find.find("branching").Config(kind="broken"))
+
+
 def test_a_field_that_cannot_be_traced(folder):
     space = {"dropout": tune.uniform(0.1, 0.5)}
     options = tune.Options(trials=2, population=2)
@@ -339,7 +370,7 @@ def test_a_field_that_cannot_be_traced(folder):
 def test_the_report_holds_figures_trials_and_the_command(folder, capsys):
     space = {"kind": tune.choice("a", "infinite"), "x": tune.uniform(-1.0, 1.0)}
     found = formula(space, trials=9)
-    path = report.write_study(found)
+    path = study_report.write(found)
     page = path.read_text()
     assert page.count("<img") == 3
     assert found.command is not None

@@ -14,7 +14,7 @@ import pytest
 
 import jdl
 from jdl.cli import main as cli
-from jdl.cli.console import show_work
+from jdl.cli.plan import show_work
 from jdl.core.learner import Traits
 from jdl.core.metrics import Mean
 from jdl.parallel import flops, hlo

@@ -9,11 +9,10 @@ import subprocess
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from jdl.core.statistics import mean_interval
-from jdl.report import plot, report
+from jdl.report import run as report
 from jdl.training import runs
-from jdl.training.runs import Series
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -79,28 +78,20 @@ def test_a_run_under_way_has_a_report(tmp_path):
     assert "not finished" in report.write(run).read_text()
 
 
-def test_the_band_is_the_bootstrap_interval():
-    values = np.random.default_rng(0).normal(size=(5, 8)) + 3
-    figure = plot.learning_curves({"train/loss": Series(np.arange(5) * 10, values)})
-    (axis,) = figure.axes
-    np.testing.assert_allclose(axis.lines[0].get_ydata(), values.mean(1))
-    corners = axis.collections[0].get_paths()[0].vertices
-    band = mean_interval(values, axis=1)
-    assert set(np.round(corners[:, 1], 9)) == set(np.round(np.concatenate([band.low, band.high]), 9))
-
-
-def test_the_mistakes_shown_are_the_surest():
-    probabilities = np.full((2, 3, 2), 0.5)
-    target = np.array([0, 1, 0])
-    probabilities[0, 1], probabilities[1, 2] = [0.9, 0.1], [0.2, 0.8]
-    figure = plot.wrong_examples(np.random.default_rng(0).random((3, 4, 4, 1)), target, probabilities, ["a", "b"])
-    assert [axis.get_title() for axis in figure.axes] == ["b → a, 90%", "a → b, 80%"] or len(figure.axes) >= 2
-    assert figure.axes[0].get_title() == "b → a, 90%"
-
-
-def test_no_mistakes_no_figure():
-    probabilities = np.eye(3)[None]
-    assert plot.wrong_examples(np.zeros((3, 4, 4, 1)), np.arange(3), probabilities, list("abc")) is None
+def test_what_the_experiment_saved_is_shown(tmp_path):
+    run = runs.create(tmp_path / "run", experiment="example", seeds=(3, 4))
+    run.save_figure("Own <figure>", Figure(), "its & note")
+    for name in ("left", "right"):
+        part = runs.create(run.path / name, experiment="example", seeds=(3, 4))
+        part.log({"step": 1, "train/loss": [1.0, 2.0]})
+        part.save_arrays("scores", returns=np.array([[10.0, 20.0]]) if name == "left" else np.array([[30.0, 40.0]]))
+    (run.path / "right" / "video.gif").write_bytes(b"GIF89a")
+    found = page(report.write(run))
+    assert sorted(source.split(";")[0] for source in found.sources) == ["data:image/gif", *["data:image/png"] * 3]
+    assert "data:image/gif;base64," + base64.b64encode(b"GIF89a").decode() in found.sources
+    text = " ".join(found.text)
+    for words in ("Own <figure>", "its & note", "Interquartile mean over seeds 25 [", "Seed 3, greedy actions"):
+        assert words in text
 
 
 @pytest.mark.browser

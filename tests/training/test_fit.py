@@ -330,3 +330,50 @@ def test_a_run_that_is_being_trained_is_left_alone(tmp_path):
     with runs.locked(tmp_path / "run"), pytest.raises(OSError, match="being trained by another process"):
         jdl.fit(learner, linear_data(), steps=20, run=tmp_path / "run", resume=True)
     jdl.fit(learner, linear_data(), steps=20, run=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "updates"),
+    [
+        (lambda one: jdl.feed(one, 10), None, 6),
+        (lambda one: jdl.scan(jdl.feed(one, 10), 2), None, 6),
+        (lambda one: jdl.feed(jdl.scan(one, 2), 20), None, 6),
+        (lambda one: one, 10, 6),
+        (lambda one: jdl.scan(one, 2), 20, 6),
+    ],
+    ids=["feed", "scan feed", "feed scan", "batches", "scan batches"],
+)
+def test_an_epoch_sees_the_data_once(make, source, updates):
+    data = linear_data(60)
+    fitted = jdl.fit(jdl.jit(make(linear_learner())), jdl.Batches(data, source) if source else data, epochs=1.0)
+    assert fitted.rows[-1]["step"] == updates
+    assert int(fitted.state.step) == updates
+
+
+def test_epochs_of_a_pipeline():
+    pytest.importorskip("grain", reason="pipelines need the extra jdl[grain]")
+    source = jdl.pipeline(Numbered(25), 5)
+    fitted = jdl.fit(jdl.jit(linear_learner()), source, epochs=2.0)
+    source.close()
+    assert fitted.rows[-1]["step"] == 10
+
+
+class Numbered:
+    """Examples of `linear_data`, read one by one."""
+
+    def __init__(self, size):
+        self.data = linear_data(size)
+
+    def __len__(self):
+        return len(self.data["target"])
+
+    def __getitem__(self, index):
+        return {name: leaf[index] for name, leaf in self.data.items()}
+
+
+def test_the_best_state_of_a_run_that_diverged_at_once_is_finite():
+    data = linear_data()
+    with pytest.warns(RuntimeWarning, match=r"run 1 diverged"):
+        fitted = jdl.fit(exploding(data, [0.1, 1e20]), data, steps=20, log_every=5, validation=data, evaluate_every=10)
+    for leaf in leaves((fitted.best.params, fitted.state.params)):
+        assert np.isfinite(leaf).all()

@@ -1,4 +1,4 @@
-"""Image data sets: scikit-learn's digits, and Fashion-MNIST from files on this machine or fetched."""
+"""Image data sets: scikit-learn's digits, and Fashion-MNIST from files on this machine or downloaded."""
 
 import gzip
 import hashlib
@@ -24,7 +24,7 @@ FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-# SHA-256 of the content when decompressed: Debian compresses anew, so its .gz files differ from upstream's.
+# SHA-256 of the decompressed content, because Debian's .gz files are compressed differently from the published ones.
 CHECKSUMS = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -35,9 +35,18 @@ IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0
 
 
 def digits(split_seed: int = 0, fractions: Sequence[float] = (0.8, 0.0, 0.2), normalize: bool = False) -> Dataset:
-    """1797 handwritten digits, float32 `[examples, 8, 8, 1]` in [0, 1] (Alpaydin and Kaynak 1998, UCI).
+    """Load 1797 handwritten digits in 10 classes, float32 `[examples, 8, 8, 1]` in [0, 1], from scikit-learn.
 
-    `normalize` standardizes by the training part's one mean and deviation.
+    Args:
+        split_seed: determines which examples are in which part.
+        fractions: the fractions for train, validation and test, as in `jdl.data.split`.
+        normalize: whether to subtract the mean and divide by the standard deviation of the training part, both over
+            all pixels.
+
+    Raises:
+        ValueError: as `jdl.data.split` does, such as for fractions that do not sum to 1.
+
+    Source: Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI, 1998.
     """
     from sklearn.datasets import load_digits
 
@@ -59,16 +68,30 @@ def fashion_mnist(
     verify: bool = True,
     base_url: str = HOME,
 ) -> Dataset:
-    """70 000 pictures of clothing in 10 classes, `[examples, 28, 28, 1]` (Xiao, Rasul and Vollgraf 2017).
+    """Load Fashion-MNIST: 60,000 training and 10,000 test images of clothing in 10 classes, `[examples, 28, 28, 1]`.
 
-    Pixels are float32 scaled to [0, 1] and then, with `normalize`, standardized by the training part's mean
-    and deviation; `uint8` keeps the bytes as they are, not normalized, a quarter of the memory.
-    `validation` is the fraction of the 60 000 training examples set apart, class by class, by `split_seed`.
+    The four IDX files, gzipped or not, are read from `folder`, else from the folder in the environment variable
+    JDL_FASHION_MNIST, else from Debian's package dataset-fashion-mnist, else from the user's cache.
 
-    The four IDX files, gzipped or not, are read from `folder`, else from `$JDL_FASHION_MNIST`, else from
-    where Debian's package dataset-fashion-mnist puts them, else from the user's cache; with `fetch` they are
-    downloaded from `base_url` into that cache if they are nowhere. FileNotFoundError says which are missing;
-    ValueError names a file whose content is not the published one (`verify=False` accepts it).
+    Args:
+        folder: the folder of the files.
+        fetch: whether to download files that are nowhere else into the user's cache (30 MB).
+        validation: the fraction of the training examples, in [0, 1), that becomes the validation part, drawn class by
+            class.
+        split_seed: determines the validation part.
+        normalize: whether to subtract the mean and divide by the standard deviation of the training part.
+        uint8: whether to keep the pixels as bytes, in a quarter of the memory; they are then not normalized. Otherwise
+            they are float32 in [0, 1] before normalization.
+        verify: whether to compare the files with the published SHA-256.
+        base_url: where to download from.
+
+    Raises:
+        FileNotFoundError: if files are missing; the message names them and the remedies.
+        OSError: if a download fails.
+        ValueError: for a validation fraction out of range, and for a file that is damaged or not the published one.
+
+    Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine learning
+    algorithms", 2017.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation is {validation}: it must be a fraction of the training part, in [0, 1).")
@@ -97,10 +120,18 @@ def _image_dataset(
 
 
 def read_idx(path: str | os.PathLike[str]) -> Shaped[np.ndarray, "..."]:
-    """Read an IDX file, gzipped or not: the format of MNIST, an array of any numeric dtype and rank.
+    """Read an IDX file, the format of MNIST, gzipped or not.
 
-    Raises ValueError, naming the file, if it is no IDX file, is cut short, or has bytes to spare.
-    Source: http://yann.lecun.com/exdb/mnist, "The IDX file format".
+    Args:
+        path: the file.
+
+    Returns:
+        An array of the shape and the numeric type that the file names.
+
+    Raises:
+        ValueError: for a file that is not an IDX file, is truncated, or has bytes to spare; the message names it.
+
+    Source: "The IDX file format" on LeCun's page of MNIST.
     """
     return _parse_idx(_read(Path(path)), path)
 
@@ -116,7 +147,7 @@ def _read(path: Path) -> bytes:
 
 
 def _parse_idx(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
-    # Two zero bytes, the type, the number of axes; each axis's length, 4 bytes big-endian; the values.
+    # Two zero bytes, the type, the number of axes; the length of each axis, 4 bytes big-endian; the values.
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_DTYPES or content[3] == 0:
         raise ValueError(
             f"{path} is not an IDX file: it begins with {content[:4].hex(' ') or 'nothing'}, where 00 00, a "
@@ -131,7 +162,7 @@ def _parse_idx(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
     if len(content) != due:
         fault = "is truncated" if len(content) < due else "has bytes to spare"
         raise ValueError(f"{path} {fault}: {len(content)} bytes, where shape {shape} of {dtype.name} makes {due}.")
-    # Copied, to the machine's byte order and so that it may be written to.
+    # Copy, to have the machine's byte order and a writable array.
     return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
 
 
@@ -140,7 +171,7 @@ def _load_part(folder: Path, prefix: str, verify: bool) -> Data:
     arrays = []
     for name in names:
         path = _find(folder, name)
-        assert path is not None  # _locate has seen it
+        assert path is not None  # `_locate` checked that it exists
         content = _read(path)
         if verify:
             _verify(content, name, path, "get it again, or pass verify=False if it is meant to differ")
@@ -181,7 +212,7 @@ def _locate(folder: str | os.PathLike[str] | None, fetch: bool, base_url: str) -
         f"dataset-fashion-mnist, or pass fetch=True to download 30 MB from {base_url}"
     )
     from_environment = os.environ.get(ENVIRONMENT_VARIABLE)
-    # A folder that the user has named is the one meant: no silent turn to another.
+    # If the user names a folder, do not silently use another.
     for named, origin in ((folder, "folder"), (from_environment, ENVIRONMENT_VARIABLE)):
         if named:
             if missing := _missing(Path(named)):
@@ -199,14 +230,14 @@ def _locate(folder: str | os.PathLike[str] | None, fetch: bool, base_url: str) -
 
 
 def _download(url: str, path: Path, name: str) -> None:
-    """Download to a temporary name, verify, sync, rename: `path` is whole or absent, whatever happens."""
+    """Download to a temporary name, verify, sync and rename, so that `path` is complete or absent, whatever happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
-            content = response.read()  # raises IncompleteRead if it falls short of Content-Length
-    except Exception as error:  # of half a dozen kinds: URLError, HTTPException, timeouts, truncation
+            content = response.read()  # raises IncompleteRead if it is shorter than Content-Length
+    except Exception as error:  # URLError, HTTPException, a timeout and others
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection open
+            error.close()  # it keeps the connection open
         raise OSError(f"downloading {url} failed ({type(error).__name__}: {error}): try again later.") from error
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
     try:
@@ -219,7 +250,7 @@ def _download(url: str, path: Path, name: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-    # The rename itself must reach the disk too.
+    # Sync the folder, too, so that the new name is on the disk.
     parent = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(parent)

@@ -10,14 +10,15 @@ def weight_gradient_convolutions(jaxpr: Any) -> list[str]:
     JAX writes that gradient as a convolution with batch and features swapped, so that features come first in both
     operands. A forward pass in that layout (`CNHW`) looks the same and is listed too.
 
-    >>> forward = lambda kernel: nn.Conv(3, (5, 5)).apply({"params": kernel}, jnp.ones((1, 8, 8, 2))).sum()
-    >>> parameters = {"kernel": jnp.ones((5, 5, 2, 3)), "bias": jnp.ones(3)}
-    >>> weight_gradient_convolutions(jax.make_jaxpr(jax.grad(forward))(parameters))
-    ['float32[5,5,2,3] from input float32[1,8,8,2]']
-
     Args:
         jaxpr: a `Jaxpr` or `ClosedJaxpr`, searched with everything it contains (jit, scan, while, cond, remat, custom
             derivatives, shard_map); where the platform decides between branches, only the CPU's is searched
+
+    Examples:
+        >>> forward = lambda kernel: nn.Conv(3, (5, 5)).apply({"params": kernel}, jnp.ones((1, 8, 8, 2))).sum()
+        >>> parameters = {"kernel": jnp.ones((5, 5, 2, 3)), "bias": jnp.ones(3)}
+        >>> weight_gradient_convolutions(jax.make_jaxpr(jax.grad(forward))(parameters))
+        ['float32[5,5,2,3] from input float32[1,8,8,2]']
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     found = []

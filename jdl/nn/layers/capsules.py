@@ -4,7 +4,7 @@ Source: Sabour, Frosst and Hinton, "Dynamic routing between capsules", 2017.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -119,6 +119,8 @@ class CapsNet(nn.Module):
         iterations: number of routing iterations
         decoder: widths of the decoder's hidden layers; empty for no decoder
     """
+
+    example_shape: ClassVar[tuple[int, ...]] = (28, 28, 1)  # the input that `jdl summary` assumes
 
     num_classes: int
     channels: int = 256

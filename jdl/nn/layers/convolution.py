@@ -58,13 +58,14 @@ def conv_general_dilated(
     Reverse mode works to any order, but forward mode does not work. Compute Hessian-vector products as a gradient of
     a gradient, or use `jax.lax.conv_general_dilated`.
 
-    >>> image, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 4))
-    >>> conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).shape
-    (1, 5, 5, 4)
-
     Raises:
         TypeError: for forward mode (`jax.jvp`, `jax.hessian`, `jax.linearize`), which JAX does not support for a
             `custom_vjp`
+
+    Examples:
+        >>> image, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 4))
+        >>> conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).shape
+        (1, 5, 5, 4)
     """
     xla = partial(
         lax.conv_general_dilated,

@@ -29,10 +29,6 @@ def max_pool(
     gets the gradient, as in XLA; in a window of NaNs or of minus infinities it is not specified which one does. On
     other platforms the gradient is XLA's own. Reverse mode works to any order.
 
-    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2), strides=(2, 2))[0, :, :, 0]
-    Array([[ 5.,  7.],
-           [13., 15.]], dtype=float32)
-
     Args:
         x: `[*batch, *space, features]`
         window_shape: size of the window along each spatial axis
@@ -41,6 +37,11 @@ def max_pool(
 
     Raises:
         TypeError: for forward-mode differentiation, which JAX does not support for a `custom_vjp`
+
+    Examples:
+        >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2), strides=(2, 2))[0, :, :, 0]
+        Array([[ 5.,  7.],
+               [13., 15.]], dtype=float32)
     """
     window = tuple(window_shape)
     strides = tuple(strides or (1,) * len(window))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ class EncoderDecoder(nn.Module):
 
     Source: Vaswani et al., "Attention is all you need", 2017, table 3; section 3.4 on shared embeddings.
     """
+
+    example_parts: ClassVar[tuple[str, ...]] = ("source", "target")  # the keys of its inputs, for `jdl summary`
 
     vocab_size: int
     context: int = 512

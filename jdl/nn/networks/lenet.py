@@ -1,5 +1,7 @@
 """LeNet-5."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -16,6 +18,8 @@ class LeNet5(nn.Module):
 
     Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998, II.B.
     """
+
+    example_shape: ClassVar[tuple[int, ...]] = (32, 32, 1)  # the input that `jdl summary` assumes
 
     num_classes: int
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -97,6 +97,8 @@ class MobileNet(nn.Module):
         dropout: dropout rate before the logits
         drop_rate: stochastic depth: block i of n, counted from 0, is dropped with probability drop_rate * i / n
     """
+
+    example_shape: ClassVar[tuple[int, ...]] = (224, 224, 3)  # the input that `jdl summary` assumes
 
     num_classes: int | None
     stages: Sequence[Stage]

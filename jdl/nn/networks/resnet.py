@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -88,6 +88,8 @@ class ResNet(nn.Module):
 
     Source: He et al., "Deep residual learning for image recognition", 2016, table 1 and section 4.2.
     """
+
+    example_shape: ClassVar[tuple[int, ...]] = (224, 224, 3)  # the input that `jdl summary` assumes
 
     num_classes: int | None
     stage_sizes: Sequence[int]

@@ -1,6 +1,7 @@
 """U-Net: predicts outputs for every pixel of an image."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ class UNet(nn.Module):
 
     Source: Ronneberger, Fischer and Brox, "U-Net: convolutional networks for biomedical image segmentation", 2015.
     """
+
+    example_shape: ClassVar[tuple[int, ...]] = (224, 224, 3)  # the input that `jdl summary` assumes
 
     outputs: int  # output channels: classes, or colors
     features: Sequence[int] = (64, 128, 256, 512, 1024)  # channels at each size, from the largest image to the smallest

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -23,6 +24,8 @@ class VGG(nn.Module):
 
     Source: Simonyan and Zisserman, "Very deep convolutional networks", 2015, table 1.
     """
+
+    example_shape: ClassVar[tuple[int, ...]] = (224, 224, 3)  # the input that `jdl summary` assumes
 
     num_classes: int
     stages: Sequence[Sequence[int]]

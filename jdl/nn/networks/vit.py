@@ -1,7 +1,7 @@
 """Vision transformer (ViT)."""
 
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class ViT(nn.Module):
 
     Source: Dosovitskiy et al., "An image is worth 16x16 words", 2021, section 3.1.
     """
+
+    example_shape: ClassVar[tuple[int, ...]] = (224, 224, 3)  # the input that `jdl summary` assumes
 
     num_classes: int | None
     patch: int = 16

@@ -1,5 +1,7 @@
 """Wide residual networks for small images."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -16,6 +18,8 @@ class WideResNet(nn.Module):
 
     Source: Zagoruyko and Komodakis, "Wide residual networks", 2016, table 1.
     """
+
+    example_shape: ClassVar[tuple[int, ...]] = (32, 32, 3)  # the input that `jdl summary` assumes
 
     num_classes: int
     depth: int = 28

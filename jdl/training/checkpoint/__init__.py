@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any moment leaves whole."""
+"""Checkpoints that stay intact whenever a process is killed."""
 
 from jdl.training.checkpoint.checkpoints import Checkpoints
 

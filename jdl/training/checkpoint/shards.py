@@ -1,4 +1,7 @@
-"""Arrays over several processes, on disk: each writes the parts that it holds, and any number of them reads these."""
+"""Arrays of several processes on disk: each writes the parts that it holds, and any number of processes can read them.
+
+Process i writes `shards-0000i.npz` with its parts, and `shards-0000i.json` with their places in the arrays.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,16 +16,30 @@ type Index = tuple[slice, ...]
 
 
 class Part(NamedTuple):
-    """A block of an array."""
+    """A block of an array, and where it is stored.
+
+    Attributes:
+        start: its first index along each axis.
+        stop: the index after its last along each axis.
+        member: its name in the file.
+        file: the name of the .npz file.
+    """
 
     start: list[int]
     stop: list[int]
-    member: str  # of the file
+    member: str
     file: str
 
 
 class Shards:
-    """An array in parts, read when it is asked for: `shards[index]` for what slices without steps name."""
+    """An array on disk, in parts. `shards[index]`, a slice without a step for each axis, reads what it needs.
+
+    `np.asarray(shards)` reads all of it.
+
+    Attributes:
+        shape: the shape of the array.
+        dtype: the type of the array.
+    """
 
     def __init__(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype, parts: list[Part]) -> None:
         self._folder, self.shape, self.dtype, self._parts = folder, shape, dtype, parts
@@ -46,16 +63,22 @@ class Shards:
 
 
 def held(arrays: Mapping[str, Any]) -> dict[str, list[tuple[list[int], np.ndarray]]]:
-    """The parts of arrays by name that this process is to write, each with where it begins.
+    """Collect the parts of arrays that this process has to write.
 
-    Of an array's copies one is written; what is no JAX array, by process 0.
+    Of several copies of a part, one process writes one. NumPy arrays are written by process 0.
+
+    Args:
+        arrays: JAX or NumPy arrays by name.
+
+    Returns:
+        For each name, a list of pairs: the first index of a part along each axis, and the part.
     """
     parts: dict[str, list[tuple[list[int], np.ndarray]]] = {}
     for name, array in arrays.items():
         if isinstance(array, jax.Array):
             own = [shard for shard in array.addressable_shards if shard.replica_id == 0]
             if array.is_fully_addressable and jax.process_index():
-                own = []  # each process has the same
+                own = []  # every process has the same array, and process 0 writes it
             parts[name] = [([s.start or 0 for s in shard.index], np.asarray(shard.data)) for shard in own]
         else:
             array = np.asarray(array)
@@ -64,14 +87,24 @@ def held(arrays: Mapping[str, Any]) -> dict[str, list[tuple[list[int], np.ndarra
 
 
 def write(folder: Path, process: int, arrays: Mapping[str, Any], parts: Mapping[str, Any]) -> list[Path]:
-    """Write a process's parts and their index; returns the files."""
+    """Write the parts of one process and their index.
+
+    Args:
+        folder: the folder to write to.
+        process: the index of the process, for the names of the files.
+        arrays: all arrays by name, for their shapes and types.
+        parts: the result of `held`.
+
+    Returns:
+        The two files written.
+    """
     file, index = folder / f"shards-{process:05d}.npz", folder / f"shards-{process:05d}.json"
     members, entries = {}, {}
     for name, array in arrays.items():
         listed = []
         for start, block in parts[name]:
             member = str(len(members))
-            # A type that NumPy has no name for (bfloat16) as bytes of that width.
+            # Types that NumPy cannot store, such as bfloat16, become unsigned integers of the same width.
             members[member] = block if block.dtype.kind != "V" else block.view(f"u{block.dtype.itemsize}")
             listed.append(Part(start, [a + b for a, b in zip(start, block.shape, strict=True)], member, file.name))
         entries[name] = {"shape": list(array.shape), "dtype": str(np.dtype(array.dtype)), "parts": listed}
@@ -82,7 +115,7 @@ def write(folder: Path, process: int, arrays: Mapping[str, Any], parts: Mapping[
 
 
 def read(folder: Path) -> dict[str, Shards]:
-    """The arrays that several processes wrote, by name."""
+    """Find the arrays that several processes wrote into a folder; their values are read when they are indexed."""
     found: dict[str, Shards] = {}
     for index in sorted(folder.glob("shards-*.json")):
         for name, entry in json.loads(index.read_text()).items():
