@@ -33,7 +33,7 @@ def of_name(run: Callable[[str, list[str]], int]) -> Command:
         run: the command, given the name and the words after it. Its docstring is the help.
     """
 
-    def named(name: Annotated[str, tyro.conf.Positional]) -> int:
+    def named(name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]) -> int:
         return run(name, [])
 
     named.__doc__ = run.__doc__

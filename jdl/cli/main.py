@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "plan" in arguments[:2]:
-        # XLA warns of the bad one among the ways to divide a product that it compares. It reads this with JAX's import.
+        # XLA compares ways to divide a product over devices, and warns of a bad one that it does not choose. It reads
+        # the variable when JAX is imported.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from jdl.runtime import processes
     from jdl.runtime.preemption import leaving

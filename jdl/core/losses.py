@@ -186,9 +186,6 @@ def l1(params: PyTree, *patterns: str) -> Float[Array, ""]:
 
     Use it as a penalty: `jdl.supervised(..., penalty=lambda params: 1e-4 * l1(params, "kernel$"))`.
 
-    >>> l1({"kernel": jnp.array([3.0, -4.0]), "bias": jnp.array([5.0])}, "kernel$").item()
-    7.0
-
     Args:
         params: a pytree of arrays.
         patterns: regular expressions for the paths of the parameters to sum, as in `jdl.by_path`; without any, all.
@@ -198,6 +195,10 @@ def l1(params: PyTree, *patterns: str) -> Float[Array, ""]:
 
     Raises:
         ValueError: for a pattern that matches no parameter.
+
+    Examples:
+        >>> l1({"kernel": jnp.array([3.0, -4.0]), "bias": jnp.array([5.0])}, "kernel$").item()
+        7.0
     """
     return jnp.asarray(sum(jnp.abs(leaf).sum() for leaf in _matching(params, patterns)))
 

@@ -14,16 +14,17 @@ def by_path(*patterns: str) -> Callable[[PyTree], PyTree]:
 
     `optax.adamw(1e-3, mask=by_path("kernel$"))` decays only the kernels.
 
-    >>> mask = by_path("kernel$")
-    >>> mask({"Dense_0": {"kernel": 1.0, "bias": 0.0}})
-    {'Dense_0': {'bias': False, 'kernel': True}}
-
     Args:
         patterns: regular expressions, searched for in paths such as "Dense_0/kernel".
 
     Returns:
         A function from a pytree of parameters to a pytree of booleans. It raises ValueError, listing the paths, for a
         pattern that matches no parameter.
+
+    Examples:
+        >>> mask = by_path("kernel$")
+        >>> mask({"Dense_0": {"kernel": 1.0, "bias": 0.0}})
+        {'Dense_0': {'bias': False, 'kernel': True}}
     """
 
     def mask(params: PyTree) -> PyTree:

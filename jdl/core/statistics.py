@@ -57,10 +57,6 @@ def mean_interval(
 
     with n runs, the normal distribution function Φ and the quantile t₍ₙ₋₁₎ of Student's t.
 
-    >>> interval = mean_interval(np.array([[0.90], [0.92], [0.91], [0.95], [0.89]]))
-    >>> print(*(f"{bound[0]:.3f}" for bound in interval))
-    0.914 0.892 0.944
-
     Args:
         values: an array with an axis of runs. Each entry along the other axes, such as a point of a curve, gets an
             interval of its own, all under the same resamples.
@@ -77,6 +73,11 @@ def mean_interval(
             number of resamples out of range.
 
     Source: Hesterberg 2015.
+
+    Examples:
+        >>> interval = mean_interval(np.array([[0.90], [0.92], [0.91], [0.95], [0.89]]))
+        >>> print(*(f"{bound[0]:.3f}" for bound in interval))
+        0.914 0.892 0.944
     """
     _check_resampling(level, resamples)
     runs = _runs_first("values", values, axis)

@@ -1,1 +1,1 @@
-"""What people look at: plots, reports of runs and studies, the table of a network's parts."""
+"""Plots, reports of runs and studies, tables of results, and summaries of networks."""

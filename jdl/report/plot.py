@@ -1,4 +1,4 @@
-"""Figures: matplotlib without its global state, so that they can be drawn anywhere."""
+"""Figures of reports, drawn by Matplotlib without its global state, so that they need no display."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,24 @@ from jdl.experiment.study import Study
 from jdl.training.runs import Series
 
 INK, FAINT = "#1f2733", "#8a94a3"
-COLOURS = {"train": "#3b6fb6", "validation": "#d9622b"}
-_BETTER = LinearSegmentedColormap.from_list("better", ["#e3e8ee", COLOURS["train"]])
+COLORS = {"train": "#3b6fb6", "validation": "#d9622b"}
+_BETTER = LinearSegmentedColormap.from_list("better", ["#e3e8ee", COLORS["train"]])
 _OTHERS = ("#3b6fb6", "#d9622b", "#3c8d5a", "#8b5fb0", "#b3862b", "#c2486f")
 
 
 def learning_curves(metrics: Mapping[str, Series]) -> Figure | None:
-    """One panel a metric, a line a split: the mean over runs with its 95% bootstrap band."""
+    """Draw metrics over training: the mean over runs with its 95% bootstrap band (`jdl.statistics.mean_interval`).
+
+    There is one panel per metric and one line per split. The vertical axis is logarithmic for positive values that
+    differ by a factor above 50. The band ends where the first run ends, since with fewer runs it would mean something
+    else.
+
+    Args:
+        metrics: a series for each name, such as "train/loss": the split, then the metric.
+
+    Returns:
+        The figure; None without metrics.
+    """
     panels: dict[str, dict[str, Series]] = {}
     for name, series in metrics.items():
         split, _, metric = name.partition("/")
@@ -37,7 +48,7 @@ def learning_curves(metrics: Mapping[str, Series]) -> Figure | None:
     figure, axes = _figure(columns, rows, width=4.4, height=3.1)
     for axis, (metric, splits) in zip(axes, panels.items(), strict=False):
         for index, (split, series) in enumerate(splits.items()):
-            _curve(axis, series, split, COLOURS.get(split, _OTHERS[index % len(_OTHERS)]))
+            _curve(axis, series, split, COLORS.get(split, _OTHERS[index % len(_OTHERS)]))
         axis.set_title(metric, loc="left", fontsize=11, color=INK, fontweight="bold")
         axis.set_xlabel("updates")
         if _spans_decades(splits.values()):
@@ -58,7 +69,7 @@ def _curve(axis: Axes, series: Series, label: str, color: str) -> None:
     mean = np.nanmean(values, axis=1)
     marker = "o" if len(steps) < 3 else None
     axis.plot(steps, mean, color=color, linewidth=1.8, label=label, marker=marker, markersize=4)
-    whole = ~np.isnan(values).any(1)  # where a run has ended there is no band: it would change its meaning
+    whole = ~np.isnan(values).any(1)
     if values.shape[1] > 1 and whole.any():
         band = mean_interval(values[whole], axis=1)
         axis.fill_between(steps[whole], band.low, band.high, color=color, alpha=0.2, linewidth=0)
@@ -71,7 +82,7 @@ def _spans_decades(series: Any) -> bool:
 
 
 def _settled_range(series: Any) -> tuple[float | None, float | None]:
-    """Limits that leave out the first twentieth of training, which would flatten all the rest."""
+    """Find limits without the first twentieth of training, whose large values would flatten the rest."""
     values = np.concatenate([one.values[len(one.values) // 20 :].ravel() for one in series])
     values = values[np.isfinite(values)]
     if not values.size or values.min() == values.max():
@@ -81,8 +92,18 @@ def _settled_range(series: Any) -> tuple[float | None, float | None]:
 
 
 def intervals(finals: Mapping[str, Sequence[float]], means: Mapping[str, Interval]) -> Figure | None:
-    """Every final metric: a dot a seed, the mean, its 95% interval; one panel a group ("wine/…"), ranked."""
-    groups: dict[str, dict[str, str]] = {}  # metrics by group, each under the name it is shown with
+    """Draw the final metrics: one dot per seed, and the mean with its interval.
+
+    Metrics whose names share their part before the last "/" share a panel; every other metric has its own.
+
+    Args:
+        finals: the value of each seed, by metric.
+        means: the mean and its interval, by metric.
+
+    Returns:
+        The figure; None without metrics.
+    """
+    groups: dict[str, dict[str, str]] = {}  # metrics by group, each under the name that the panel shows
     for name in finals:
         group, _, rest = name.rpartition("/")
         alone = not group or sum(other.rpartition("/")[0] == group for other in finals) == 1
@@ -97,9 +118,9 @@ def intervals(finals: Mapping[str, Sequence[float]], means: Mapping[str, Interva
         for place, name in enumerate(members.values()):
             numbers, interval = np.asarray(finals[name], float), means[name]
             jitter = np.linspace(-0.14, 0.14, len(numbers)) if len(numbers) > 1 else np.zeros(1)
-            axis.scatter(numbers, place + jitter, s=14, color=COLOURS["train"], alpha=0.45, linewidth=0)
+            axis.scatter(numbers, place + jitter, s=14, color=COLORS["train"], alpha=0.45, linewidth=0)
             axis.plot([interval.low, interval.high], [place, place], color=INK, linewidth=2.2)
-            axis.scatter([interval.mean], [place], s=38, color=COLOURS["validation"], zorder=3)
+            axis.scatter([interval.mean], [place], s=38, color=COLORS["validation"], zorder=3)
         axis.set_yticks(range(len(members)), list(members) if len(members) > 1 or group not in members else [""])
         axis.set_ylim(len(members) - 0.4, -0.6)
         axis.set_title(group, loc="left", fontsize=11, color=INK, fontweight="bold")
@@ -111,7 +132,15 @@ def intervals(finals: Mapping[str, Sequence[float]], means: Mapping[str, Interva
 
 
 def profile(scores: Float[np.ndarray, "runs episodes"]) -> Figure:
-    """The share of episodes that score above each threshold: the mean over runs with its 95% bootstrap band."""
+    """Draw a performance profile: the share of episodes whose return exceeds each threshold.
+
+    The line is the mean over runs, the band its 95% bootstrap interval.
+
+    Args:
+        scores: `[runs, episodes]`; the returns.
+
+    Source: Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice", 2021, section 4.2.
+    """
     low, high = scores.min(), scores.max()
     margin = 0.02 * (high - low) or 1.0
     thresholds = np.linspace(low - margin, high + margin, 201)
@@ -120,7 +149,7 @@ def profile(scores: Float[np.ndarray, "runs episodes"]) -> Figure:
     axis.plot(thresholds, above.mean(0), color=INK, linewidth=1.8)
     if len(scores) > 1:
         band = mean_interval(above)
-        axis.fill_between(thresholds, band.low, band.high, color=COLOURS["train"], alpha=0.2, linewidth=0)
+        axis.fill_between(thresholds, band.low, band.high, color=COLORS["train"], alpha=0.2, linewidth=0)
     axis.set_xlabel("return")
     axis.set_ylim(-0.02, 1.02)
     axis.set_title("share of episodes with a larger return", loc="left", fontsize=9, color=FAINT)
@@ -128,7 +157,10 @@ def profile(scores: Float[np.ndarray, "runs episodes"]) -> Figure:
 
 
 def optimization_history(study: Study) -> Figure:
-    """What each trial was worth, in their order, and the best so far."""
+    """Draw the value of each trial of a study in order, and the best value so far.
+
+    A finished trial is a dot, a pruned one a hollow dot, a failed one a cross at the bottom.
+    """
     figure, (axis,) = _figure(1, 1, width=5.2, height=3.4)
     finished = [trial for trial in study.trials if trial.state == "finished"]
     pruned = [trial for trial in study.trials if trial.state == "pruned" and not np.isnan(trial.value)]
@@ -136,8 +168,8 @@ def optimization_history(study: Study) -> Figure:
     best = np.maximum if study.maximized else np.minimum
     numbers, values = [trial.number for trial in finished], np.array([trial.value for trial in finished])
     if finished:
-        axis.step(numbers, best.accumulate(values), where="post", color=COLOURS["validation"], linewidth=1.8)
-    axis.scatter(numbers, values, s=22, color=COLOURS["train"], linewidth=0, zorder=3)
+        axis.step(numbers, best.accumulate(values), where="post", color=COLORS["validation"], linewidth=1.8)
+    axis.scatter(numbers, values, s=22, color=COLORS["train"], linewidth=0, zorder=3)
     axis.scatter(
         [trial.number for trial in pruned],
         [trial.value for trial in pruned],
@@ -156,10 +188,15 @@ def optimization_history(study: Study) -> Figure:
 
 
 def importances(shares: Mapping[str, float]) -> Figure:
-    """A bar a hyper-parameter, the most important on top."""
+    """Draw one bar per hyper-parameter, the most important on top.
+
+    Args:
+        shares: the share of the objective's variance that each hyper-parameter explains (fANOVA, Hutter et al., "An
+            efficient approach for assessing hyperparameter importance", 2014).
+    """
     ranked = sorted(shares.items(), key=lambda item: item[1])
     figure, (axis,) = _figure(1, 1, width=5.2, height=max(1.6, 0.7 + 0.42 * len(ranked)))
-    axis.barh([name for name, _ in ranked], [share for _, share in ranked], height=0.55, color=COLOURS["train"])
+    axis.barh([name for name, _ in ranked], [share for _, share in ranked], height=0.55, color=COLORS["train"])
     for place, (_, share) in enumerate(ranked):
         axis.text(share + 0.012, place, f"{100 * share:.0f}%", va="center", fontsize=8.5, color=INK)
     axis.set_xlim(0, 1.08)
@@ -172,7 +209,13 @@ def importances(shares: Mapping[str, float]) -> Figure:
 
 
 def parallel_coordinates(study: Study) -> Figure:
-    """A vertical axis a hyper-parameter and one for the objective; a line a trial."""
+    """Draw the settings of a study's trials in parallel coordinates.
+
+    Each hyper-parameter and the objective has a vertical axis, and each trial a line through its values. Better trials
+    are bluer, the best is orange, pruned trials are dotted.
+
+    Source: Inselberg, "The plane with parallel coordinates", 1985.
+    """
     trials = [trial for trial in reversed(study.ranked) if not np.isnan(trial.value)]  # the best on top
     values = np.array([trial.value for trial in trials])
     columns = [_column([trial.settings[name] for trial in trials], one) for name, one in study.space.items()]
@@ -189,7 +232,7 @@ def parallel_coordinates(study: Study) -> Figure:
         if trial.state == "finished":
             color, width, style = _BETTER(0.15 + 0.85 * rank), 1.0 + 0.6 * rank, "-"
         if trial is trials[-1] and finished:
-            color, width = COLOURS["validation"], 2.6
+            color, width = COLORS["validation"], 2.6
         axis.add_patch(PathPatch(_smooth([c.heights[row] for c in columns]), fc="none", ec=color, lw=width, ls=style))
     for place, (name, column) in enumerate(zip([*study.space, study.description["metric"]], columns, strict=True)):
         axis.plot([place, place], [0, 1], color=INK, linewidth=1.0)
@@ -205,7 +248,7 @@ def parallel_coordinates(study: Study) -> Figure:
 
 
 class _Column(NamedTuple):
-    """A vertical axis: where on it each trial is, in [0, 1], and its ticks."""
+    """A vertical axis: the height of each trial on it, in [0, 1], and its ticks."""
 
     heights: list[float]
     ticks: list[tuple[float, str]]
@@ -230,7 +273,7 @@ def _column(values: Sequence[Any], dimension: Dimension) -> _Column:
 
 
 def _smooth(heights: Sequence[float]) -> MatplotlibPath:
-    """A curve through a height at each axis, level where it crosses one."""
+    """Connect one height per axis by a curve that is level at the axes."""
     points, codes = [(0.0, heights[0])], [MatplotlibPath.MOVETO]
     for place, (here, there) in enumerate(itertools.pairwise(heights)):
         points += [(place + 0.4, here), (place + 0.6, there), (place + 1.0, there)]
@@ -239,7 +282,12 @@ def _smooth(heights: Sequence[float]) -> MatplotlibPath:
 
 
 def confusion_matrix(counts: Float[np.ndarray, "classes classes"], class_names: Sequence[str]) -> Figure:
-    """Rows are true classes, as shares of the row; only the mistakes are colored strongly enough to jump out."""
+    """Draw a confusion matrix, in percent of each true class; only mistakes are colored.
+
+    Args:
+        counts: `[classes, classes]`; the number of examples of each true class (row) and predicted class (column).
+        class_names: the names of the classes.
+    """
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = max(3.6, 0.42 * len(counts) + 1.6)
     figure = Figure(figsize=(size, size), layout="constrained")
@@ -271,12 +319,26 @@ def wrong_examples(
     class_names: Sequence[str],
     count: int = 16,
 ) -> Figure | None:
-    """The mistakes that some run was surest of, one an example: the probability that run gave the wrong class."""
+    """Draw the images that were misclassified with the highest probability.
+
+    Above each are its true class, the predicted class and the probability that the most confident run gave to it;
+    below is the number of runs that misclassify it.
+
+    Args:
+        images: `[examples, height, width, channels]`; other arrays give no figure.
+        target: `[examples]`; the true classes.
+        probabilities: `[runs, examples, classes]`; the predicted probabilities.
+        class_names: the names of the classes.
+        count: the largest number of images to draw.
+
+    Returns:
+        The figure; None without mistakes, and for inputs that are not images.
+    """
     if images.ndim != 4:
         return None
     wrong = probabilities.argmax(-1) != target
     sureness = np.where(wrong, probabilities.max(-1), 0)
-    run_of = sureness.argmax(0)  # the run that was surest of its mistake
+    surest = sureness.argmax(0)  # the run with the most confident mistake
     worst = np.argsort(-sureness.max(0), kind="stable")[: min(count, int(wrong.any(0).sum()))]
     if not len(worst):
         return None
@@ -287,7 +349,7 @@ def wrong_examples(
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axis, index in zip(axes, worst, strict=False):
         axis.imshow(_shown(images[index]), cmap="gray_r", interpolation="nearest")
-        said = probabilities[run_of[index], index]
+        said = probabilities[surest[index], index]
         label = f"{titles[int(said.argmax())]}, {100 * said.max():.0f}%"
         axis.set_title(f"{titles[int(target[index])]} → {label}", fontsize=7, color=INK, pad=3)
         note = f"{wrong[:, index].sum()} of {len(wrong)} wrong" if len(wrong) > 1 else ""
@@ -300,7 +362,7 @@ def wrong_examples(
 
 
 def _shown(image: Shaped[np.ndarray, "height width channels"]) -> np.ndarray:
-    """One channel as grey, three as color, each in [0, 1]."""
+    """Scale an image to [0, 1]: three channels as colors, otherwise the first channel as gray."""
     low, high = image.min(), image.max()
     scaled = (image - low) / (high - low if high > low else 1)
     return scaled[..., 0] if image.shape[-1] != 3 else scaled

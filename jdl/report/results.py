@@ -1,7 +1,7 @@
-"""Results where people read them, written from the records: tables in READMEs, a line in each experiment's docstring.
+"""Results as text, from the records: tables in READMEs, and a line in each experiment's docstring.
 
-`<!-- results -->` begins the table of all records of the README's folder, `<!-- results: tabular -->` that of one
-record whose metrics are called "column/row"; `<!-- end -->` ends either.
+In a README, `<!-- results -->` begins a table of all records of its folder. `<!-- results: tabular -->` begins a table
+of the record "tabular" alone, whose metrics have names of the form "column/row". `<!-- end -->` ends both.
 """
 
 import re
@@ -17,11 +17,14 @@ _MARKED = re.compile(r"(<!-- results(?:: (\S+))? -->\n).*?(<!-- end -->)", re.DO
 
 
 def written(readme: Path, records: Sequence[Declared]) -> str:
-    """A README with its tables as the records have them.
+    """Fill in the tables of a README.
 
     Args:
-        readme: the file.
-        records: those of the README's folder.
+        readme: the file, which stays as it is.
+        records: the records of the README's folder.
+
+    Returns:
+        The text of the README with the tables of the records.
 
     Raises:
         LookupError: for a table of a record that does not exist.
@@ -39,7 +42,14 @@ def written(readme: Path, records: Sequence[Declared]) -> str:
 
 
 def line_written(record: Declared) -> str:
-    """The experiment's source with the line "Result:" of its docstring as its first record has it."""
+    """Fill in the line "Result:" in the docstring of an experiment.
+
+    Args:
+        record: the experiment's first record.
+
+    Returns:
+        The source of the experiment with that line; the file stays as it is.
+    """
     results = [f"{row.metric} {_interval((row.mean, row.low, row.high))}" for row in record.rows()]
     took = (record.measured or {}).get("seconds")
     text = (
@@ -94,7 +104,7 @@ def _interval(interval: Sequence[Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """Four significant digits, and none that the number does not need."""
+    """Write a number with four significant digits, or as a whole number from 10,000 up."""
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 

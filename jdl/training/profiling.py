@@ -33,14 +33,15 @@ def profile(calls: int) -> Iterator[None]:
     also printed to standard error when the fit ends, and a trace. Open its `.trace.json.gz` in
     https://ui.perfetto.dev, or the folder in XProf or TensorBoard.
 
-    >>> with profile(20):  # jdl.fit(learner, source, steps=1000, run="runs/mine")
-    ...     pass
-
     Args:
         calls: how many calls of the step to trace; after `scan` each takes several updates.
 
     Raises:
         ValueError: for less than 1 call.
+
+    Examples:
+        >>> with profile(20):  # jdl.fit(learner, source, steps=1000, run="runs/mine")
+        ...     pass
     """
     if calls < 1:
         raise ValueError(f"profile({calls}): trace at least 1 call of the step")

@@ -88,8 +88,8 @@ def replay(
     layout = Layout(rows, num_envs, n_step, stack, masked)
     on_device = _row(observation_space, action_space, layout)
     on_host = {"observation": on_device.pop("observation")} if memory == "host" else {}
-    _check_memory(on_device, rows * num_envs)
     _check_memory(on_host, rows * num_envs, of_host=True)
+    _check_memory(on_device, rows * num_envs)
 
     def init() -> ReplayState:
         tree = sum_tree.empty(rows * num_envs) if prioritized else None

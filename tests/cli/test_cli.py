@@ -275,6 +275,22 @@ def test_list_shows_the_experiments_of_the_folder(monkeypatch, capsys):
     assert all(found.values())
 
 
+@pytest.mark.slow
+def test_a_plan_is_not_mixed_with_what_xla_considers(monkeypatch):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)  # JAX sets it, and a process that it starts inherits it
+    words = ["plan", "char_lm", "--devices", "fsdp+tensor", "--mesh", "4x2", "--batch-size", "64"]
+    result = subprocess.run(
+        [sys.executable, "-m", "jdl", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "all-reduce" in result.stdout
+    assert "rematerialization" not in result.stderr
+
+
 def test_load_in_a_notebook(folder, capsys):
     jdl_command(capsys, "run", "tiny", "--seeds", 3, "--run-dir", "out")
     run = jdl.load("out")

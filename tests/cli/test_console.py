@@ -27,7 +27,7 @@ numbers = st.floats(-1e6, 1e6).map(lambda x: f"{x:.4g} [{x - 1:.4g}, {x + 1:.4g}
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=st.lists(st.tuples(words, numbers, words), min_size=1, max_size=3), width=st.integers(60, 120))
+@given(rows=st.lists(st.tuples(words, numbers, words), min_size=1, max_size=3), width=st.integers(80, 120))
 def test_a_narrow_terminal_shows_every_number_whole_and_every_letter(rows, width):
     lines = printed(("array", "mean", "shape"), rows, fold=("array", "shape"), width=width)
     assert lines[0].startswith("┏")

@@ -68,3 +68,7 @@ def test_no_page_has_formulas_that_the_site_does_not_draw(page):
     """The site loads no renderer of LaTeX; equations are Unicode."""
     text = re.sub(r"^```.*?^```|`[^`]*`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     assert not re.findall(r"\$[^$\n]+\$|\$\$|\\[([]|\\[a-z]{2,}", text)
+
+
+def test_the_site_asks_no_other_host_for_fonts():
+    assert tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["theme"]["font"] is False
