@@ -40,6 +40,7 @@ with _epy.lazy_api_imports(globals()):
     from jdl.parallel.pmap import pmap
     from jdl.parallel.shard import shard
     from jdl.report.network import summarize
+    from jdl.report.run import write_report
     from jdl.runtime.cores import host_devices, one_core
     from jdl.runtime.preemption import REQUEUE, Preempted
     from jdl.training import checkpoint
@@ -118,4 +119,5 @@ __all__ = [
     "text",
     "transfer",
     "tune",
+    "write_report",
 ]

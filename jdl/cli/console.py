@@ -115,11 +115,11 @@ def finish(finished: Run, as_json: bool) -> int:
     Returns:
         The exit status of the command.
     """
-    from jdl.report.run import write  # matplotlib takes a second to import
+    from jdl.report.run import write_report  # matplotlib takes a second to import
 
     if not processes.first():
         return 0
-    path = write(finished)
+    path = write_report(finished)
     summary = summary_of(finished)
     rows = [(name, show_interval(interval)) for name, interval in finished.intervals.items()]
     show_table(("metric", f"mean of {len(finished.seeds)} seed(s), 95% interval"), rows, fold=("metric",))

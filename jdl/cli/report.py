@@ -14,7 +14,7 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], /, json: Json = False) 
     """Write the report of each run, or of each study of `jdl tune`, again, and print the path of the page."""
     from jdl.report import run, study  # matplotlib takes a second to import
 
-    written = [str(study.write(Study(path)) if is_study(path) else run.write(Run(path))) for path in runs]
+    written = [str(study.write(Study(path)) if is_study(path) else run.write_report(Run(path))) for path in runs]
     if json:
         print_json({"reports": written})
     else:

@@ -119,12 +119,9 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
         precision = seam.current().precision
 
         def scalar(params: PyTree) -> tuple[Array, tuple[Array, Array, PyTree]]:
-            if precision is not None:
-                params = seam.cast(params, precision.dtype)
-            total, weight, *auxiliary = _checked(loss(params, batch, key))
-            total = total if precision is None else total.astype(jnp.float32)
+            total, weight, auxiliary = _in_precision(loss, params, batch, key)
             scaled = total if precision is None or precision.scale is None else total * precision.scale
-            return scaled, (total, jnp.asarray(weight, total.dtype), auxiliary[0] if auxiliary else ())
+            return scaled, (total, weight, auxiliary)
 
         grads, (total, weight, auxiliary) = jax.grad(scalar, has_aux=True)(params)
         if precision is not None and precision.scale is not None:
@@ -140,9 +137,7 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
 
 
 def value(loss: Loss, params: PyTree, batch: Batch, key: Array) -> Array:
-    """Compute the mean loss alone, for line searches, over the same micro-batches and replicas as `gradients`.
-
-    Under `mixed_precision` the parameters stay in single precision here.
+    """Compute the mean loss alone, for line searches: over the same parts and in the same precision as `gradients`.
 
     Args:
         loss: as in `gradients`.
@@ -155,14 +150,23 @@ def value(loss: Loss, params: PyTree, batch: Batch, key: Array) -> Array:
     """
 
     def summed(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
-        total, weight, *auxiliary = _checked(loss(params, batch, key))
-        return seam.Summed((), total, jnp.asarray(weight, total.dtype), auxiliary[0] if auxiliary else ())
+        return seam.Summed((), *_in_precision(loss, params, batch, key))
 
     reduced: seam.SummedGradients = summed
     for reduction in reversed(seam.current().reductions):
         reduced = reduction(reduced)
     _, total, weight, _ = reduced(params, batch, key)
     return total / jnp.where(weight > 0, weight, 1)
+
+
+def _in_precision(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Array, PyTree]:
+    """The total, weight and auxiliary of a loss, of parameters in the precision that `mixed_precision` asks for."""
+    precision = seam.current().precision
+    if precision is not None:
+        params = seam.cast(params, precision.dtype)
+    total, weight, *auxiliary = _checked(loss(params, batch, key))
+    total = total if precision is None else total.astype(jnp.float32)
+    return total, jnp.asarray(weight, total.dtype), auxiliary[0] if auxiliary else ()
 
 
 def _unscaled(grads: PyTree, scale: Array) -> PyTree:

@@ -142,14 +142,17 @@ def beside(state: PyTree, data: PyTree) -> PyTree:
     return jax.device_put(data, NamedSharding(meshes[0], PartitionSpec()))
 
 
-def warn_if_runs_stay_on_one_core(runs: int, transform: str) -> None:
+def warn_if_runs_stay_on_one_core(runs: int, placement: Placement | None, transform: str) -> None:
     """Warn of idle cores, with the remedy, if this CPU has several cores and JAX a single device.
 
     Args:
         runs: the number of runs; a single one gives no warning.
+        placement: as in `over_runs`; "vmap" gives no warning, since one operation for all runs uses all cores.
         transform: the name of the caller in the message.
     """
-    if runs > 1 and cores() > 1 and jax.default_backend() == "cpu" and jax.local_device_count() == 1:
+    if placement == "vmap" or runs == 1:
+        return
+    if cores() > 1 and jax.default_backend() == "cpu" and jax.local_device_count() == 1:
         warnings.warn(
             f"{transform}: {runs} runs one after another on 1 of {cores()} cores' devices; "
             "call jdl.host_devices() before the first JAX operation to spread them (the results are the same)",

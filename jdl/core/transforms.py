@@ -260,7 +260,7 @@ def seeds(
         return flat(place(learner.init)(keys))
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        warn_if_runs_stay_on_one_core(runs, "seeds")
+        warn_if_runs_stay_on_one_core(runs, placement, "seeds")
         one = jax.tree.map(lambda leaf: leaf[0], batch) if each else batch
         with _watching_runs("seeds", runs, placement, learner.step, outer(state), one):
             return over(learner.step)(state, batch)
@@ -320,7 +320,7 @@ def population(
         return place(lambda setting, key: make(setting).init(key))(settings, key)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        warn_if_runs_stay_on_one_core(runs, "population")
+        warn_if_runs_stay_on_one_core(runs, placement, "population")
         with _watching_runs("population", runs, placement, template.step, state, batch):
             return each("step")((settings, state), batch)
 

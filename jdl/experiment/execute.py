@@ -34,7 +34,7 @@ def run(
     """Run an experiment in a new run directory, and write its result there.
 
     The directory gets config, seeds, environment, log, checkpoints and final metrics, but no report and no figures of
-    it: `jdl report RUN` on the command line writes those. `jdl.load(run.path)` opens the run with its trained state.
+    it: `jdl.write_report(run)` writes those. `jdl.load(run.path)` opens the run with its trained state.
 
         finished = jdl.run("xor", seeds=4)
 

@@ -15,7 +15,7 @@ from jdl.training.runs import Run
 _TILES = 4  # final metrics that are shown large
 
 
-def write(run: Run) -> Path:
+def write_report(run: Run) -> Path:
     """Write the report of a run into its directory, as report.html, and the figures in it as figures/*.png.
 
     The report has learning curves, final metrics with 95% bootstrap intervals, the config and the environment. From

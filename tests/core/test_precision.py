@@ -8,6 +8,8 @@ import pytest
 
 import jdl
 from jdl import nn
+from jdl.core import seam
+from jdl.core.learner import value
 
 random = np.random.default_rng(0)
 INPUTS = random.normal(size=(64, 6)).astype(np.float32)
@@ -92,3 +94,15 @@ def test_bad_input_is_named():
         jdl.mixed_precision(jdl.scan(learner(), 2))
     with pytest.raises(ValueError, match=r"dtype='half'"):
         jdl.mixed_precision(learner(), "half")
+
+
+def test_a_line_search_sees_the_loss_that_is_differentiated():
+    def loss(params, batch, key):
+        return jnp.square(params["w"] * batch).sum(), jnp.float32(len(batch))
+
+    params, batch, key = {"w": jnp.float32(1.001)}, jnp.linspace(0, 1, 7), jax.random.key(0)
+    single = value(loss, params, batch, key)
+    with seam.within(precision=seam.Precision(jnp.dtype("bfloat16"))):
+        _, mean, _ = jdl.gradients(loss, params, batch, key)
+        assert value(loss, params, batch, key) == mean.compute()
+        assert mean.compute() != single

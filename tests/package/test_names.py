@@ -63,6 +63,7 @@ JDL = [
     "text",
     "transfer",
     "tune",
+    "write_report",
 ]
 MODULES = ["checkpoint", "lora", "losses", "metrics", "optimizers", "pretrained", "statistics", "tune"]
 

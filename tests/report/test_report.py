@@ -55,7 +55,7 @@ def page(path):
 
 
 def test_the_report_is_one_file_with_everything_in_it(run):
-    found = page(report.write(run))
+    found = page(report.write_report(run))
     assert len(found.sources) == 4
     for source in found.sources:
         assert source.startswith("data:image/png;base64,")
@@ -66,16 +66,16 @@ def test_the_report_is_one_file_with_everything_in_it(run):
 
 
 def test_its_figures_are_files_too(run):
-    found = page(report.write(run))
+    found = page(report.write_report(run))
     embedded = {base64.b64decode(source.split(",")[1]) for source in found.sources}
     assert {file.read_bytes() for file in (run.path / "figures").glob("*.png")} == embedded
 
 
 def test_a_run_under_way_has_a_report(tmp_path):
     run = runs.create(tmp_path / "run", experiment="example")
-    assert "not finished" in report.write(run).read_text()
+    assert "not finished" in report.write_report(run).read_text()
     run.log({"step": 1, "train/loss": 1.0})
-    assert "not finished" in report.write(run).read_text()
+    assert "not finished" in report.write_report(run).read_text()
 
 
 def test_what_the_experiment_saved_is_shown(tmp_path):
@@ -86,7 +86,7 @@ def test_what_the_experiment_saved_is_shown(tmp_path):
         part.log({"step": 1, "train/loss": [1.0, 2.0]})
         part.save_arrays("scores", returns=np.array([[10.0, 20.0]]) if name == "left" else np.array([[30.0, 40.0]]))
     (run.path / "right" / "video.gif").write_bytes(b"GIF89a")
-    found = page(report.write(run))
+    found = page(report.write_report(run))
     assert sorted(source.split(";")[0] for source in found.sources) == ["data:image/gif", *["data:image/png"] * 3]
     assert "data:image/gif;base64," + base64.b64encode(b"GIF89a").decode() in found.sources
     text = " ".join(found.text)
@@ -98,7 +98,7 @@ def test_what_the_experiment_saved_is_shown(tmp_path):
 def test_a_browser_draws_it(run, tmp_path):
     if BROWSER is None:
         pytest.skip("no Chromium on PATH: apt-get install chromium")
-    path = report.write(run)
+    path = report.write_report(run)
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
