@@ -36,7 +36,7 @@ class Config:
     fetch: bool = False  # download them, checked, if they are nowhere
 
 
-SMOKE = {"images": 200, "steps": 2, "steps_per_call": 2}
+SMOKE = {"images": 200, "steps": 4, "steps_per_call": 1}
 RECORDS = {"": jdl.Record(shown=[f"loss, {kind}" for kind in KINDS], beside="each other: one figure")}
 
 
