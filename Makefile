@@ -23,7 +23,7 @@ test-oldest:  ## the tests with the oldest dependencies that pyproject.toml allo
 
 # Tests of one file go to whichever worker is free: some are minutes long.
 test-slow: env  ## minutes more: kills, processes, sweeps, every page of the documentation, every experiment
-	$(BIN)/python -m pytest -m slow --dist worksteal
+	$(BIN)/python -m pytest -m "slow and not diagnosis" --dist worksteal
 
 test-browser: env  ## the report in headless Chromium
 	$(BIN)/python -m pytest -m browser

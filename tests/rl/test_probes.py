@@ -65,7 +65,7 @@ def actions(algorithm, agent, *observations):
     return algorithm.act(agent, (), TimeStep(seen, jnp.ones(len(seen), bool)), jax.random.key(0), True)[0]
 
 
-@pytest.mark.slow  # the next one tells more; where it fails, this one says what is wrong
+@pytest.mark.diagnosis  # the next but one tells more; where it fails, this one says what is wrong
 def test_a_constant_value(runner, name):
     env = probes.constant()
     algorithm, agent, last = trained(runner, name, env)
@@ -73,7 +73,7 @@ def test_a_constant_value(runner, name):
     assert last == 1
 
 
-@pytest.mark.slow  # as above
+@pytest.mark.diagnosis  # as above
 def test_a_value_from_the_observation(runner, name):
     env = probes.observed()
     algorithm, agent, _ = trained(runner, name, env)
@@ -94,7 +94,7 @@ def test_a_truncated_episode_goes_on(runner, name):
     np.testing.assert_allclose(values(name, algorithm, env, agent, 0.0), [1 / (1 - DISCOUNT)], atol=0.1)
 
 
-@pytest.mark.slow  # as above
+@pytest.mark.diagnosis  # as above
 def test_an_action_that_is_right(runner, name):
     env = probes.chosen()
     algorithm, agent, _ = trained(runner, name, env)
