@@ -37,6 +37,7 @@ class Config(rl.Training):
     n_step: int | None = None
     prioritized: bool | None = None
     normalize_observations: bool | None = None
+    masked: bool | None = None  # keep the action masks that the environment gives
 
 
 SMOKE = {"total_steps": 128, "num_episodes": 2, "capacity": 1024, "learning_starts": 32}
@@ -94,6 +95,7 @@ COMMON = {
     "n_step": 3,
     "prioritized": False,
     "normalize_observations": True,
+    "masked": False,
 }
 TUNED: dict[str, dict[str, Any]] = {
     "CartPole-v1": {

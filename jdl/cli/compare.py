@@ -8,6 +8,7 @@ import tyro
 from jdl.cli.command import Command, Json
 from jdl.cli.console import console, number_or_none, print_json, show_interval, show_table
 from jdl.core import statistics
+from jdl.experiment.population import refuse_to_compare
 from jdl.training.runs import Run
 
 
@@ -62,9 +63,10 @@ def comparisons(first: Run, other: Run) -> list[tuple[str, statistics.Interval, 
         has a larger value than a seed of `first`.
 
     Raises:
-        ValueError: for a run without a result, and for runs that have no final metric in common.
+        ValueError: for a run without a result or of several settings, and for runs that have no final metric in common.
     """
     for run in (first, other):
+        refuse_to_compare(run)
         if run.result is None:
             raise ValueError(f"{run.path} has no result yet; finish it with `jdl resume {run.path}`")
     one, two = ({name: np.asarray(values) for name, values in run.final.items()} for run in (first, other))

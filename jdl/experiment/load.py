@@ -9,6 +9,7 @@ from jdl.core.learner import Learner, State
 from jdl.core.transforms import jit, seeds
 from jdl.experiment.config import decode
 from jdl.experiment.execute import COPY, load_copy
+from jdl.experiment.population import POPULATION, TRAINED_IN, num_settings, together
 from jdl.training.checkpoint.checkpoints import Checkpoints
 from jdl.training.runs import Run
 
@@ -43,9 +44,9 @@ class LoadedRun(Run):
         if self._state is None:
             like = {"best": self.learner.init(jax.random.key(0))}
             restored = Checkpoints(self.checkpoint_folder).restore(like, part=True)
-            if restored is None:
-                raise FileNotFoundError(f"{self.path} has no intact checkpoint; `jdl resume {self.path}` trains it")
-            self._state = restored.tree["best"]
+            self._state = self._from_population() if restored is None else restored.tree["best"]
+        if self._state is None:
+            raise FileNotFoundError(f"{self.path} has no intact checkpoint; `jdl resume {self.path}` trains it")
         return self._state
 
     def predict(self, inputs: Any) -> jax.Array:
@@ -55,7 +56,7 @@ class LoadedRun(Run):
             inputs: [batch, ...], as the experiment's data has them.
 
         Returns:
-            The outputs, [seeds, batch, ...].
+            The outputs, [seeds, batch, ...]; of a run of several settings [seeds * settings, batch, ...].
 
         Raises:
             TypeError: if the learner has no `predict`.
@@ -63,6 +64,14 @@ class LoadedRun(Run):
         if self.learner.predict is None:
             raise TypeError(f"the learner of {self.path} has no predict; give its Learner one")
         return self.learner.predict(self.state, {"input": inputs})
+
+    def _from_population(self) -> State:
+        """The state of a trial that was trained in one program with others; None if it was not."""
+        found = self.description.get(TRAINED_IN)
+        if found is None or not (self.path.parent / found["run"]).is_dir():
+            return None
+        shared = LoadedRun(self.path.parent / found["run"])
+        return jax.tree.map(lambda leaf: leaf[found["place"] :: num_settings(shared)], shared.state)
 
     def _experiments_learner(self) -> Learner:
         if not (self.path / COPY).is_file() and not (self.path.parent / COPY).is_file():
@@ -74,6 +83,8 @@ class LoadedRun(Run):
                 f"the experiment of {self.path} has no learner(config); give one: jdl.load(path, learner)"
             )
         config = decode(module.Config, self.config)
+        if POPULATION in self.description:
+            return together(module.learner, config, self)
         one_seed = self.seeds != Run(folder).seeds  # True for a part of `separately`: the same learner, other seeds
         arguments = (config,) if folder == self.path or one_seed else (config, self.path.name)
         return seeds(module.learner(*arguments), self.seeds)

@@ -14,6 +14,7 @@ from jdl.runtime.files import write_json, write_text
 from jdl.training.runs import Run
 
 POPULATION = "population"  # in a run's description: {field: its value in each setting}
+TRAINED_IN = "trained_in"  # in a trial's description: {"run": name of the shared run, "place": of its setting}
 _CLOCK = ("step", "seconds")
 
 
@@ -102,6 +103,19 @@ def check_runs(metrics: Mapping[str, Any], *, run: Run, name: str) -> None:
         )
 
 
+def refuse_to_compare(run: Run) -> None:
+    """Refuse to take the settings of a run of several settings for seeds.
+
+    Raises:
+        ValueError: with the command that lists the trials.
+    """
+    if POPULATION in run.description:
+        raise ValueError(
+            f"{run.path} trains {num_settings(run)} settings, which are no repetitions of one another; give its trials "
+            f"(`jdl runs {run.path.parent}` lists them)"
+        )
+
+
 def values_of_setting(values: list[Any], place: int, shared: Run) -> list[Any]:
     """Select the values [seeds] of one setting from the values [seeds * settings] of a run of several settings.
 
@@ -130,6 +144,8 @@ def copy_results(shared: Run, place: int, run: Run) -> None:
             for name, value in metrics.items()
         }
 
+    trained_in = {"run": shared.path.name, "place": place}  # where `jdl.load` finds its trained state
+    write_json(run.path / "config.json", {**run.description, TRAINED_IN: trained_in})
     write_text(run.path / "metrics.jsonl", "".join(json.dumps(own(row)) + "\n" for row in shared.rows))
     result = shared.result or {}
     metrics = {name: np.array(values, float) for name, values in own(result["metrics"]).items()}

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from scipy.special import softmax
 
 from jdl.core import statistics
+from jdl.experiment.population import POPULATION, num_settings
 from jdl.report import html, plot
 from jdl.runtime.files import write_text
 from jdl.training.runs import Run
@@ -48,10 +49,13 @@ def _page(run: Run, images: dict[str, str]) -> str:
         body.insert(0, html.note("This run is not finished; the figures show what there is.", warn=True))
     if "learning_curves" in images:
         about = "Mean over the seeds, 95% bootstrap interval." if len(run.seeds) > 1 else "One seed: no interval."
+        if POPULATION in run.description:
+            about = f"Mean over {num_settings(run)} settings and their seeds; the trials' reports show each by itself."
         body.append(html.image("Learning curves", images["learning_curves"], about))
     body.append(html.pair([*_predictions(images), *_returns(run, images), *_episode(run)]))
     if "final_metrics" in images:
-        about = "One dot per seed; mean and 95% bootstrap interval."
+        each = "seed and setting" if POPULATION in run.description else "seed"
+        about = f"One dot per {each}; mean and 95% bootstrap interval."
         body.append(html.image("Final metrics", images["final_metrics"], about))
     body += _own_figures(run)
     body.append(html.section("Numbers", _numbers(run)))

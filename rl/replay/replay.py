@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -106,6 +107,7 @@ def replay(
                 f"replay(capacity={capacity}) holds {rows} steps of each environment; a rollout of {time} steps needs "
                 f"{2 * time}: give at least {2 * time * num_envs}"
             )
+        _check_masks(experience.timestep.action_mask is not None, masked)
         return transitions.write(layout, state, experience)
 
     def sample(
@@ -141,6 +143,17 @@ def _row(observation_space: gymnasium.Space, action_space: gymnasium.Space, layo
         "valid": flag,
         "mask": mask if layout.masked else None,
     }
+
+
+def _check_masks(given: bool, kept: bool) -> None:
+    if kept and not given:
+        raise ValueError("replay(masked=True) was given experience without action masks; leave masked out")
+    if given and not kept:
+        warnings.warn(
+            "the environment gives action masks, but the replay keeps none: next actions are valued as if all were "
+            "allowed. Pass masked=True, to rl.dqn or rl.replay.replay (--masked)",
+            stacklevel=3,
+        )
 
 
 def _check_memory(row: Any, count: int, of_host: bool = False) -> None:

@@ -314,6 +314,10 @@ def test_a_population_trains_what_single_trials_train(folder):
         for name, values in alone.final.items():
             np.testing.assert_allclose(together.final[name], values, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(trial.value, alone.metrics["validation/accuracy"].values[-1].mean(), atol=1e-6)
+        outputs = jdl.load(together.path).predict(module.VALIDATION["input"])
+        np.testing.assert_allclose(outputs, jdl.load(alone.path).predict(module.VALIDATION["input"]), atol=1e-5)
+        all_of_them = jdl.load(found.path / "together-0000").predict(module.VALIDATION["input"])
+        np.testing.assert_array_equal(all_of_them[trial.number :: 2], outputs)
     assert found.best is not None
     assert found.best.value == max(trial.value for trial in found.trials) > min(trial.value for trial in found.trials)
 
@@ -330,6 +334,8 @@ def test_a_killed_population_goes_on(folder):
 def test_the_run_of_a_population_is_repeated_whole_and_continued_by_its_search_alone(folder, capsys):
     found = tune.search("moons", tune.Options(trials=2, population=2, metric="validation/accuracy"))
     shared = jdl.Run(found.path / "together-0000")
+    refused = jdl_command(capsys, "compare", shared.path, shared.path, status=2)
+    assert re.search(r"trains 2 settings, which are no repetitions of one another; give its trials", refused)
     copy, differences = execute.replay(shared)
     assert differences == []
     assert len(copy.final["loss"]) == 2

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
+from agents import MAKE, NUM_ENVS
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -259,3 +260,18 @@ def test_a_replay_that_the_host_cannot_hold_is_an_error():
         replay(space, spaces.Discrete(2), capacity=10**9, num_envs=1, memory="host")
     with pytest.raises(ValueError, match=r"memory='disk'\): it is"):
         replay(space, spaces.Discrete(2), capacity=100, num_envs=1, memory="disk")
+
+
+@pytest.mark.parametrize(
+    ("env", "masked", "kind", "told"),
+    [
+        (probes.masked, False, UserWarning, "Pass masked=True"),
+        (probes.matched, True, ValueError, "without action masks; leave masked out"),
+    ],
+)
+def test_masks_are_kept_where_there_are_some(env, masked, kind, told):
+    env = env()
+    learner = rl.on_device(MAKE["dqn"](env, masked=masked), env, NUM_ENVS)
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    with pytest.warns(kind, match=told) if kind is UserWarning else pytest.raises(kind, match=told):
+        jax.eval_shape(learner.step, state, None)
