@@ -103,6 +103,17 @@ def some_slow(transforms, *slow):
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in transforms]
 
 
+def some_pairs(transforms, *slow):
+    """As `some_slow`, with the cases; a slow transform of a slow case is for diagnosis, as either is seen by itself."""
+
+    def mark(transform, name):
+        both = (transform in slow) + (name in ("cnn_batch_norm", "adversarial"))
+        return ((), pytest.mark.slow, pytest.mark.diagnosis)[both]
+
+    pairs = [(transform, name) for transform in transforms for name in CASES]
+    return pytest.mark.parametrize(("transform", "name"), [pytest.param(*pair, marks=mark(*pair)) for pair in pairs])
+
+
 # To the bit ---------------------------------------------------------------------------------------------------------
 
 
@@ -199,9 +210,7 @@ WHOLE_BATCH = {
 }
 
 
-@pytest.mark.parametrize(
-    "transform", some_slow(WHOLE_BATCH, "pmap in accumulate", "jit in accumulate", "shard of accumulate")
-)
+@some_pairs(WHOLE_BATCH, "pmap in accumulate", "jit in accumulate", "shard of accumulate")
 def test_the_whole_batch_counts_however_it_is_split(name, transform, x64):
     exempt = transform != "shard"
     made = exact_case(name, True, exempt)
@@ -222,7 +231,7 @@ OF_SEVERAL_STEPS = {
 }
 
 
-@pytest.mark.parametrize("transform", some_slow(OF_SEVERAL_STEPS, "scan of pmap", "scan of scan"))
+@some_pairs(OF_SEVERAL_STEPS, "scan of pmap", "scan of scan")
 def test_several_steps_over_devices(name, transform, x64):
     made = exact_case(name, True, True)
     state, (metrics,) = trained(name, "scanned", True, True)
@@ -242,10 +251,7 @@ OF_DRAWN_BATCHES = {
 }
 
 
-@pytest.mark.parametrize("name", some_slow(CASES, "cnn_batch_norm", "adversarial"))
-@pytest.mark.parametrize(
-    "transform", some_slow(OF_DRAWN_BATCHES, "feed of pmap", "feed of shard", "pmap of scan of feed")
-)
+@some_pairs(OF_DRAWN_BATCHES, "feed of pmap", "feed of shard", "pmap of scan of feed")
 def test_drawn_batches_over_devices(name, transform, x64):
     made = exact_case(name, True, True)
     state, metrics = trained(name, "fed", True, True)
@@ -263,8 +269,7 @@ OF_RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", some_slow(CASES, "cnn_batch_norm", "adversarial"))
-@pytest.mark.parametrize("transform", some_slow(OF_RUNS, "seeds of shard"))
+@some_pairs(OF_RUNS, "seeds of shard")
 def test_runs_of_split_batches(name, transform, x64):
     made = exact_case(name, True, True)
     if "accumulate" in transform and made.batch_statistics:

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agents import MAKE, some_slow
+from agents import MAKE
 
 import jdl
 import rl
 from jdl.parallel.plan import work
 from rl.runners.training import _spread
+
+ALIKE = "a2c", "reinforce", "dqn"  # what they share out, the others share out too
+DIAGNOSIS = pytest.mark.diagnosis
 
 
 def exact(learner):
@@ -27,8 +30,11 @@ def trained(learner, name):
     return state, {name: metric.compute() for name, metric in metrics.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", ["data", "pmap"])
-@pytest.mark.parametrize("name", some_slow(*MAKE))
+@pytest.mark.parametrize(
+    "name", ["ppo", "dqn with everything", *(pytest.param(name, marks=DIAGNOSIS) for name in ALIKE)]
+)
 def test_the_agent_is_that_of_one_device(name, devices, x64):
     env = rl.envs.cartpole()
     learner = exact(rl.on_device(MAKE[name](env), env, 8))

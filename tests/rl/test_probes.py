@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import probes
 import pytest
-from agents import DISCOUNT, DISCRETE_ONLY, MAKE, NUM_ENVS, some_slow, torso
+from agents import DISCOUNT, DISCRETE_ONLY, MAKE, NUM_ENVS, torso
 
 import jdl
 import rl
@@ -16,18 +16,19 @@ from rl.policy import Extras, next_values
 from rl.types import TimeStep
 
 UPDATES = {"ppo": 100, "a2c": 600, "reinforce": 400, "dqn": 800, "dqn with everything": 400}
-WITH_VALUES = [name for name in some_slow("dqn with everything") if name != "reinforce"]  # it has whole returns alone
+WITH_VALUES = [name for name in MAKE if name != "reinforce"]  # it has whole returns alone
 
 
-# What the host adds is seen in few of these; all of them take minutes.
-@pytest.fixture(params=["device", pytest.param("host", marks=pytest.mark.slow)])
-def runner(request):
-    return request.param
+def everywhere(*quick, names=tuple(MAKE)):
+    """Runners with algorithms. What the host adds, one algorithm of each kind shows; the others are for diagnosis."""
 
+    def mark(runner, name):
+        if runner == "device":
+            return () if name in quick else pytest.mark.slow
+        return pytest.mark.slow if name in ("ppo", "dqn") else pytest.mark.diagnosis
 
-@pytest.fixture(params=some_slow("dqn with everything"))
-def name(request):
-    return request.param
+    pairs = [(runner, name) for runner in ("device", "host") for name in names]
+    return pytest.mark.parametrize(("runner", "name"), [pytest.param(*pair, marks=mark(*pair)) for pair in pairs])
 
 
 def trained(runner, name, env, times=1, **options):
@@ -66,6 +67,7 @@ def actions(algorithm, agent, *observations):
 
 
 @pytest.mark.diagnosis  # the next but one tells more; where it fails, this one says what is wrong
+@everywhere()
 def test_a_constant_value(runner, name):
     env = probes.constant()
     algorithm, agent, last = trained(runner, name, env)
@@ -74,20 +76,21 @@ def test_a_constant_value(runner, name):
 
 
 @pytest.mark.diagnosis  # as above
+@everywhere()
 def test_a_value_from_the_observation(runner, name):
     env = probes.observed()
     algorithm, agent, _ = trained(runner, name, env)
     np.testing.assert_allclose(values(name, algorithm, env, agent, -1.0, 1.0), [-1, 1], atol=0.1)
 
 
-@pytest.mark.parametrize("name", some_slow("a2c", "reinforce", "dqn with everything"))
+@everywhere("ppo", "dqn")
 def test_a_discounted_value(runner, name):
     env = probes.two_steps()
     algorithm, agent, _ = trained(runner, name, env)
     np.testing.assert_allclose(values(name, algorithm, env, agent, 0.0, 1.0), [DISCOUNT, 1], atol=0.1)
 
 
-@pytest.mark.parametrize("name", WITH_VALUES)
+@everywhere("ppo", "a2c", "dqn", names=WITH_VALUES)
 def test_a_truncated_episode_goes_on(runner, name):
     env = probes.endless()
     algorithm, agent, _ = trained(runner, name, env, 2)
@@ -95,13 +98,14 @@ def test_a_truncated_episode_goes_on(runner, name):
 
 
 @pytest.mark.diagnosis  # as above
+@everywhere()
 def test_an_action_that_is_right(runner, name):
     env = probes.chosen()
     algorithm, agent, _ = trained(runner, name, env)
     assert score(algorithm, env, agent, 10) == 1
 
 
-@pytest.mark.parametrize("name", some_slow("a2c", "reinforce", "dqn with everything"))
+@everywhere("ppo", "dqn")
 def test_an_action_that_is_seen(runner, name):
     env = probes.matched()
     algorithm, agent, last = trained(runner, name, env)
@@ -110,7 +114,7 @@ def test_an_action_that_is_seen(runner, name):
     np.testing.assert_allclose(values(name, algorithm, env, agent, -1.0, 1.0), [1, 1], atol=0.15)
 
 
-@pytest.mark.parametrize("name", some_slow("a2c", "reinforce", "dqn with everything"))
+@everywhere("ppo", "dqn")
 def test_a_forbidden_action_is_never_taken(runner, name):
     env = probes.masked()
     masked = {"masked": True} if name.startswith("dqn") else {}
@@ -127,7 +131,7 @@ def test_on_the_host_a_truncated_episode_goes_on_and_a_reset_counts_nowhere(name
     assert last == 1
 
 
-@pytest.mark.parametrize("name", ["ppo", "a2c"])
+@everywhere("ppo", "a2c", names=("ppo", "a2c"))
 def test_a_continuous_action(runner, name):
     env = probes.aimed()
     # The best deviation is none: at ten times this rate it is soon so small that an update throws most seeds off.
@@ -136,7 +140,7 @@ def test_a_continuous_action(runner, name):
     np.testing.assert_allclose(actions(algorithm, agent, -1.0, 1.0)[:, 0], [-0.5, 0.5], atol=0.15)
 
 
-@pytest.mark.parametrize("name", [name for name in some_slow("a2c", "reinforce") if name not in DISCRETE_ONLY])
+@everywhere("ppo", names=[name for name in MAKE if name not in DISCRETE_ONLY])
 @pytest.mark.parametrize("kind", ["choices", pytest.param("bits", marks=pytest.mark.slow)])
 def test_several_choices_at_once(runner, name, kind):
     env = probes.two_choices() if kind == "choices" else probes.three_bits()
