@@ -2,7 +2,7 @@
 
     python -m experiments.bench.drift
 
-In double precision they agree to 1e-9 (`tests/test_modes.py`); what is left here is the order in which numbers are
+In double precision they agree to 1e-9 (`tests/parallel/test_modes.py`); what is left here is the order in which numbers are
 added, which training then grows.
 """
 

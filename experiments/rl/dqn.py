@@ -1,7 +1,7 @@
 """Deep Q-learning, with double, dueling, n-step and prioritized replay as options; scored in Gymnasium.
 
 Run:       jdl run dqn --env CartPole-v1 --seeds 10
-           jdl run dqn --env LunarLander-v3 --runner host --seeds 10
+           jdl run dqn --env LunarLander-v3 --seeds 10
 Result:    return 500 [499.3, 500] (10 seeds, 179 s)
 """
 
@@ -22,7 +22,7 @@ class Config(rl.Training):
     """Hyper-parameters; what is None is tuned for the environment, or else common."""
 
     num_steps: int | None = None  # steps of each environment between learning
-    updates_per_rollout: int | None = None  # and as many batches then
+    updates_per_rollout: int | None = None  # batches in each phase of learning
     batch_size: int | None = None
     capacity: int | None = None
     learning_starts: int | None = None

@@ -1,8 +1,8 @@
 """Proximal policy optimization, on compiled twins or on the host; scored in the real Gymnasium environment.
 
 Run:       jdl run ppo --env CartPole-v1 --seeds 10      (Acrobot-v1, Pendulum-v1, ...)
-           jdl run ppo --env LunarLander-v3 --runner host --seeds 10
-           jdl run ppo --env ale_py:ALE/Pong-v5 --runner host
+           jdl run ppo --env LunarLander-v3 --seeds 10
+           jdl run ppo --env ale_py:ALE/Pong-v5
 Result:    not measured yet
 """
 

@@ -20,7 +20,7 @@ import jdl
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hyper-parameters; of training, nanoGPT's for a CPU, but that its learning rate is 1e-3."""
+    """Hyper-parameters: those of nanoGPT's command for a CPU, except the learning rate (1e-3 there)."""
 
     network: Literal["gpt", "lstm", "gru", "rnn"] = "gpt"
     context: int = 64

@@ -19,7 +19,7 @@ def results(
 
     Args:
         folder: list only those of the experiments in this folder, such as rl
-        write: write the tables of the READMEs and the result in each experiment's docstring from the records
+        write: write the tables of READMEs and documentation and the result in each experiment's docstring
         check: fail if one of them differs from the records
     """
     records = declared(folder)
@@ -53,9 +53,10 @@ def _state(record: Declared, row: Row) -> str:
 
 
 def _tables(folder: str, records: list[Declared], write: bool) -> int:
-    """Write the tables of the READMEs and the results in the experiments' docstrings, or see that they are right."""
+    """Write the tables of READMEs and documentation and the results in docstrings, or see that they are right."""
     root = find.home()
     readmes = [root / folder / "README.md"] if folder else sorted(root.rglob("README.md"))
+    pages = [] if folder else sorted((root.parent / "docs").rglob("*.md"))
     wrong: list[Path] = []
 
     def settle(file: Path, made: str) -> None:
@@ -69,7 +70,9 @@ def _tables(folder: str, records: list[Declared], write: bool) -> int:
         settle(file_of(module), line_written(first))
     for readme in filter(Path.is_file, readmes):
         domain = "" if readme.parent == root else readme.parent.relative_to(root).as_posix()
-        settle(readme, written(readme, [record for record in records if record.domain == domain]))
+        settle(readme, written(readme, records, domain))
+    for page in pages:
+        settle(page, written(page, records))
     if write:
         console.print(f"{len(wrong)} files written" if wrong else "everything was up to date")
     elif wrong:

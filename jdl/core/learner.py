@@ -88,7 +88,9 @@ def step_key(state: State) -> Key[Array, ""]:
     return jax.random.fold_in(state.key, state.step)
 
 
-def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyTree, Mean, PyTree]:
+def gradients(
+    loss: Loss, params: PyTree, batch: Batch, key: Array, *, separable: bool = False
+) -> tuple[PyTree, Mean, PyTree]:
     """Compute the gradients of a mean loss. Call this in place of `jax.grad`: here transforms act inside a step.
 
         ∇ = (Σᵢ ∂totalᵢ/∂params) / (Σᵢ weightᵢ)
@@ -105,6 +107,9 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
         params: the parameters to differentiate by.
         batch: everything that has an example axis; transforms divide this and nothing else.
         key: for the random draws of the loss. `accumulate` and `pmap` fold the number of the part into it.
+        separable: a promise that the loss is a sum over examples which draws nothing at random, and its auxiliary only
+            metrics. Devices of `shard` then exchange all sums in one message, which on several parts of a CPU takes
+            half of the time; the result is the same.
 
     Returns:
         The gradients of total / weight, in the structure of `params`, 0 if the weight is 0; the loss as a `Mean`; and
@@ -128,7 +133,8 @@ def gradients(loss: Loss, params: PyTree, batch: Batch, key: Array) -> tuple[PyT
             grads = _unscaled(grads, precision.scale)
         return seam.Summed(grads, total, weight, auxiliary)
 
-    reduced: seam.SummedGradients = summed
+    apart = seam.current().apart if separable else None
+    reduced: seam.SummedGradients = summed if apart is None else apart(summed)
     for reduction in reversed(seam.current().reductions):
         reduced = reduction(reduced)
     grads, total, weight, auxiliary = reduced(params, batch, key)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jdl.core.metrics import Metric, is_metric
+from jdl.core.metrics import Metric, is_metric, merge_axis
 from jdl.runtime import collectives
 
 
@@ -71,6 +71,9 @@ class Seam(NamedTuple):
     Attributes:
         reductions: functions around the summed gradients, one per transform, the outermost first.
         share: maps the positions of a drawn batch, `[batch]`, to those that this replica takes.
+        apart: around the summed gradients of a loss that is a sum over examples and draws nothing, inside all
+            reductions: each device computes its part by itself, and the sums are exchanged in one message. None where
+            no transform divides examples that way.
         axis: the name of the axis along which replicas divide the lanes of the state; "" if there are none.
         groups: the groups of devices within which transforms inside spread runs.
         devices_taken: the name of the transform that has already spread the computation over the devices; "" if none
@@ -81,6 +84,7 @@ class Seam(NamedTuple):
 
     reductions: tuple[Reduction, ...] = ()
     share: Share = lambda positions: positions
+    apart: Reduction | None = None
     axis: str = ""
     groups: Groups = Groups()
     devices_taken: str = ""
@@ -113,6 +117,7 @@ def within(
     *,
     reduction: Reduction | None = None,
     share: Share | None = None,
+    apart: Reduction | None = None,
     axis: str | None = None,
     groups: Groups | None = None,
     devices_taken: str | None = None,
@@ -126,6 +131,7 @@ def within(
     Args:
         reduction: applied around the gradients, inside the reductions of outer transforms.
         share: as in `Seam`.
+        apart: as in `Seam`.
         axis: as in `Seam`.
         groups: as in `Seam`.
         devices_taken: as in `Seam`.
@@ -134,8 +140,8 @@ def within(
     """
     seam = _seam.get()
     changes = {
-        "share": share, "axis": axis, "groups": groups, "devices_taken": devices_taken, "precision": precision,
-        "watched": watched,
+        "share": share, "apart": apart, "axis": axis, "groups": groups, "devices_taken": devices_taken,
+        "precision": precision, "watched": watched,
     }  # fmt: skip
     reductions = seam.reductions if reduction is None else (*seam.reductions, reduction)
     given = {name: value for name, value in changes.items() if value is not None}
@@ -153,6 +159,18 @@ def whole(tree: PyTree, axis: int = 0) -> PyTree:
     """
     name = current().axis
     return collectives.joined(tree, name, axis) if name else tree
+
+
+def over_replicas(result: Summed, axis: str) -> Summed:
+    """Sum what each replica computed for its part of the batch; small arrays share one message.
+
+    Args:
+        result: the sums of this replica.
+        axis: the name of the axis of replicas.
+    """
+    weights, auxiliary = collectives.stacked((result.weight, result.auxiliary), axis)
+    grads, total, weight = collectives.summed((result.gradients, result.total, result.weight), axis)
+    return Summed(grads, total, weight, merge_auxiliary(auxiliary, weights, lambda metric: merge_axis(metric, 0)))
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:

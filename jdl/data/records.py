@@ -65,7 +65,7 @@ class ImageFolder:
 
     def __init__(self, path: Path, size: tuple[int, int] | None, channels: int, scale: float | None = None) -> None:
         if channels not in _MODES:
-            raise ValueError(f"image_folder(channels={channels}): use 1 (grey), 3 (RGB) or 4 (RGBA)")
+            raise ValueError(f"image_folder(channels={channels}): use 1 (gray), 3 (RGB) or 4 (RGBA)")
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"image_folder(size={size}): give (height, width), each at least 1, or None")
         if not path.is_dir():
@@ -132,7 +132,7 @@ class ImageFolder:
         array = np.array(image).reshape(image.height, image.width, -1)
         if array.shape[-1] != self.channels:
             if self.channels == 4:
-                raise ValueError(f"{file} is grey with {array.dtype} pixels, which has no RGBA; give channels=1 or 3")
+                raise ValueError(f"{file} is gray with {array.dtype} pixels, which has no RGBA; give channels=1 or 3")
             array = np.repeat(array, self.channels, -1)
         return array.astype(array.dtype.newbyteorder("="))
 

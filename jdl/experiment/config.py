@@ -1,7 +1,7 @@
 """Configs as JSON and back: numbers, strings, paths, dates, enums, tuples, lists, dicts, and dataclasses of these.
 
-Enums are written by name, paths and dates as text. If a field may hold several types, a value that JSON lacks a type
-for is written together with its type: `{"type": "Path", "value": "runs"}`.
+Enums are written by name, flags by number, paths and dates as text. If a field may hold several types, a value that
+JSON lacks a type for is written together with its type: `{"type": "Path", "value": "runs"}`.
 """
 
 import dataclasses
@@ -20,7 +20,10 @@ _TEXTS: dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
     datetime.date: (datetime.date.isoformat, datetime.date.fromisoformat),
     datetime.time: (datetime.time.isoformat, datetime.time.fromisoformat),
 }
-_HELD = "numbers, booleans, strings, paths, dates, enums, tuples, lists and dicts of these, and dataclasses of these"
+_HELD = (
+    "numbers, booleans, strings, paths, dates, enums, tuples, lists and dicts of these, and dataclasses of these; the "
+    "keys of a dict are strings, whole numbers, floats, paths, dates or enums"
+)
 
 
 def encode(config: Any) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def decode(kind: Any, value: Any) -> Any:
         keys, values = inner or (str, Any)
         return {decode(keys, _key(keys, name)): decode(values, item) for name, item in value.items()}
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return kind[value]
+        return kind(value) if issubclass(kind, enum.Flag) and isinstance(value, int) else kind[value]
     return _TEXTS[kind][1](value) if kind in _TEXTS else value
 
 
@@ -110,6 +113,8 @@ def _encode(kind: Any, value: Any) -> Any:
     if container is dict:
         keys, values = inner or (str, Any)
         return {str(_encode(keys, name)): _encode(values, item) for name, item in value.items()}
+    if isinstance(value, enum.Flag):
+        return value.value  # those of several members have no name of their own
     if isinstance(value, enum.Enum):
         return value.name
     return _TEXTS[kind][0](value) if kind in _TEXTS else value
@@ -160,7 +165,16 @@ def _each(inner: tuple[Any, ...], items: Sequence[Any]) -> list[Any]:
 
 def _key(kind: Any, name: str) -> Any:
     """Convert the key of a dict back from the text that JSON made of it."""
-    return kind(name) if _bare(kind) in (int, float) else name
+    kind = _bare(kind)
+    if isinstance(kind, type) and issubclass(kind, enum.Flag):
+        return int(name)
+    return kind(name) if kind in (int, float) else name
+
+
+def _is_key(kind: Any) -> bool:
+    """Whether JSON's text for a key of this type can be read back."""
+    kind = _bare(kind)
+    return kind in (str, int, float) or kind in _TEXTS or (isinstance(kind, type) and issubclass(kind, enum.Enum))
 
 
 def _unsupported(kind: Any) -> Any:
@@ -174,6 +188,8 @@ def _unsupported(kind: Any) -> Any:
         return None
     elif _several(kind):
         within = _several(kind)
+    elif _container(kind)[0] is dict and _container(kind)[1] and not _is_key(_container(kind)[1][0]):
+        return kind
     elif _container(kind)[0] is not None:
         within = [one for one in _container(kind)[1] if one is not Ellipsis]
     else:

@@ -46,10 +46,7 @@ def pmap(learner: Learner, devices: Sequence[Device] | None = None) -> Learner:
         def replicated(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
             with nn.intercept_methods(_normalize_over_replicas):
                 result = summed(params, batch, jax.random.fold_in(key, jax.lax.axis_index(_REPLICAS)))
-            weights, auxiliary = collectives.stacked((result.weight, result.auxiliary), _REPLICAS)
-            sums = result.gradients, result.total, result.weight
-            grads, total, weight = collectives.summed(sums, _REPLICAS)
-            return seam.Summed(grads, total, weight, seam.merge_auxiliary(auxiliary, weights, merge_axis))
+            return seam.over_replicas(result, _REPLICAS)
 
         return replicated
 

@@ -103,6 +103,23 @@ def shard(
 
         return reduced
 
+    def apart(summed: seam.SummedGradients) -> seam.SummedGradients:
+        axis = cast(str, partition().rows)
+
+        def sums(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
+            return seam.over_replicas(summed(params, batch, key), axis)
+
+        def reduced(params: PyTree, batch: Batch, key: Array) -> seam.Summed:
+            if not divides(batch, partition().row_count):
+                return summed(params, batch, key)
+            specs = PartitionSpec(), PartitionSpec(axis), PartitionSpec()
+            exchanged = jax.shard_map(
+                sums, mesh=everywhere(), in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+            )
+            return exchanged(params, batch, key)
+
+        return reduced
+
     def init(key: Array) -> State:
         state = learner.init(key)
         if alone():
@@ -119,7 +136,12 @@ def shard(
         elif not learner.traits.fed:
             _check_divides(batch, partition().row_count)
             batch = over_data(batch)
-        with around(), seam.within(reduction=reduction if fsdp else None, share=over_data, devices_taken="shard"):
+        around_gradients = reduction if fsdp else None
+        by_itself = None if rules or tensor or fsdp or sequence else apart
+        with (
+            around(),
+            seam.within(reduction=around_gradients, apart=by_itself, share=over_data, devices_taken="shard"),
+        ):
             state, metrics = learner.step(place_state(state), batch)
         return place_state(state), metrics
 

@@ -1,7 +1,8 @@
 """Results as text, from the records: tables in READMEs, and a line in each experiment's docstring.
 
-In a README, `<!-- results -->` begins a table of all records of its folder. `<!-- results: tabular -->` begins a table
-of the record "tabular" alone, whose metrics have names of the form "column/row". `<!-- end -->` ends both.
+In a README, `<!-- results -->` begins a table of all records of its folder. There and in a page of the documentation,
+`<!-- results of dqn -->` begins a table of all records of the experiment "dqn", and `<!-- results: tabular -->` one of
+the record "tabular" alone, whose metrics have names of the form "column/row". `<!-- end -->` ends each.
 """
 
 import re
@@ -13,32 +14,34 @@ from typing import Any
 from jdl.experiment.records import Declared, file_of
 
 _RESULT = re.compile(r"^Result:.*(?:\n {11}.*)*", re.MULTILINE)
-_MARKED = re.compile(r"(<!-- results(?:: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- results(?:(:| of) (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def written(readme: Path, records: Sequence[Declared]) -> str:
-    """Fill in the tables of a README.
+def written(page: Path, records: Sequence[Declared], domain: str | None = None) -> str:
+    """Fill in the tables of a README or of a page of the documentation.
 
     Args:
-        readme: the file, which stays as it is.
-        records: the records of the README's folder.
+        page: the file, which stays as it is.
+        records: the records that its tables may name.
+        domain: the README's folder, "" for that of all folders; None for a page of the documentation.
 
     Returns:
-        The text of the README with the tables of the records.
+        The text of the page with the tables of the records.
 
     Raises:
-        LookupError: for a table of a record that does not exist.
+        LookupError: for a table of an experiment or a record that does not exist.
     """
 
     def table(marked: re.Match[str]) -> str:
-        if marked[2] is None:
-            return marked[1] + _of_all(records) + marked[3]
-        for record in records:
-            if record.name == marked[2]:
-                return marked[1] + _of_one(record) + marked[3]
-        raise LookupError(f"{readme} has a table of {marked[2]}; the records there are {[r.name for r in records]}")
+        start, kind, name, end = marked.groups()
+        named = [one for one in records if name == (one.name if kind == ":" else one.experiment)]
+        if kind is None:
+            return start + _of_all([one for one in records if one.domain == domain]) + end
+        if not named:
+            raise LookupError(f"{page} has a table of {name}; the records are {[one.name for one in records]}")
+        return start + (_of_one(named[0]) if kind == ":" else _of_all(named)) + end
 
-    return _MARKED.sub(table, readme.read_text())
+    return _MARKED.sub(table, page.read_text())
 
 
 def line_written(record: Declared) -> str:
@@ -72,6 +75,7 @@ def _of_all(records: Sequence[Declared]) -> str:
         measured = record.measured or {}
         notes = [f"IQM over {record.record.seeds} seeds"] * (record.record.statistic == "iqm")
         notes += [record.record.beside] * bool(record.record.beside)
+        notes += ["stale: the experiment has changed since"] * (record.measured is not None and record.stale)
         command = f"`jdl {' '.join(record.words)}`"
         rows.append((command, _time(measured.get("seconds")), "; ".join(results), "; ".join(notes)))
     return _markdown(("command", "time", "result, mean and 95% interval over seeds", "beside"), rows)

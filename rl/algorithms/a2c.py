@@ -78,7 +78,7 @@ def a2c(
             batch["advantage"] = (batch["advantage"] - center) / scale
         own = seam.current().share(jnp.arange(len(batch["value"])))  # under `jdl.pmap`, this replica's part
         part = jax.tree.map(lambda leaf: leaf[own], batch)
-        grads, mean, measured = jdl.gradients(loss, agent.params, part, key)
+        grads, mean, measured = jdl.gradients(loss, agent.params, part, key, separable=True)
         params, optimizer_state = apply_gradients(
             optimizer, grads, agent.optimizer, agent.params, mean, loss, part, key
         )

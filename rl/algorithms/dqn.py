@@ -229,7 +229,7 @@ def dqn(
             targets = td_targets(params, target_params, batch)
             share = seam.current().share(jnp.arange(batch_size))  # this replica's part of the batch
             part = jax.tree.map(lambda leaf: leaf[share], {"transitions": batch, "td_targets": targets})
-            grads, mean, measured = jdl.gradients(loss, params, part, key)
+            grads, mean, measured = jdl.gradients(loss, params, part, key, separable=not prioritized)
             if prioritized:
                 # Where a transform split the batch, its errors are not in one piece and are computed again.
                 whole = not seam.current().reductions

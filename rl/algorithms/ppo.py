@@ -104,7 +104,7 @@ def ppo(
             part = jax.tree.map(lambda leaf: leaf[own], batch)
             part["advantage"] = (part["advantage"] - center) / scale
             own_key = jax.random.fold_in(key, number)
-            grads, mean, measured = jdl.gradients(loss, params, part, own_key)
+            grads, mean, measured = jdl.gradients(loss, params, part, own_key, separable=True)
             return apply_gradients(optimizer, grads, optimizer_state, params, mean, loss, part, own_key), measured
 
         (params, optimizer_state), measured = jax.lax.scan(

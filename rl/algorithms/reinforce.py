@@ -94,7 +94,7 @@ def reinforce(
         )
         own = seam.current().share(jnp.arange(returned.size))  # under `jdl.pmap`, this replica's part
         part = jax.tree.map(lambda leaf: leaf[own], batch)
-        grads, mean, measured = jdl.gradients(loss, agent.params, part, key)
+        grads, mean, measured = jdl.gradients(loss, agent.params, part, key, separable=True)
         params, optimizer_state = apply_gradients(
             optimizer, grads, agent.optimizer, agent.params, mean, loss, part, key
         )

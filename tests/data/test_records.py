@@ -166,7 +166,7 @@ def test_folders_and_arguments_that_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty has no images \(.bmp, .*add some or remove"):
         records.image_folder(tmp_path, (8, 8))
-    with pytest.raises(ValueError, match=r"channels=2\): use 1 \(grey\)"):
+    with pytest.raises(ValueError, match=r"channels=2\): use 1 \(gray\)"):
         records.image_folder(tmp_path, (8, 8), channels=2)
     with pytest.raises(ValueError, match=r"size=\(0, 8\)"):
         records.image_folder(tmp_path, (0, 8))

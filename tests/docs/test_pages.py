@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = [page for page in sorted((ROOT / "docs").rglob("*.md")) if not page.with_suffix(".ipynb").is_file()]
-PAGES = [ROOT / "README.md", *WRITTEN]  # a notebook's page is made from it, and tested there
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *WRITTEN]  # a notebook's page is made from it, and tested there
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHOWN = {"text", "toml", "yaml", "json", "mermaid", "output"}  # not executed
 IN_CI = ("make train", "make test")  # a test cannot run the tests

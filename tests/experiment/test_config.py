@@ -20,6 +20,11 @@ class Act(enum.Enum):
     TANH = "tanh"
 
 
+class Cure(enum.Flag):
+    DROPOUT = enum.auto()
+    DECAY = enum.auto()
+
+
 @dataclasses.dataclass(frozen=True)
 class Inner:
     rate: float = 0.1
@@ -44,6 +49,8 @@ class Config:
     listed: list[Act] = dataclasses.field(default_factory=list)
     by_name: dict[str, Act] = dataclasses.field(default_factory=dict)
     by_number: dict[int, Inner] = dataclasses.field(default_factory=dict)
+    by_act: dict[Act, dict[Path, float]] = dataclasses.field(default_factory=dict)
+    cures: Cure = Cure.DECAY
     path: Path | None = None
     day: datetime.date = datetime.date(2026, 1, 2)
     moment: datetime.datetime | None = None
@@ -54,7 +61,8 @@ class Config:
 CHANGED = Config(
     act=Act.TANH, maybe=Act.TANH, inner=Inner(1.0, Act.TANH), optional=Inner(2.0), either=Other(7), mixed=Path("x"),
     acts=(Act.TANH, Act.RELU), pair=(2, Path("b")), listed=[Act.TANH], by_name={"first": Act.TANH},
-    by_number={4: Inner(3.0)}, path=Path("/p"), day=datetime.date(2025, 3, 4),
+    by_number={4: Inner(3.0)}, by_act={Act.TANH: {Path("a"): 1.5}},
+    cures=Cure.DROPOUT | Cure.DECAY, path=Path("/p"), day=datetime.date(2025, 3, 4),
     moment=datetime.datetime(2025, 3, 4, 5, 6), mode="b", devices="fsdp",
 )  # fmt: skip
 
@@ -71,7 +79,13 @@ def test_a_config_of_before_is_read():
     assert found == Config(act=Act.TANH, inner=Inner(0.5), path=Path("runs"), acts=(Act.TANH,), mixed="x")
 
 
-@pytest.mark.parametrize("kind", [complex, bytes, set[int], tuple[complex, ...], dict[str, bytes], int | bytes])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        complex, bytes, set[int], tuple[complex, ...], dict[str, bytes], int | bytes, dict[bool, int],
+        dict[int | str, int], dict[str | None, int], dict[tuple[int, ...], int],
+    ],
+)  # fmt: skip
 def test_what_json_could_not_give_back_is_refused_by_its_field(kind):
     config = dataclasses.make_dataclass("Config", [("strange", kind)], frozen=True)
     with pytest.raises(TypeError, match=r"the field strange of Config holds .*; use numbers, booleans"):

@@ -20,11 +20,11 @@ def check_images(network: nn.Module, images: Any, first: str, pixels: int = 1) -
     if images.ndim != 4:
         raise ValueError(
             f"images have shape {tuple(images.shape)}: {type(network).__name__} takes "
-            "[batch, height, width, channels]; grey ones have one channel, images[..., None]"
+            "[batch, height, width, channels]; gray ones have one channel, images[..., None]"
         )
     kernel = network.variables.get("params", {}).get(first, {}).get("kernel")
     if kernel is not None and kernel.shape[-2] != pixels * images.shape[-1]:
         raise ValueError(
             f"images have {images.shape[-1]} channels, the weights of this {type(network).__name__} were made for "
-            f"{kernel.shape[-2] // pixels}; convert the images (a grey channel can be repeated), or make new weights"
+            f"{kernel.shape[-2] // pixels}; convert the images (a gray channel can be repeated), or make new weights"
         )

@@ -117,7 +117,7 @@ def imagenet_images(images: Any) -> Float[Array, "batch height width 3"]:
     if getattr(images, "ndim", None) != 4 or images.shape[-1] != 3:
         raise ValueError(
             f"images have shape {getattr(images, 'shape', type(images).__name__)}: ImageNet's networks take "
-            "[batch, height, width, 3]; repeat a grey channel three times"
+            "[batch, height, width, 3]; repeat a gray channel three times"
         )
     scaled = jnp.asarray(images, jnp.float32) / (255 if np.issubdtype(images.dtype, np.integer) else 1)
     return (scaled - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_DEVIATION)
