@@ -10,15 +10,20 @@ import pytest
 import jdl
 import rl
 from jdl.experiment import execute, find
+from rl.runners import training
+from rl.runners.training import Trained
 from rl.types import TimeStep
 
 PPO = str(Path(__file__).parent.parent.parent / "experiments" / "rl" / "ppo.py")
 
 
-def test_a_loaded_agent_acts_as_it_did(tmp_path):
+def test_a_loaded_agent_acts_as_it_did(tmp_path, monkeypatch, capfd):
     module = find.find(PPO)
     config = module.Config(total_steps=2048, num_episodes=2, num_steps=32)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     run = jdl.run(module, config, seeds=2, path=tmp_path / "run")
+    assert (run.path / "video.gif").is_file()
+    assert "XDG_RUNTIME_DIR" not in capfd.readouterr().err  # which pygame's display driver would miss
     assert run.result["metrics"].keys() == {"return", "length", "return (twin)"}
     env = gymnasium.make("CartPole-v1")
     algorithm = module.algorithm(config, env.observation_space, env.action_space)
@@ -40,6 +45,22 @@ def test_a_loaded_agent_acts_as_it_did(tmp_path):
         rl.load(tmp_path / "run").act(np.zeros(6, np.float32))
     with pytest.raises(ValueError, match=r"does not fit Acrobot-v1, whose observations are Box.*whose actions are"):
         rl.evaluate(algorithm, params, "Acrobot-v1", episodes=2)
+
+
+def test_an_environment_without_a_twin_trains_on_the_host_and_says_so(tmp_path, monkeypatch, capsys):
+    module = find.find(PPO)
+    chosen = []
+
+    def train(make, settings, run):
+        chosen.append(settings["runner"])
+        return Trained(None, None, {"return": np.zeros(1)})
+
+    monkeypatch.setattr("rl.runners.training.train", train)
+    for env, runner in (("LunarLander-v3", "host"), ("CartPole-v1", "device")):
+        jdl.run(module, module.Config(env=env), seeds=1, path=tmp_path / runner)
+        told = f"{env} has no compiled twin: training on the host" in capsys.readouterr().err
+        assert told == (runner == "host")
+    assert chosen == ["host", "device"]
 
 
 @pytest.mark.slow
@@ -74,3 +95,9 @@ def test_a_process_that_fails_is_named(tmp_path):
 def test_to_act_ahead_is_for_the_host(tmp_path):
     with pytest.raises(ValueError, match="ahead=True: on the device acting is a part of the step"):
         jdl.run(find.find(PPO), find.find(PPO).Config(ahead=True), seeds=1, path=tmp_path / "run")
+
+
+@pytest.mark.parametrize(("count", "per_call"), [(1, 1), (99, 1), (488, 4), (1000, 10), (750, 6), (1013, 10)])
+def test_a_run_has_all_of_its_updates(count, per_call):
+    """Or nearly so: a prime number of them loses less than a hundredth."""
+    assert training._updates_per_call(count) == per_call
