@@ -29,7 +29,6 @@ ARGUMENTS = {
     "freeze": {"mask": {"kernel": True, "bias": False}},
     "lookahead": {"fast_optimizer": SGD, "sync_period": 5, "slow_step_size": 0.5},
     "masked": {"inner": SGD, "mask": {"kernel": True, "bias": False}},
-    "measure_with_ema": {"measure": optax.tree.norm, "decay": 0.9},
     "multi_transform": {"transforms": {"all": SGD}, "param_labels": LABELS},
     "partition": {"transforms": {"all": SGD}, "param_labels": LABELS},
     "scale": {"step_size": -0.1},
@@ -54,8 +53,11 @@ REFUSED = {
     "differentially_private_aggregate": "wants the gradients of each example",
     "scale_by_muon": "takes matrices alone",
 }
-# Made of others, or what Optax itself warns of.
-LEFT_OUT = {"chain", "named_chain", "inject_hyperparams", "inject_stateful_hyperparams", "optimistic_adam", "dpsgd"}
+# Made of others; a part of optax.monitor, which gives no updates; what Optax itself warns of.
+LEFT_OUT = {
+    "chain", "named_chain", "inject_hyperparams", "inject_stateful_hyperparams", "measure_with_ema", "optimistic_adam",
+    "dpsgd",
+}  # fmt: skip
 
 
 def family():
