@@ -1,6 +1,6 @@
 """The notebooks as pages of the documentation: each is executed and written as Markdown; `make docs` calls it.
 
-    python docs/make_notebooks.py [NAME ...] [--to FOLDER]
+    python docs/make_notebooks.py [NAME ...]
 
 A page lies beside its notebook and is not committed. Anything that a notebook writes to stderr, such as a warning, is
 an error.
@@ -26,14 +26,12 @@ def main() -> None:
     """Write the pages that are missing or older than their notebooks, or those that were named."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks to execute, whatever their page's age")
-    parser.add_argument("--to", type=Path, default=DOCS, help="folder that gets notebooks/NAME.md and pictures/")
     arguments = parser.parse_args()
     for name, file in NOTEBOOKS.items():
-        page = arguments.to / "notebooks" / f"{name}.md"
+        page = file.with_suffix(".md")
         old = not page.is_file() or page.stat().st_mtime < file.stat().st_mtime
         if name in arguments.names or (old and not arguments.names):
-            text = written(executed(file), name, arguments.to / "pictures")
-            page.parent.mkdir(parents=True, exist_ok=True)
+            text = written(executed(file), name, DOCS / "pictures")
             page.write_text(text)
 
 

@@ -30,6 +30,12 @@ def compiled_once(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory):
+    """The cache of processes that run the same examples: what one compiled serves the next."""
+    return tmp_path_factory.mktemp("cache")
+
+
 # Their subject is what the compiler makes of programs that should agree to the bit, or of the whole of a program: they
 # and what is slow are compiled as a user's program is. All else is very many small programs, held to tolerances or
 # run twice: there the compiler may save its effort.

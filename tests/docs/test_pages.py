@@ -34,20 +34,14 @@ def name(page):
     return page.relative_to(ROOT).with_suffix("").as_posix()
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """Pages run the same examples: what one compiled serves the next."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if executed(page)], ids=name)
-def test_a_page_from_top_to_bottom(page, tmp_path, cache):
+def test_a_page_from_top_to_bottom(page, tmp_path, shared_cache):
     """A block that begins "# file.py" is that file; what is printed is like the block "output" after it."""
     environment = {
         **os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "XDG_CACHE_HOME": str(cache), "JDL_COMPILATION_CACHE": "on",
+        "XDG_CACHE_HOME": str(shared_cache), "JDL_COMPILATION_CACHE": "on",
     }  # fmt: skip
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
 
