@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from jdl.core import seam
+from jdl.core.compiled import Compiled, CompiledOnce
 from jdl.core.learner import Batch, Learner, Metrics, State, fold, step_key
 from jdl.core.metrics import merge_axis
 from jdl.core.runs_axis import Placement, over_runs, warn_if_runs_stay_on_one_core
@@ -38,52 +38,12 @@ def jit(learner: Learner, *, donate: bool = True) -> Learner:
     use_compilation_cache()
     keep_scratch_memory()
 
-    def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        signatures: list[PyTree] = []  # the shapes and types of the last argument, one entry per compilation
-
-        @functools.wraps(function)
-        def traced(*arguments: Any) -> Any:
-            signature = jax.tree.map(jax.typeof, arguments[-1])
-            if signature not in signatures:
-                signatures.append(signature)
-            return function(*arguments)
-
-        fast = jax.jit(traced, **options)
-
-        @functools.wraps(function)
-        def call(*arguments: Any) -> Any:
-            # Inside another transform: a program compiled before would not contain that transform.
-            return fast(*arguments) if seam.untouched() else function(*arguments)
-
-        call.lower, call.signatures = fast.lower, signatures  # type: ignore[attr-defined]
-        return call
-
     return learner._replace(
-        init=_compiled_quickly(learner.init),
-        step=compiled(learner.step, donate_argnums=0 if donate else ()),
-        evaluate=compiled(learner.evaluate),
-        predict=compiled(learner.predict) if learner.predict else None,
+        init=CompiledOnce(learner.init),
+        step=Compiled(learner.step, donate_argnums=0 if donate else ()),
+        evaluate=Compiled(learner.evaluate),
+        predict=Compiled(learner.predict) if learner.predict else None,
     )
-
-
-def _compiled_quickly(init: Callable[[Any], State]) -> Callable[[Any], State]:
-    """Compile a function that runs once with fewer optimizations on a CPU.
-
-    At LLVM's highest level, random numbers of a hundred shapes take minutes to compile.
-    """
-
-    @functools.cache
-    def fast() -> Any:  # made at the first call, because asking for the backend starts JAX's devices
-        fewer = {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
-        return jax.jit(init, compiler_options=fewer)
-
-    @functools.wraps(init)
-    def call(key: Any) -> State:
-        tracing = isinstance(jnp.zeros(()), Tracer)  # JAX refuses compiler options inside another program
-        return init(key) if tracing or not seam.untouched() else fast()(key)
-
-    call.lower = lambda key: fast().lower(key)  # type: ignore[attr-defined]
-    return call
 
 
 def feed(learner: Learner, batch_size: int, augment: Callable[[Array, Batch], Batch] | None = None) -> Learner:

@@ -12,6 +12,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from jdl.core.compiled import Compiled
 from jdl.core.learner import Batch, Learner, Metrics, State
 from jdl.runtime.files import write_json
 from jdl.training.runs import Run
@@ -79,7 +80,7 @@ class Watch:
         if run is not None and _wanted.get():
             self._trace = _Trace(learner, source, run.path / "profile", _wanted.get())
             self.learner, self.source = learner._replace(step=self._trace.step), self._trace
-        self._signatures = getattr(learner.step, "signatures", [])  # `jdl.jit` adds one per compilation
+        self._signatures = learner.step.signatures if isinstance(learner.step, Compiled) else []
         self._first = self._looked_at = len(self._signatures)  # not 0 if the learner was in another fit before
         self._types_warned = self._shapes_warned = self._waiting_warned = False
         self._since: tuple[float, float] | None = None  # the clock and the time waited, after the first interval
