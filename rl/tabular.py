@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gymnasium import spaces
 from jaxtyping import Array, Float
 
-from jdl.core.metrics import Last, Mean
+from jdl.core.accumulators import Last, Mean
 from rl.exploration import Schedule, at, epsilon_greedy
 from rl.types import Algorithm, Carry, Experience, TimeStep
 

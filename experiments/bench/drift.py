@@ -2,8 +2,8 @@
 
     python -m experiments.bench.drift
 
-In double precision they agree to 1e-9 (`tests/parallel/test_modes.py`); what is left here is the order in which numbers are
-added, which training then grows.
+In double precision they agree to 1e-9 (`tests/parallel/test_modes.py`); what is left here is the order in which
+numbers are added, which training then grows.
 """
 
 import jax

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from jdl.core import seam
-from jdl.core.metrics import Mean
+from jdl.core.accumulators import Mean
 
 State = Any  # one pytree with everything that changes; it has `.key` (a JAX key) and `.step` (int32, updates taken)
 Batch = Any  # a dict of arrays with a leading example axis, whose "mask" is 0 for padding; or another pytree, or None

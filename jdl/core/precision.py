@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jdl.core import seam
+from jdl.core.accumulators import Mean
 from jdl.core.learner import Batch, Learner, Metrics, State
-from jdl.core.metrics import Mean
 
 
 @flax.struct.dataclass

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jdl.core.metrics import Metric, is_metric, merge_axis
+from jdl.core.accumulators import Metric, is_metric, merge_axis
 from jdl.runtime import collectives
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from jdl.core.accumulators import Mean, Metric
 from jdl.core.learner import Batch, Learner, Traits, fold, gradients, step_key
-from jdl.core.metrics import Mean, Metric
 from jdl.core.precision import compute_type
 from jdl.core.update import apply_gradients, refusing
 from jdl.nn.layers.mode import mode_argument

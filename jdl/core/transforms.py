@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jdl.core import seam
+from jdl.core.accumulators import merge_axis
 from jdl.core.compiled import Compiled, CompiledOnce
 from jdl.core.learner import Batch, Learner, Metrics, State, fold, step_key
-from jdl.core.metrics import merge_axis
 from jdl.core.runs_axis import Placement, over_runs, warn_if_runs_stay_on_one_core
 from jdl.data.shuffle import shuffled_index
 from jdl.nn.cpu.slow_convolutions import weight_gradient_convolutions

@@ -8,8 +8,8 @@ import jax
 import optax
 from jaxtyping import Array, PyTree
 
+from jdl.core.accumulators import Mean
 from jdl.core.learner import Batch, Loss, gradients, value
-from jdl.core.metrics import Mean
 
 # Messages of Optax's errors that mean that a transformation cannot serve in a learner, and what to tell the user.
 _REFUSED = {

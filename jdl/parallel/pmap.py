@@ -13,8 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from jdl.core import seam
+from jdl.core.accumulators import merge_axis
 from jdl.core.learner import Batch, Learner, Metrics, State
-from jdl.core.metrics import merge_axis
 from jdl.core.ring import Ring
 from jdl.core.runs_axis import RUNS
 from jdl.parallel.partition import Partition

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from jdl.core.accumulators import is_metric, merge_axis, to_host
 from jdl.core.learner import Batch, Learner, Metrics, State
-from jdl.core.metrics import is_metric, merge_axis, to_host
 from jdl.core.runs_axis import beside
 from jdl.data.padded import padded_batches
 

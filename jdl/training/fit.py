@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jdl.core.accumulators import merge_axis, to_host
 from jdl.core.learner import Learner, Metrics, State
-from jdl.core.metrics import merge_axis, to_host
 from jdl.core.plateau import has_plateau, observed
 from jdl.core.runs_axis import beside
 from jdl.core.values import check_values

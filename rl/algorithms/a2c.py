@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 import jdl
 from jdl.core import seam
-from jdl.core.metrics import Mean
+from jdl.core.accumulators import Mean
 from jdl.core.update import apply_gradients
 from rl.policy import PolicyAgent, advantage_batch, moments, policy, updated
 from rl.renamed import renamed

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 import jdl
 from jdl.core import seam
-from jdl.core.metrics import Last, Mean, merge_axis
+from jdl.core.accumulators import Last, Mean, merge_axis
 from jdl.core.update import apply_gradients
 from rl import normalize
 from rl.distributions import FORBIDDEN

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 import jdl
 from jdl.core import seam
-from jdl.core.metrics import Mean, merge_axis
+from jdl.core.accumulators import Mean, merge_axis
 from jdl.core.update import apply_gradients
 from jdl.data.shuffle import shuffled_index
 from rl.policy import PolicyAgent, advantage_batch, moments, policy, updated

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jdl.core import seam
+from jdl.core.accumulators import Mean
 from jdl.core.learner import Batch, Learner, Traits, fold, step_key
-from jdl.core.metrics import Mean
 from rl.envs.environment import Environment, Outcome, auto_reset
 from rl.runners import draws
 from rl.runners.acting import predictor

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jdl.core.accumulators import Mean
 from jdl.core.learner import Batch, Learner, State, Traits, fold, step_key
-from jdl.core.metrics import Mean
 from jdl.core.ring import Ring
 from jdl.runtime import processes
 from jdl.runtime.cores import another_core

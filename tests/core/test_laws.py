@@ -10,8 +10,8 @@ import pytest
 from learners import CASES, Case, DropoutMLP, Linear, in_precision
 
 import jdl
+from jdl.core.accumulators import merge_axis, to_host
 from jdl.core.learner import fold
-from jdl.core.metrics import merge_axis, to_host
 from jdl.training.evaluate import compute
 
 BATCH = 32

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jdl
-from jdl.core.metrics import Mean
+from jdl.core.accumulators import Mean
 from jdl.core.optimizers import optimizer, schedule
 from jdl.core.supervised import TrainState, evaluated_params
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import jdl
-from jdl.core.metrics import Mean
+from jdl.core.accumulators import Mean
 
 
 class Case(NamedTuple):

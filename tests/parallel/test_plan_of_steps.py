@@ -15,8 +15,8 @@ import pytest
 import jdl
 from jdl.cli import main as cli
 from jdl.cli.plan import show_work
+from jdl.core.accumulators import Mean
 from jdl.core.learner import Traits
-from jdl.core.metrics import Mean
 from jdl.parallel import flops, hlo
 from jdl.parallel.hardware import HARDWARE, Hardware, estimate
 from jdl.parallel.plan import work
