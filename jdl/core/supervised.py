@@ -252,14 +252,15 @@ def per_example(loss: Callable, outputs: Any, batch: Batch) -> tuple[Float[Array
         shapes = jax.tree.map(jnp.shape, outputs)
         raise ValueError(
             f"the loss has shape {jnp.shape(losses)} for {examples} examples (outputs {shapes}, "
-            f"target {jnp.shape(batch.get('target'))}); it must return one number an example, shape ({examples},): "
+            f"target {jnp.shape(batch.get('target'))}); it must return one number per example, shape ({examples},): "
             "average over the other axes, and make outputs and target agree"
         )
     mask = batch.get("mask")
     if mask is None:
         return losses, jnp.ones_like(losses)
     if jnp.shape(mask) != (examples,):
-        raise ValueError(f'batch["mask"] has shape {jnp.shape(mask)}; it is one number an example, shape ({examples},)')
+        shape = jnp.shape(mask)
+        raise ValueError(f'batch["mask"] has shape {shape}; it is one number per example, shape ({examples},)')
     return losses, (jnp.asarray(mask) > 0).astype(losses.dtype)
 
 

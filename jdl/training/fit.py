@@ -223,7 +223,7 @@ class _Intervals(NamedTuple):
 
     def _message(self, name: str, value: int) -> str:
         nearest = max(self.unit, round(value / self.unit) * self.unit)
-        return f"{name}={value} is no multiple of the learner's {self.unit} updates a call; try {nearest}"
+        return f"{name}={value} is no multiple of the learner's {self.unit} updates per call; try {nearest}"
 
 
 def _next(step: int, every: int) -> int:
@@ -284,8 +284,8 @@ class _Loop:
             return
         if step % self.learner.steps:
             raise ValueError(
-                f"the checkpoint of step {step} cannot be continued {self.learner.steps} updates a call; "
-                "resume with the number of steps a call (scan) that the run was started with"
+                f"the checkpoint of step {step} cannot be continued {self.learner.steps} updates per call; "
+                "resume with the number of steps per call (scan) that the run was started with"
             )
         self.step = step
         self.state = restored.tree["state"]

@@ -238,7 +238,7 @@ class _Trace:
         elif self._done:
             warnings.warn(
                 f"there is no profile: the fit made {self._done} calls of the step, and the first {_WARM_UP} are left "
-                "out; train longer, or with fewer updates a call",
+                "out; train longer, or with fewer updates per call",
                 RuntimeWarning,
                 stacklevel=4,
             )

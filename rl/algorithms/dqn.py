@@ -246,9 +246,9 @@ def dqn(
             return learning, {"loss": mean, "value": measured["value"]}
 
         shapes = jax.eval_shape(learn)[1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        unmeasured = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         ready = (agent.steps >= learning_starts) & buffer.ready(kept)
-        learning, metrics = jax.lax.cond(ready, learn, lambda: (before, zeros))
+        learning, metrics = jax.lax.cond(ready, learn, lambda: (before, unmeasured))
         params, target_params, opt_state, count, priorities = learning
         memorized = ReplayState(kept.ring, priorities.tree, priorities.highest)
         agent = DQNAgent(params, target_params, opt_state, memorized, agent.steps, count, moments)

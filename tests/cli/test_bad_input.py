@@ -81,7 +81,7 @@ def test_outputs_that_do_not_fit_the_target():
     )  # fmt: skip
     state = one.init(jax.random.key(0))
     with pytest.raises(
-        ValueError, match=r"the loss has shape \(5, 3\) for 5 examples .*one number an example, shape \(5,\)"
+        ValueError, match=r"the loss has shape \(5, 3\) for 5 examples .*one number per example, shape \(5,\)"
     ):
         one.step(state, {"input": np.zeros((5, 4), np.float32), "target": np.zeros((5, 3), np.float32)})
     with pytest.raises(ValueError, match=r"predictions have shape \(5, 1\) and the target \(5,\)"):
@@ -293,7 +293,7 @@ def test_the_log_is_whole_after_a_cut_line(tmp_path):
 def test_a_mask_of_another_shape_and_one_of_shares():
     state = learner().init(jax.random.key(0))
     with pytest.raises(
-        ValueError, match=r'batch\["mask"\] has shape \(12, 1\); it is one number an example, shape \(12,\)'
+        ValueError, match=r'batch\["mask"\] has shape \(12, 1\); it is one number per example, shape \(12,\)'
     ):
         learner().evaluate(state, data() | {"mask": np.ones((12, 1), np.float32)})
     whole = learner().evaluate(state, data())["loss"].compute()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -48,6 +49,13 @@ def test_a_wheel_brings_all_it_takes(tmp_path):
     run(binaries / "jdl", "run", "digits.py", "--smoke", cwd=place)
     version = run(binaries / "python", "-c", "import jdl; print(jdl.__version__)", cwd=place)
     assert version.strip() == jdl.__version__
+
+
+def test_the_wheel_takes_the_experiments_of_every_domain():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    taken = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    domains = {file.parent.name for file in ROOT.glob("experiments/*/*.py")} - {"bench"}
+    assert {Path(name).name for name in taken if Path(name).suffix == ""} == domains
 
 
 def test_the_version_is_one_everywhere():
