@@ -34,15 +34,27 @@ class Categorical(NamedTuple):
         return jax.nn.log_softmax(logits)
 
     def sample(self, key: Array) -> Int[Array, "*batch"]:
+        """Draw an action.
+
+        Args:
+            key: a JAX key.
+        """
         return jax.random.categorical(key, self._log_probs)
 
     def mode(self) -> Int[Array, "*batch"]:
+        """Return the most probable action."""
         return self._log_probs.argmax(-1)
 
     def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """Return the log-probability of an action.
+
+        Args:
+            action: an action, as `sample` returns it.
+        """
         return jnp.take_along_axis(self._log_probs, action[..., None].astype(int), -1)[..., 0]
 
     def entropy(self) -> Float[Array, "*batch"]:
+        """Return the entropy in nats, over the allowed actions."""
         log_probs = self._log_probs
         terms = jnp.exp(log_probs) * log_probs
         return -(terms if self.mask is None else jnp.where(self.mask, terms, 0)).sum(-1)
@@ -58,16 +70,28 @@ class MultiCategorical(NamedTuple):
     parts: tuple[Categorical, ...]
 
     def sample(self, key: Array) -> Int[Array, "*batch parts"]:
+        """Draw an action.
+
+        Args:
+            key: a JAX key.
+        """
         keys = jax.random.split(key, len(self.parts))
         return jnp.stack([part.sample(keys[i]) for i, part in enumerate(self.parts)], -1)
 
     def mode(self) -> Int[Array, "*batch parts"]:
+        """Return the most probable action."""
         return jnp.stack([part.mode() for part in self.parts], -1)
 
     def log_prob(self, action: Int[Array, "*batch parts"]) -> Float[Array, "*batch"]:
+        """Return the log-probability of an action, summed over its parts.
+
+        Args:
+            action: an action, as `sample` returns it.
+        """
         return sum((part.log_prob(action[..., i]) for i, part in enumerate(self.parts)), jnp.zeros(()))
 
     def entropy(self) -> Float[Array, "*batch"]:
+        """Return the entropy in nats, summed over the parts of an action."""
         return sum((part.entropy() for part in self.parts), jnp.zeros(()))
 
 
@@ -81,15 +105,27 @@ class Bernoulli(NamedTuple):
     logits: Float[Array, "*batch bits"]
 
     def sample(self, key: Array) -> Int[Array, "*batch bits"]:
+        """Draw an action.
+
+        Args:
+            key: a JAX key.
+        """
         return jax.random.bernoulli(key, jax.nn.sigmoid(self.logits)).astype(jnp.int8)
 
     def mode(self) -> Int[Array, "*batch bits"]:
+        """Return the most probable action."""
         return (self.logits > 0).astype(jnp.int8)
 
     def log_prob(self, action: Int[Array, "*batch bits"]) -> Float[Array, "*batch"]:
+        """Return the log-probability of an action, summed over its parts.
+
+        Args:
+            action: an action, as `sample` returns it.
+        """
         return jnp.where(action > 0, jax.nn.log_sigmoid(self.logits), jax.nn.log_sigmoid(-self.logits)).sum(-1)
 
     def entropy(self) -> Float[Array, "*batch"]:
+        """Return the entropy in nats, summed over the parts of an action."""
         p = jax.nn.sigmoid(self.logits)
         return -(p * jax.nn.log_sigmoid(self.logits) + (1 - p) * jax.nn.log_sigmoid(-self.logits)).sum(-1)
 
@@ -108,18 +144,30 @@ class Normal(NamedTuple):
     shape: tuple[int, ...]
 
     def sample(self, key: Array) -> Float[Array, "*batch shape"]:
+        """Draw an action.
+
+        Args:
+            key: a JAX key.
+        """
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self._shaped(self.mean + jnp.exp(self.log_std) * noise)
 
     def mode(self) -> Float[Array, "*batch shape"]:
+        """Return the most probable action."""
         return self._shaped(self.mean)
 
     def log_prob(self, action: Float[Array, "*batch shape"]) -> Float[Array, "*batch"]:
+        """Return the log-probability density of an action, summed over its parts.
+
+        Args:
+            action: an action, as `sample` returns it.
+        """
         flat = action.reshape(self.mean.shape)
         standard = (flat - self.mean) * jnp.exp(-self.log_std)
         return -(0.5 * standard**2 + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self) -> Float[Array, "*batch"]:
+        """Return the entropy in nats, summed over the parts of an action."""
         return (jnp.broadcast_to(self.log_std, self.mean.shape) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def _shaped(self, flat: Array) -> Array:

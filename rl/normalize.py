@@ -63,7 +63,13 @@ def updated(moments: Moments, values: PyTree, weights: Array) -> Moments:
 
 
 def normalized(moments: Moments, values: PyTree, limit: float = 10.0) -> PyTree:
-    """Values centered, divided by the standard deviation, and clipped to [-limit, limit]."""
+    """Values centered, divided by the standard deviation, and clipped to [-limit, limit].
+
+    Args:
+        moments: the running moments; the parts that they leave alone stay as they are.
+        values: leaves [..., *shape of one value].
+        limit: in standard deviations.
+    """
 
     def one(mean: Any, variance: Any, leaf: Any) -> Any:
         if _left_alone(mean):

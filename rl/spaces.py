@@ -15,7 +15,11 @@ _HANDLED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of thes
 
 
 def is_image(space: gymnasium.Space) -> bool:
-    """Whether observations are uint8 images of at least 36 x 36, with channels last or first."""
+    """Whether observations are uint8 images of at least 36 x 36, with channels last or first.
+
+    Args:
+        space: an observation space.
+    """
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
         return False
     return sorted(space.shape)[1] >= 36
@@ -44,6 +48,9 @@ def real_valued(space: gymnasium.Space) -> Any:
     """A tree of booleans like the observation's: True for the parts that are real numbers.
 
     Only these are normalized: choices are integers until they become one-hot, and uint8 images are divided by 255.
+
+    Args:
+        space: an observation space.
     """
     if isinstance(space, spaces.Dict):
         return {name: real_valued(part) for name, part in space.spaces.items()}
@@ -89,6 +96,9 @@ def legal(space: gymnasium.Space) -> Callable[[Any], Any]:
 
     Actions for a Box are clipped to its bounds. Choices, which a policy counts from 0, are shifted by the `start` of a
     Discrete or MultiDiscrete space. Others stay as they are.
+
+    Args:
+        space: an action space.
     """
     if isinstance(space, spaces.Box):
         return lambda action: jnp.clip(action, space.low, space.high)
@@ -101,6 +111,9 @@ def choices(space: gymnasium.Space) -> list[int]:
     """The number of options of each choice in an action; empty if the space has no choices.
 
     An action mask lists the options of all choices one after another.
+
+    Args:
+        space: an action space.
     """
     if isinstance(space, spaces.Discrete):
         return [int(space.n)]

@@ -69,7 +69,11 @@ class Learner(NamedTuple):
     traits: Traits = Traits()
 
     def with_traits(self, **changes: Any) -> "Learner":
-        """Return the learner with some of its traits replaced, such as `learner.with_traits(batch_size=64)`."""
+        """Return the learner with some of its traits replaced, such as `learner.with_traits(batch_size=64)`.
+
+        Args:
+            **changes: fields of `Traits` and their new values.
+        """
         return self._replace(traits=self.traits._replace(**changes))
 
 
@@ -84,7 +88,11 @@ def fold(key: Key[Array, ""], name: str) -> Key[Array, ""]:
 
 
 def step_key(state: State) -> Key[Array, ""]:
-    """Return the key of the next update: `state.key` with `state.step` folded in."""
+    """Return the key of the next update: `state.key` with `state.step` folded in.
+
+    Args:
+        state: a learner's state, with `key` and `step`.
+    """
     return jax.random.fold_in(state.key, state.step)
 
 

@@ -101,6 +101,9 @@ def compute_type(tree: PyTree) -> PyTree:
     """Cast the floating arrays of a tree to the type that `mixed_precision` asks for; without it, return the tree.
 
     The type is known only while a step is traced, so call this inside the step, on inputs of the network.
+
+    Args:
+        tree: a pytree of arrays.
     """
     precision = seam.current().precision
     return tree if precision is None else seam.cast(tree, precision.dtype)

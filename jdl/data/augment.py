@@ -56,7 +56,14 @@ def crop(padding: int, mode: str = "reflect") -> Augmentation:
 
 
 def flip(probability: float = 0.5) -> Augmentation:
-    """Mirror each image left to right with `probability`."""
+    """Mirror each image left to right at random.
+
+    Args:
+        probability: how probable it is, from 0 to 1.
+
+    Raises:
+        ValueError: for another probability.
+    """
     if not 0 <= probability <= 1:
         raise ValueError(f"flip: probability is {probability}, and must be between 0 and 1.")
 

@@ -140,7 +140,11 @@ class Normalizer:
         return self._map(lambda x, mean, std: (x - mean) / std, inputs)
 
     def invert(self, normalized: Any) -> Any:
-        """Undo the normalization: `normalized * std + mean`."""
+        """Undo the normalization: `normalized * std + mean`.
+
+        Args:
+            normalized: one example or a batch of them, as this normalizer returned it.
+        """
         return self._map(lambda x, mean, std: x * std + mean, normalized)
 
     def _map(self, function: Callable[[Any, Any, Any], Any], inputs: Any) -> Any:

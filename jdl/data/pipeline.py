@@ -198,6 +198,14 @@ class Pipeline:
         weakref.finalize(self, _close, self._iterators)
 
     def next(self, state: PyTree = None) -> PyTree:
+        """Return the next batch, on the devices.
+
+        Args:
+            state: as in `jdl.Source.next`; it is ignored.
+
+        Raises:
+            RuntimeError: if a worker process died; an exception in one is raised as it is.
+        """
         started = time.perf_counter()
         if not self._iterators:
             self._start()
@@ -255,9 +263,18 @@ class Pipeline:
         self._iterators[:] = on_host, grain.experimental.ThreadPrefetchDatasetIterator(placing, self._prefetch)
 
     def save(self) -> dict[str, int]:
+        """Return the number of batches given so far, and what identifies the data."""
         return {"position": self.position, **self._identity}
 
     def restore(self, saved: PyTree) -> None:
+        """Go to a place that `save` returned.
+
+        Args:
+            saved: the place.
+
+        Raises:
+            ValueError: for a place in other data, or in other batches.
+        """
         for name, value in self._identity.items():
             if int(saved[name]) != value:
                 raise ValueError(

@@ -60,7 +60,13 @@ def shuffled_index(
 
 
 def epoch_indices(key: PRNGKeyArray, epoch: Integer[ArrayLike, ""], size: int) -> Int32[Array, "{size}"]:
-    """Return the whole shuffle of epoch `epoch`: `shuffled_index` at every position."""
+    """Return the whole shuffle of an epoch: `shuffled_index` at every position.
+
+    Args:
+        key: a JAX key.
+        epoch: the epoch's number.
+        size: the number of examples.
+    """
     _check_size(size)
     return shuffled_index(key, epoch, jnp.arange(size), size)
 

@@ -29,7 +29,11 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
-        """Return the token ids of a text, including the special tokens that this tokenizer puts around it."""
+        """Return the token ids of a text, including the special tokens that this tokenizer puts around it.
+
+        Args:
+            text: the text.
+        """
 
     @abc.abstractmethod
     def to_json(self) -> str:
@@ -137,6 +141,9 @@ class Characters(Tokenizer):
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
         """Return the token ids of a text.
 
+        Args:
+            text: the text.
+
         Raises:
             ValueError: for a character that is not in the alphabet.
         """
@@ -194,6 +201,9 @@ class Subwords(Tokenizer):
 def bytes_tokenizer(special_tokens: Sequence[str] = ()) -> Tokenizer:
     """Make a tokenizer of UTF-8 bytes: 256 byte values, then the special tokens. It encodes any text.
 
+    Args:
+        special_tokens: tokens such as "<end>", which get the ids from 256 up.
+
     Examples:
         >>> bytes_tokenizer(["<end>"]).encode_batch(["é!", "x"], 4, end="<end>")["ids"]
         array([[195, 169,  33, 256],
@@ -206,6 +216,10 @@ def characters(text: str, special_tokens: Sequence[str] = ()) -> Tokenizer:
     """Make a tokenizer of the characters of `text`, sorted, followed by the special tokens.
 
     Encoding any other character raises ValueError.
+
+    Args:
+        text: a text that has all characters.
+        special_tokens: tokens such as "<end>", which get the last ids.
 
     Examples:
         >>> tokenizer = characters("hello")
@@ -295,6 +309,10 @@ def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
 
     For a subword tokenizer the file is the `tokenizer.json` that other libraries read.
 
+    Args:
+        tokenizer: the tokenizer.
+        path: the file, which is written whole or not at all.
+
     Raises:
         OSError: if the file cannot be written.
     """
@@ -314,6 +332,9 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     """Read a tokenizer that `save` wrote, or any `tokenizer.json` of the library `tokenizers`.
 
     Padding and truncation settings in such a file are ignored: `encode_batch` does both.
+
+    Args:
+        path: the file.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -35,6 +35,9 @@ class Monitor(NamedTuple):
 
         The mode is "max" if the last part of the name begins with accuracy, top, precision, recall, f1, r2, score or
         return, as in "confusion/f1_macro"; otherwise it is "min".
+
+        Args:
+            name: the name of a validation metric.
         """
         scores = ("accuracy", "top", "precision", "recall", "f1", "r2", "score", "return")
         return cls(name, "max" if name.split("/")[-1].startswith(scores) else "min")

@@ -207,11 +207,19 @@ class Run:
             observer(row)
 
     def observe(self, observer: Callable[[Row], Any]) -> None:
-        """Call `observer(row)` with every row that this object logs from now on. An exception in it ends the fit."""
+        """Call `observer(row)` with every row that this object logs from now on. An exception in it ends the fit.
+
+        Args:
+            observer: a function of one row.
+        """
         self._observers.append(observer)
 
     def truncate(self, step: int) -> list[Row]:
-        """Delete the rows after a step, which a resumed run logs again, and return the others."""
+        """Delete the rows after a step, which a resumed run logs again, and return the others.
+
+        Args:
+            step: the last step that stays.
+        """
         rows = self.rows
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) != len(rows) or (self.path / "metrics.jsonl").is_file():
@@ -236,7 +244,11 @@ class Run:
         return path
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray] | None:
-        """Load the arrays of `save_arrays` by name; None if there is no such file."""
+        """Load the arrays of `save_arrays` by name; None if there is no such file.
+
+        Args:
+            name: the file's name without its suffix, as for `save_arrays`.
+        """
         path = self.path / f"{name}.npz"
         if not path.is_file():
             return None

@@ -44,7 +44,11 @@ class Source(Protocol):
         ...
 
     def restore(self, saved: PyTree) -> None:
-        """Go to a place that `save` returned."""
+        """Go to a place that `save` returned.
+
+        Args:
+            saved: the place.
+        """
         ...
 
 
@@ -88,6 +92,11 @@ class Batches:
         self._first, self._orders = 0, np.empty((0, self.size), np.int32)  # the orders of epochs `_first`, ...
 
     def next(self, state: State = None) -> dict[str, Any]:
+        """Return the next batch.
+
+        Args:
+            state: as in `Source.next`; it is ignored.
+        """
         epoch, place = divmod(self.position, self.size // self.batch_size)
         indices = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         self.position += 1
@@ -107,9 +116,15 @@ class Batches:
         return self.size // self.batch_size
 
     def save(self) -> dict[str, int]:
+        """Return the number of batches given so far."""
         return {"position": self.position}
 
     def restore(self, saved: dict[str, int]) -> None:
+        """Go to a place that `save` returned.
+
+        Args:
+            saved: the place.
+        """
         self.position = int(saved["position"])
 
 
@@ -161,6 +176,11 @@ class Bucketed:
         return len(self._buckets)
 
     def next(self, state: State = None) -> dict[str, Any]:
+        """Return the next batch.
+
+        Args:
+            state: as in `Source.next`; it is ignored.
+        """
         epoch, place = divmod(self.position, len(self._buckets))  # all epochs have the same number of batches
         if epoch != self._epoch:
             self._epoch, self._buckets = epoch, self._drawn(epoch=epoch)
@@ -170,9 +190,15 @@ class Bucketed:
         return {**batch, "mask": bucket.mask * np.asarray(batch.get("mask", 1), np.float32)}
 
     def save(self) -> dict[str, int]:
+        """Return the number of batches given so far."""
         return {"position": self.position}
 
     def restore(self, saved: dict[str, int]) -> None:
+        """Go to a place that `save` returned.
+
+        Args:
+            saved: the place.
+        """
         self.position = int(saved["position"])
 
 
@@ -197,10 +223,20 @@ class Whole:
         self.data = data
 
     def next(self, state: State = None) -> Batch:
+        """Return the next batch.
+
+        Args:
+            state: as in `Source.next`; it is ignored.
+        """
         return self.data
 
     def save(self) -> dict[str, int]:
+        """Return nothing: the place in the data follows from the learner's state."""
         return {}
 
     def restore(self, saved: PyTree) -> None:
-        """Do nothing: the place in the data follows from the learner's state."""
+        """Do nothing: the place in the data follows from the learner's state.
+
+        Args:
+            saved: what `save` returned.
+        """

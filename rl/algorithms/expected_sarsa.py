@@ -18,7 +18,20 @@ def expected_sarsa(
     discount: float = 0.99,
     num_steps: int = 1,
 ) -> Algorithm:
-    """Tabular expected SARSA: back up the policy's mean action value. Arguments as for `rl.q_learning`."""
+    """Tabular expected SARSA: back up the policy's mean action value.
+
+    Args:
+        observation_space: Discrete.
+        action_space: Discrete.
+        learning_rate: a number, or a function of how often a state and action were visited.
+        epsilon: probability of a random action, a number or a function of the steps of all environments together
+            (an Optax schedule).
+        discount: γ.
+        num_steps: steps of each environment per rollout; an update backs them up in order.
+
+    Raises:
+        ValueError: for spaces that are not Discrete.
+    """
     return tabular(
         observation_space,
         action_space,

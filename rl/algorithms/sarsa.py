@@ -19,9 +19,21 @@ def sarsa(
     discount: float = 0.99,
     num_steps: int = 16,
 ) -> Algorithm:
-    """Tabular SARSA: back up the value of the action taken next. Arguments as for `rl.q_learning`.
+    """Tabular SARSA: back up the value of the action taken next.
 
     After the last step of a rollout, and after a truncation, the next action is drawn from the policy.
+
+    Args:
+        observation_space: Discrete.
+        action_space: Discrete.
+        learning_rate: a number, or a function of how often a state and action were visited.
+        epsilon: probability of a random action, a number or a function of the steps of all environments together
+            (an Optax schedule).
+        discount: γ.
+        num_steps: steps of each environment per rollout; an update backs them up in order.
+
+    Raises:
+        ValueError: for spaces that are not Discrete.
     """
     return tabular(
         observation_space,

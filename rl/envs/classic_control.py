@@ -20,7 +20,11 @@ _NO = np.False_
 
 
 def cartpole(max_steps: int = 500) -> Environment:
-    """Balance a pole on a cart by pushing the cart left or right; the reward is 1 per step until the pole falls."""
+    """Balance a pole on a cart by pushing the cart left or right; the reward is 1 per step until the pole falls.
+
+    Args:
+        max_steps: steps after which an episode is truncated.
+    """
     gravity, pole_mass, total_mass, half_length, force, dt = 9.8, 0.1, 1.1, 0.5, 10.0, 0.02
     angle_limit, position_limit = 12 * 2 * np.pi / 360, 2.4
     high = np.array([2 * position_limit, np.inf, 2 * angle_limit, np.inf], np.float32)
@@ -49,7 +53,11 @@ def cartpole(max_steps: int = 500) -> Environment:
 
 
 def mountain_car(max_steps: int = 200) -> Environment:
-    """Drive an underpowered car out of a valley by swinging; the reward is -1 per step until it reaches the flag."""
+    """Drive an underpowered car out of a valley by swinging; the reward is -1 per step until it reaches the flag.
+
+    Args:
+        max_steps: steps after which an episode is truncated.
+    """
     lowest, highest, fastest, goal, force, gravity = -1.2, 0.6, 0.07, 0.5, 0.001, 0.0025
     low, high = np.array([lowest, -fastest], np.float32), np.array([highest, fastest], np.float32)
 
@@ -71,7 +79,11 @@ def mountain_car(max_steps: int = 200) -> Environment:
 
 
 def acrobot(max_steps: int = 500) -> Environment:
-    """Swing a two-link arm above a line by torque on its middle joint; the reward is -1 per step until it is there."""
+    """Swing a two-link arm above a line by torque on its middle joint; the reward is -1 per step until it is there.
+
+    Args:
+        max_steps: steps after which an episode is truncated.
+    """
     dt, gravity, fastest = 0.2, 9.8, (4 * np.pi, 9 * np.pi)
     high = np.array([1, 1, 1, 1, *fastest], np.float32)
 
@@ -118,7 +130,11 @@ def acrobot(max_steps: int = 500) -> Environment:
 
 
 def pendulum(max_steps: int = 200) -> Environment:
-    """Swing up a pendulum and hold it with little torque; the reward is minus a cost of angle, speed and torque."""
+    """Swing up a pendulum and hold it with little torque; the reward is minus a cost of angle, speed and torque.
+
+    Args:
+        max_steps: steps after which an episode is truncated.
+    """
     gravity, fastest, strongest, dt = 10.0, 8.0, 2.0, 0.05
     high = np.array([1, 1, fastest], np.float32)
     torques = spaces.Box(-strongest, strongest, (1,), np.float32)

@@ -90,6 +90,9 @@ def time_limit(env: Environment, max_steps: int) -> Environment:
 def auto_reset(env: Environment) -> Callable[[EnvState, Any, Array], tuple[EnvState, Outcome, Outcome]]:
     """A step function that starts a new episode when one ends.
 
+    Args:
+        env: the environment.
+
     Returns:
         `(state, action, key) -> (state, outcome, now)`. `outcome` is that of the action. `now` is the outcome that the
         agent acts on next: that of the reset where a new episode begins, else `outcome`.

@@ -34,6 +34,9 @@ class Table(NamedTuple):
 def table(env: gymnasium.Env) -> Table:
     """The table of a Gymnasium environment that has one (`env.unwrapped.P`).
 
+    Args:
+        env: the environment.
+
     Raises:
         ValueError: for an environment without one.
     """

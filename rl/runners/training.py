@@ -63,7 +63,11 @@ class Training:
         return self.on_host and not is_image(spaces_of(self.env, self.vectorization)[0])
 
     def separate(self, run: jdl.Run) -> bool:
-        """Whether the seeds of a run should be trained in separate processes (`jdl.separately`)."""
+        """Whether the seeds of a run should be trained in separate processes (`jdl.separately`).
+
+        Args:
+            run: the run.
+        """
         return self.on_host and len(run.seeds) > 1
 
 

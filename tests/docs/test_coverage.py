@@ -1,5 +1,6 @@
 """Every public name has a page in the documentation, and every page a place in its navigation."""
 
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -50,6 +51,38 @@ def test_every_public_name_has_a_page():
     shown = documented()
     missing = [name for name in sorted(public()) if not {name, home(name), home(name).rpartition(".")[0]} & shown]
     assert not missing, f"no page shows {missing}: add `::: NAME` to a page in docs/api"
+
+
+def functions():
+    """Every public function, and every public method of a public class, with its name."""
+    for name in sorted(public()):
+        place, _, last = name.rpartition(".")
+        module = jdl if place.startswith("jdl") else rl
+        for part in place.split(".")[1:]:
+            module = getattr(module, part)
+        own = vars(module).items() if last == "*" else [(last, getattr(module, last))]
+        for key, thing in own:
+            home_of = str(getattr(thing, "__module__", ""))
+            helper = last == "*" and not inspect.isclass(thing) and home_of != module.__name__
+            if key.startswith("_") or helper or home_of.split(".")[0] not in ("jdl", "rl"):
+                continue
+            yield f"{place}.{key}", thing
+            for method in vars(thing) if inspect.isclass(thing) else ():
+                if not method.startswith("_"):
+                    yield f"{place}.{key}.{method}", getattr(thing, method)
+
+
+def test_every_public_function_has_a_docstring_that_explains_its_arguments():
+    # Those of jax.lax's function; `merge` and `compute` of Metric; inputs as of the network; what Flax adds.
+    as_elsewhere = ("conv_general_dilated", "merge", "compute", "check_inputs", "kernel_init", "replace")
+    for name, thing in functions():
+        if not inspect.isroutine(thing) or name.endswith(as_elsewhere):
+            continue
+        text = inspect.getdoc(thing) or ""  # a method may have that of its base class
+        assert text, f"{name} has no docstring"
+        arguments = [one for one in inspect.signature(thing).parameters if one not in ("self", "cls")]
+        if arguments:
+            assert "Args:" in text, f"the docstring of {name} does not explain {arguments}"
 
 
 def test_every_page_has_a_place_in_the_navigation():

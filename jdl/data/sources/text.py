@@ -71,7 +71,11 @@ class Reviews(NamedTuple):
     sources: tuple[str, ...]
 
     def where(self, chosen: Bool[np.ndarray, " sentences"] | Int[np.ndarray, " chosen"]) -> "Reviews":
-        """Select sentences by a mask or by their positions."""
+        """Select sentences.
+
+        Args:
+            chosen: a mask of all sentences, or the positions of some.
+        """
         places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         texts, sources = (tuple(column[place] for place in places) for column in (self.texts, self.sources))
         return Reviews(texts, self.scores[places], self.groups[places], sources)

@@ -164,7 +164,11 @@ class AdditiveAttention(nn.Module):
 
 
 def padding_mask(tokens: Bool[Array, "batch source"]) -> Bool[Array, "batch 1 1 source"]:
-    """Make an attention mask that lets every position attend to the tokens that exist (true in `tokens`)."""
+    """Make an attention mask that lets every position attend to the tokens that exist.
+
+    Args:
+        tokens: true where there is a token, false where there is padding.
+    """
     return tokens[:, None, None]
 
 

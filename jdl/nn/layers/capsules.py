@@ -21,7 +21,14 @@ def length(x: Float[Array, "*axes features"], epsilon: float = 1e-7) -> Float[Ar
 
 
 def squash(x: Float[Array, "*axes features"], epsilon: float = 1e-7) -> Float[Array, "*axes features"]:
-    """Shrink long vectors to just below length 1, and short ones to almost nothing (equation 1)."""
+    """Shrink long vectors to just below length 1, and short ones to almost nothing (equation 1).
+
+        squash(x) = ‖x‖² / (1 + ‖x‖²) · x / ‖x‖
+
+    Args:
+        x: vectors along the last axis.
+        epsilon: added to ‖x‖², so that the gradient at zero is finite.
+    """
     squared = jnp.square(x).sum(-1, keepdims=True)
     return squared / (1 + squared) * x / jnp.sqrt(squared + epsilon)
 

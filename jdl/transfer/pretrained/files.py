@@ -36,6 +36,9 @@ def read(path: str | os.PathLike[str]) -> Arrays:
 
     PyTorch itself is not needed, and nothing in the file is executed. The names of nested dicts are joined with dots.
 
+    Args:
+        path: the file.
+
     Raises:
         FileNotFoundError: for a file that does not exist
         ValueError: for a damaged file, and for a pickle that asks for more than tensors and dicts of them
@@ -60,6 +63,10 @@ def read(path: str | os.PathLike[str]) -> Arrays:
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays to a `.safetensors` file; a crash leaves the previous file as it was.
+
+    Args:
+        path: the file.
+        arrays: arrays by name.
 
     Raises:
         ValueError: for a path with another suffix

@@ -194,7 +194,11 @@ def unstack_layers(variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
 
 
 def stack_layers(variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Stack layer_0, layer_1, ... along a leading axis, as scanned layers are: the inverse of `unstack_layers`."""
+    """Stack layer_0, layer_1, ... along a leading axis, as scanned layers are: the inverse of `unstack_layers`.
+
+    Args:
+        variables: a model's variables, arrays or their shapes.
+    """
     flat: dict[str, Any] = {}
     layers: dict[str, dict[int, Any]] = {}
     for path, leaf in _flat(variables).items():
