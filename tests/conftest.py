@@ -5,6 +5,8 @@ from pathlib import Path
 
 os.environ["JDL_COMPILATION_CACHE"] = "off"  # the user's own; processes that tests start compile for themselves
 os.environ.setdefault("WANDB_MODE", "offline")
+# Two workers share two cores: more threads of NumPy and scikit-learn would wait for one another, spinning.
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 # One piece of code generation instead of many in parallel: a third less compile time, the same programs.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_parallel_codegen_split_count=1"
 

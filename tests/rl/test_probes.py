@@ -19,13 +19,13 @@ UPDATES = {"ppo": 100, "a2c": 600, "reinforce": 400, "dqn": 800, "dqn with every
 WITH_VALUES = [name for name in MAKE if name != "reinforce"]  # it has whole returns alone
 
 
-def everywhere(*quick, names=tuple(MAKE)):
+def everywhere(*quick, names=tuple(MAKE), on_host=()):
     """Runners with algorithms. What the host adds, one algorithm of each kind shows; the others are for diagnosis."""
 
     def mark(runner, name):
         if runner == "device":
             return () if name in quick else pytest.mark.slow
-        return pytest.mark.slow if name in ("ppo", "dqn") else pytest.mark.diagnosis
+        return pytest.mark.slow if name in on_host else pytest.mark.diagnosis
 
     pairs = [(runner, name) for runner in ("device", "host") for name in names]
     return pytest.mark.parametrize(("runner", "name"), [pytest.param(*pair, marks=mark(*pair)) for pair in pairs])
@@ -90,7 +90,7 @@ def test_a_discounted_value(runner, name):
     np.testing.assert_allclose(values(name, algorithm, env, agent, 0.0, 1.0), [DISCOUNT, 1], atol=0.1)
 
 
-@everywhere("ppo", "a2c", "dqn", names=WITH_VALUES)
+@everywhere("ppo", "a2c", "dqn", names=WITH_VALUES, on_host=("ppo",))
 def test_a_truncated_episode_goes_on(runner, name):
     env = probes.endless()
     algorithm, agent, _ = trained(runner, name, env, 2)
@@ -105,7 +105,7 @@ def test_an_action_that_is_right(runner, name):
     assert score(algorithm, env, agent, 10) == 1
 
 
-@everywhere("ppo", "dqn")
+@everywhere("ppo", "dqn", on_host=("a2c", "reinforce"))
 def test_an_action_that_is_seen(runner, name):
     env = probes.matched()
     algorithm, agent, last = trained(runner, name, env)
@@ -114,7 +114,7 @@ def test_an_action_that_is_seen(runner, name):
     np.testing.assert_allclose(values(name, algorithm, env, agent, -1.0, 1.0), [1, 1], atol=0.15)
 
 
-@everywhere("ppo", "dqn")
+@everywhere("ppo", "dqn", on_host=("ppo", "dqn"))
 def test_a_forbidden_action_is_never_taken(runner, name):
     env = probes.masked()
     masked = {"masked": True} if name.startswith("dqn") else {}
@@ -131,7 +131,7 @@ def test_on_the_host_a_truncated_episode_goes_on_and_a_reset_counts_nowhere(name
     assert last == 1
 
 
-@everywhere("ppo", "a2c", names=("ppo", "a2c"))
+@everywhere("ppo", "a2c", names=("ppo", "a2c"), on_host=("a2c",))
 def test_a_continuous_action(runner, name):
     env = probes.aimed()
     # The best deviation is none: at ten times this rate it is soon so small that an update throws most seeds off.
@@ -140,7 +140,7 @@ def test_a_continuous_action(runner, name):
     np.testing.assert_allclose(actions(algorithm, agent, -1.0, 1.0)[:, 0], [-0.5, 0.5], atol=0.15)
 
 
-@everywhere("ppo", names=[name for name in MAKE if name not in DISCRETE_ONLY])
+@everywhere("ppo", names=[name for name in MAKE if name not in DISCRETE_ONLY], on_host=("ppo",))
 @pytest.mark.parametrize("kind", ["choices", pytest.param("bits", marks=pytest.mark.slow)])
 def test_several_choices_at_once(runner, name, kind):
     env = probes.two_choices() if kind == "choices" else probes.three_bits()
