@@ -39,9 +39,10 @@ MAKE = {
 }  # fmt: skip
 
 
-# What others in a battery see as well runs in `make test-slow`: these are minutes of compilation.
-def some_slow(*slow):
-    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in MAKE]
+# What others in a battery see as well runs in `make test-slow`, or for diagnosis alone: it takes minutes to compile.
+def some_slow(*slow, diagnosis=()):
+    marks = dict.fromkeys(slow, pytest.mark.slow) | dict.fromkeys(diagnosis, pytest.mark.diagnosis)
+    return [pytest.param(name, marks=marks.get(name, ())) for name in MAKE]
 
 
 DISCRETE_ONLY = "dqn", "dqn with everything"

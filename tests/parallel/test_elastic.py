@@ -143,8 +143,7 @@ def test_one_file_goes_on_over_any_number_of_devices(started, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", ["fsdp", "pmap"])
-@pytest.mark.parametrize("steps", [2, 20])  # within the replay's capacity, and around it
+@pytest.mark.parametrize(("devices", "steps"), [("pmap", 2), ("fsdp", 20)])  # within the replay's capacity, around it
 def test_a_replay_goes_on_in_any_layout(devices, steps, tmp_path):
     env = rl.envs.cartpole()
     network = rl.networks.MLP(lambda x: x, (16,))

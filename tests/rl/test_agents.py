@@ -15,10 +15,8 @@ import jdl
 import rl
 from rl.envs.toy_text import Table
 
-
-@pytest.fixture(params=some_slow("a2c", "reinforce", "dqn with everything"))
-def name(request):
-    return request.param
+# Their state and their updates are made of the same parts as PPO's.
+LIKE_PPO = "a2c", "reinforce"
 
 
 def small(name, **options):
@@ -31,7 +29,7 @@ def bits(tree):
             for x in jax.tree.leaves(tree)]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", some_slow("dqn", "a2c", "reinforce", "dqn with everything"))
+@pytest.mark.parametrize("name", some_slow("dqn with everything", diagnosis=("dqn", *LIKE_PPO)))
 def test_a_seed_among_others_is_that_seed_alone(name):
     together = jdl.jit(jdl.seeds(jdl.scan(small(name), 3), 3, placement="map"))
     alone = jdl.jit(jdl.seeds(jdl.scan(small(name), 3), [2]))
@@ -44,7 +42,7 @@ def test_a_seed_among_others_is_that_seed_alone(name):
     assert not np.array_equal(state.timestep.observation[0], state.timestep.observation[1])
 
 
-@pytest.mark.parametrize("name", some_slow("dqn", "a2c", "reinforce", "dqn with everything"))
+@pytest.mark.parametrize("name", some_slow("dqn", diagnosis=("dqn with everything", *LIKE_PPO)))
 def test_seeds_by_vmap_are_close_after_an_update(name):
     key = jax.random.key(1)
     results = []
@@ -59,16 +57,17 @@ def _accumulated(learner):
     return jdl.accumulate(learner, 2)
 
 
-# Each way of splitting with one of the two kinds of algorithm; with the other, slow.
+def _mark(name, split):
+    """Each way of splitting with one of the two kinds of algorithm; with the other, slow."""
+    if (name, split) in (("dqn", jdl.pmap), ("ppo", _accumulated)):
+        return ()
+    among_slow = (("ppo", jdl.pmap), ("dqn", _accumulated), ("dqn with everything", jdl.pmap))
+    return pytest.mark.slow if (name, split) in among_slow else pytest.mark.diagnosis
+
+
 @pytest.mark.parametrize(
     ("name", "transform"),
-    [
-        pytest.param(
-            name, split, marks=() if (name, split) in (("dqn", jdl.pmap), ("ppo", _accumulated)) else pytest.mark.slow
-        )
-        for name in MAKE
-        for split in (jdl.pmap, _accumulated)
-    ],
+    [pytest.param(name, split, marks=_mark(name, split)) for name in MAKE for split in (jdl.pmap, _accumulated)],
 )
 def test_gradients_are_the_same_however_they_are_split(name, transform, x64):
     options = {"learning_starts": 1} if name.startswith("dqn") else {}  # learn at the first step
@@ -81,7 +80,7 @@ def test_gradients_are_the_same_however_they_are_split(name, transform, x64):
         np.testing.assert_allclose(one, other, atol=1e-9 if one.dtype == np.float64 else 2e-6)
 
 
-@pytest.mark.parametrize("name", some_slow("ppo", "a2c", "reinforce", "dqn with everything"))
+@pytest.mark.parametrize("name", some_slow("ppo", "dqn with everything", diagnosis=LIKE_PPO))
 def test_resume_is_to_the_bit(name, tmp_path):
     learner = jdl.jit(jdl.scan(small(name, normalize_observations=True), 2))
     options = {"steps": 8, "log_every": 2, "checkpoint_every": 4}

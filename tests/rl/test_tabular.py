@@ -13,6 +13,7 @@ import rl
 from rl.envs.toy_text import Table
 from rl.types import Experience, TimeStep
 
+OTHERS = [pytest.param(one, marks=pytest.mark.diagnosis) for one in (rl.q_learning, rl.expected_sarsa)]
 METHODS = [rl.q_learning, rl.sarsa, rl.expected_sarsa]
 STATES, ACTIONS, TIME, DISCOUNT, EPSILON, RATE = 5, 3, 6, 0.9, 0.3, 0.5
 
@@ -107,7 +108,7 @@ def test_the_table_comes_to_value_iterations(method, masked):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [rl.sarsa, *OTHERS])
 def test_the_same_on_the_host(method):
     env = rl.envs.from_table("corridor", corridor(), max_steps=50)
     algorithm = method(
