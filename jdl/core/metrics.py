@@ -29,6 +29,7 @@ from jdl.core.accumulators import MetricFunction as MetricFunction
 from jdl.core.accumulators import Regression as Regression
 from jdl.core.accumulators import is_metric as is_metric
 from jdl.core.accumulators import merge_axis as merge_axis
+from jdl.core.accumulators import to_host as to_host
 from jdl.core.labels import class_labels
 
 
