@@ -357,7 +357,10 @@ def regression(optimizer):
     return jdl.supervised(nn.Dense(1), jdl.losses.squared_error, optimizer, example=DATA)
 
 
-@pytest.mark.parametrize("name", WANTING)
+QUICK = ("lbfgs", "sam in a chain", "plateau")
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in WANTING])
 def test_transformations_that_want_more_than_gradients(name):
     for learner in (regression(WANTING[name]), jdl.accumulate(regression(WANTING[name]), 2)):
         training = jdl.jit(jdl.seeds(jdl.scan(jdl.feed(learner, 64), 60), 2))

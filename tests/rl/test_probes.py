@@ -190,6 +190,7 @@ def test_normalizing_leaves_choices_alone(name):
     np.testing.assert_allclose(score(algorithm, env, state.agent, 64), 1.0)
 
 
+@pytest.mark.slow
 def test_normalizing_leaves_pictures_and_choices_alone():
     env = probes.many_kinds()
     network = rl.networks.torso(env.observation_space, (64, 64), nn.relu)

@@ -66,6 +66,7 @@ def assert_same_training(path, other):
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, alone):
     path = tmp_path / "run"
     output = launched(2, "--devices-each", 2, "run", SPREAD, "--devices", "fsdp", "--run-dir", path, "--json")
