@@ -35,6 +35,8 @@ def written(page: Path, records: Sequence[Declared], domain: str | None = None) 
     def table(marked: re.Match[str]) -> str:
         start, kind, name, end = marked.groups()
         named = [one for one in records if name == (one.name if kind == ":" else one.experiment)]
+        if kind is None and domain is None:
+            return marked[0]  # it belongs to no folder: a page that shows what READMEs have
         if kind is None:
             return start + _of_all([one for one in records if one.domain == domain]) + end
         if not named:

@@ -119,6 +119,25 @@ def test_tables_are_written_from_records_and_held_against_them(folder, capsys):
     assert "(bar <= 1, missed)" in readme.read_text()
 
 
+def test_a_page_shows_an_experiments_results_and_says_what_is_stale(folder, capsys):
+    (folder / "docs").mkdir()
+    page = folder / "docs" / "page.md"
+    example = "```text\n<!-- results -->\nas in a README\n<!-- end -->\n```\n"
+    page.write_text(f"<!-- results of number -->\n<!-- end -->\n{example}")
+    jdl_(capsys, "measure", "number")
+    jdl_(capsys, "results", "--write")
+    assert "| `jdl run number --seeds 3` | 0 s | value 3 [" in page.read_text()
+    assert page.read_text().endswith(example)
+    assert "stale" not in page.read_text()
+    source = folder / "experiments" / "sums" / "number.py"
+    source.write_text(source.read_text().replace("+ 1.0", "+ 2.0"))
+    assert "page.md" in jdl_(capsys, "results", "--check", status=2)
+    jdl_(capsys, "results", "--write")
+    assert "| two; stale: the experiment has changed since |" in page.read_text()
+    page.write_text("<!-- results of numbers -->\n<!-- end -->\n")
+    assert "has a table of numbers; the records are" in jdl_(capsys, "results", "--check", status=2)
+
+
 def test_what_is_stale_is_measured_again_and_nothing_else(folder, capsys):
     assert "number: not measured yet" in jdl_(capsys, "measure", "--list")
     jdl_(capsys, "measure", "number")
