@@ -3,7 +3,7 @@
 Run:       jdl run ppo --env CartPole-v1 --seeds 10      (Acrobot-v1, Pendulum-v1, ...)
            jdl run ppo --env LunarLander-v3 --seeds 10
            jdl run ppo --env ale_py:ALE/Pong-v5
-Result:    not measured yet
+Result:    return 500 [500, 500] (10 seeds, 59 s)
 """
 
 import dataclasses
