@@ -41,7 +41,7 @@ class Training:
     ahead: bool = False
     """on the host: act while the agent learns, with its parameters from one update ago; faster if a core is free"""
     total_steps: int | None = None
-    """environment steps, of all environments together"""
+    """environment steps, of all environments together; on the device rounded down by less than a hundredth"""
     num_envs: int | None = None
     devices: jdl.Mode = "auto"
     """on the device: how a seed's environments and learning use the devices; auto leaves CPU devices to the seeds"""
@@ -227,17 +227,11 @@ def _on_device(make: Make, chosen: Mapping[str, Any], run: jdl.Run, evaluated: M
     twin = envs.make(chosen["env"])
     algorithm = make(twin.observation_space, twin.action_space)
     count = updates(chosen["total_steps"], chosen["num_envs"], algorithm.num_steps)
-    per_call = _updates_per_call(count)
+    per_call = max(1, count // 100)  # the last few updates, less than a hundredth, make no whole call
     one = jdl.distribute(on_device(algorithm, twin, chosen["num_envs"]), chosen["devices"], chosen["mesh"])
     training = jdl.jit(jdl.seeds(jdl.scan(one, per_call), run.seeds, spread=_spread(chosen, run)))
     state = jdl.fit(training, None, steps=count // per_call * per_call, log_every=per_call, run=run).state
     return Trained(algorithm, state.agent, {"return (twin)": jdl.evaluate(training, state, evaluated)["return"]})
-
-
-def _updates_per_call(count: int) -> int:
-    """About a hundredth of all updates, a divisor where there is one near; else the last few updates are left out."""
-    near = [number for number in range(max(1, count // 200), count // 50 + 1) if count % number == 0]
-    return min(near, key=lambda number: abs(number - count / 100)) if near else max(1, count // 100)
 
 
 def _on_host(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:

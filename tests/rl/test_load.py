@@ -10,7 +10,6 @@ import pytest
 import jdl
 import rl
 from jdl.experiment import execute, find
-from rl.runners import training
 from rl.runners.training import Trained
 from rl.types import TimeStep
 
@@ -95,9 +94,3 @@ def test_a_process_that_fails_is_named(tmp_path):
 def test_to_act_ahead_is_for_the_host(tmp_path):
     with pytest.raises(ValueError, match="ahead=True: on the device acting is a part of the step"):
         jdl.run(find.find(PPO), find.find(PPO).Config(ahead=True), seeds=1, path=tmp_path / "run")
-
-
-@pytest.mark.parametrize(("count", "per_call"), [(1, 1), (99, 1), (488, 4), (1000, 10), (750, 6), (1013, 10)])
-def test_a_run_has_all_of_its_updates(count, per_call):
-    """Or nearly so: a prime number of them loses less than a hundredth."""
-    assert training._updates_per_call(count) == per_call
