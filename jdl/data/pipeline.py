@@ -5,13 +5,8 @@ and a position in the data is a single number.
 """
 
 import functools
-import importlib.machinery
-import multiprocessing
 import operator
 import os
-import signal
-import sys
-import threading
 import time
 import traceback
 import weakref
@@ -23,6 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jdl.data.dataset import check
+from jdl.data.workers import check_sendable, enter_worker, explain_death
 from jdl.runtime import processes
 
 type Example = Any
@@ -105,7 +101,7 @@ def pipeline(
         if value < lowest:
             raise ValueError(f"pipeline({name}={value}): it is at least {lowest}")
     if workers:
-        _check_sendable(workers, {"data": data, "map": map, "random_map": random_map})
+        check_sendable(workers, {"data": data, "map": map, "random_map": random_map})
 
     order_seed, map_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     examples: Any = grain.MapDataset.source(_Read(data))
@@ -215,7 +211,7 @@ class Pipeline:
             self.close()
             # Grain's frames and the error refer to each other, and would keep the semaphores of the workers alive.
             traceback.clear_frames(error.__traceback__)
-            _explain_death(error)
+            explain_death(error)
             raise
         self.waited += time.perf_counter() - started
         self.position += 1
@@ -254,7 +250,7 @@ class Pipeline:
             flags.FLAGS.mark_as_parsed()
         reading = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads)
         working = grain.MultiprocessingOptions(num_workers=self._workers)
-        batches = self._batches[self.position :].to_iter_dataset(reading).mp_prefetch(working, _enter_worker)
+        batches = self._batches[self.position :].to_iter_dataset(reading).mp_prefetch(working, enter_worker)
         on_host = iter(batches)
         # get_state makes Grain's iterator aware of all workers, so that it starts them at once and ends them all.
         on_host.get_state()
@@ -397,58 +393,3 @@ def _kind(example: Example) -> tuple[Any, ...]:
 
 def _described(example: Example) -> Example:
     return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", example)
-
-
-def _check_sendable(workers: int, things: dict[str, Any]) -> None:
-    import cloudpickle  # Grain sends functions with it
-
-    for name, thing in things.items():
-        module = sys.modules.get(getattr(thing, "__module__", None) or type(thing).__module__)
-        if module is not None and not _importable(module.__name__):  # such as an experiment's file
-            cloudpickle.register_pickle_by_value(module)
-        try:
-            cloudpickle.dumps(thing)
-        except Exception as error:
-            raise ValueError(
-                f"pipeline(workers={workers}): {name} cannot be sent to another process ({type(error).__name__}: "
-                f"{error}); let it open files and make locks and generators when it is called, or use workers=0"
-            ) from error
-
-
-def _importable(module: str) -> bool:
-    """Whether another process could import a module."""
-    if module == "__main__" or module in sys.builtin_module_names:
-        return True
-    package = module.rpartition(".")[0]
-    path = getattr(sys.modules.get(package), "__path__", None) if package else None
-    return importlib.machinery.PathFinder.find_spec(module, path) is not None
-
-
-def _enter_worker(index: int, count: int) -> None:
-    """Set up a worker process: it uses no accelerator, and ends when the process that it works for ends."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    jax.config.update("jax_platforms", "cpu")  # JAX was imported before the variable was set
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process gets the signal, too, and ends this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-_DEATHS = {
-    "-7": "shared memory is full; give more (docker run --shm-size=8g), or use fewer workers or smaller batches",
-    "-9": "it was killed, as by a machine short of memory; use fewer workers or threads",
-    "1": 'if it could not start: what a script does is put under `if __name__ == "__main__":`, since workers import it',
-}
-
-
-def _explain_death(error: Exception) -> None:
-    words = str(error)
-    if "terminated unexpectedly with exit code" in words:
-        code = words.partition("exit code ")[2].split(".")[0]
-        hint = _DEATHS.get(code, "what it printed above may say why")
-        raise RuntimeError(f"a worker process of the pipeline ended with exit code {code}: {hint}") from error

@@ -7,33 +7,26 @@ once it is finished, `result.json`. Experiments add figures, arrays and parts.
 import atexit
 import contextlib
 import fcntl
-import importlib.metadata
 import io
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jdl.core.statistics import Interval, mean_interval
 from jdl.runtime import processes
-from jdl.runtime.cores import environment_devices
 from jdl.runtime.files import as_json, plain_json, write_bytes, write_json, write_text
+from jdl.training.environment import environment
 
 type Row = dict[str, Any]  # a line of the log: "step", "seconds", and per metric a number or one per run, or None
 
 FIGURE_DPI = 130  # dots per inch of saved figures
-_PACKAGES = ("jdl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn", "gymnasium")
 _TIMES = ("seconds",)  # the fields of a row that a repetition need not reproduce
 
 
@@ -392,43 +385,6 @@ def locked(folder: Path) -> IO[str]:
         file.close()
         raise OSError(f"{folder} is being trained by another process; wait for it, or choose another run") from error
     return file
-
-
-def environment() -> dict[str, Any]:
-    """Describe this process as JSON values: versions, devices, git revision, command and environment variables.
-
-    A repetition of a run has to match these to give the same bits.
-    """
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "devices": environment_devices(),
-        "git": _git_revision(),
-        "command": sys.argv,
-        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("JAX_", "XLA_", "JDL_"))},
-        "x64": bool(jax.config.jax_enable_x64),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> dict[str, Any] | None:
-    """Return the git revision of the working directory and whether it has uncommitted changes; None outside a repo."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout
-
-    try:
-        return {"revision": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain").strip())}
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def differences(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
