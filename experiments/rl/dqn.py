@@ -2,7 +2,7 @@
 
 Run:       jdl run dqn --env CartPole-v1 --seeds 10
            jdl run dqn --env LunarLander-v3 --seeds 10
-Result:    return 500 [500, 500] (10 seeds, 156 s)
+Result:    return 500 [500, 500] (10 seeds, 231 s)
 """
 
 import dataclasses

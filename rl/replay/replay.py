@@ -151,7 +151,7 @@ def _check_masks(given: bool, kept: bool) -> None:
     if given and not kept:
         warnings.warn(
             "the environment gives action masks, but the replay keeps none: next actions are valued as if all were "
-            "allowed. Pass masked=True, to rl.dqn or rl.replay.replay (--masked)",
+            "allowed. Pass masked=True, to rl.dqn or rl.replay.replay (--masked True)",
             stacklevel=3,
         )
 
