@@ -2,11 +2,10 @@
 
 Command: `python -m experiments.bench.convolution [--json]` (about 70 seconds).
 
-Every variant trains the same network (3x3x32 and 3x3x64 convolutions, each with a 2x2 maximum, and a dense
-layer) on a batch of 128 images, by plain gradient descent. Variants take turns in one process, and a ratio is
-the median over rounds of the ratio within a round. `loop` is one compiled step a dispatch, `scan` ten steps,
-`seeds` four runs of ten steps under `lax.map`. `XLA` is Flax's own layers, `conv` replaces the convolution
-and `ours` the pooling too.
+Every variant trains the same network (3x3x32 and 3x3x64 convolutions, each with a 2x2 maximum, and a dense layer) on a
+batch of 128 images, by plain gradient descent. Variants take turns in one process. `loop` is one compiled step a
+dispatch, `scan` ten steps, `seeds` four runs of ten steps under `lax.map`. `XLA` is Flax's own layers, `conv` replaces
+the convolution and `ours` the pooling too.
 
 Expected on 2 cores: `loop conv` level with `loop XLA` (0.95 to 1.05), `loop ours` at twice it (XLA's gradient
 of max pooling costs more than the convolutions), `scan ours` and `seeds ours` at 4 times it at 28x28 and at
@@ -14,7 +13,7 @@ twice it at 8x8, `scan XLA` at 0.04 to 0.15.
 """
 
 import argparse
-import json
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +25,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from experiments.bench import noise
+from experiments.bench.measure import Row, compared, interleaved, show
 from jdl.nn import Conv, max_pool
 
 BATCH = 128
@@ -101,56 +102,41 @@ def variants(size: int) -> dict[str, Variant]:
     return made
 
 
-def measure(size: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds per step of each variant, variants taking turns; XLA's scan takes part in one round alone."""
+def rows(size: int, rounds: int) -> list[Row]:
+    """How many times as fast as the best of XLA's or as a loop; XLA's scan, which takes seconds, is measured once."""
     made = variants(size)
     for variant in made.values():
         variant.seconds()
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    for round_number in range(rounds):
-        for name, variant in made.items():
-            if name == "scan XLA" and round_number > 0:
-                seconds[name].append(seconds[name][0])
-                continue
-            # A loop is timed over as many dispatches as a scan makes steps.
-            repeats = STEPS if variant.steps == 1 else 1
-            seconds[name].append(float(np.mean([variant.seconds() for _ in range(repeats)])))
-    return seconds
+    slow = made.pop("scan XLA")
+    rates = {"scan XLA": [1 / slow.seconds()] * rounds}
 
+    def measure(variant: Variant) -> float:
+        # A loop is timed over as many dispatches as a scan makes steps.
+        repeats = STEPS if variant.steps == 1 else 1
+        return 1 / statistics.mean(variant.seconds() for _ in range(repeats))
 
-def ratio(over: list[float], under: list[float]) -> float:
-    """Median over rounds of how many times as fast the second is."""
-    return float(np.median(np.array(over) / np.array(under)))
+    rates |= interleaved({name: partial(measure, variant) for name, variant in made.items()}, rounds)
+    rates["best loop"] = [max(of) for of in zip(*(x for name, x in rates.items() if "loop" in name), strict=True)]
+    return [
+        compared(f"{size}x{size} {ours} / {reference}", rates[ours], rates[reference], bar)
+        for ours, reference, bar in (
+            ("loop conv", "loop XLA", 1.0),
+            ("loop ours", "loop XLA", 1.0),
+            ("scan XLA", "loop XLA", 0.0),  # why all this is needed
+            ("scan ours", "best loop", 1.0),
+            ("seeds ours", "best loop", 1.0),
+        )
+    ]
 
 
 def main() -> None:
-    """Measure, print the tables and judge the ratios."""
+    """Measure, print the table and judge the ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the rows as JSON on the last line")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    rows = []
-    for size in (28, 8):
-        seconds = measure(size, options.rounds)
-        print(f"\n{size}x{size}, batch {BATCH}        steps/s   against loop XLA")
-        for name, times in seconds.items():
-            print(f"  {name:20} {1 / np.median(times):9.2f} {ratio(seconds['loop XLA'], times):9.2f}x")
-        loops = [times for name, times in seconds.items() if name.startswith("loop")]
-        best = [min(times) for times in zip(*loops, strict=True)]
-        # The convolution alone is level with XLA in a loop; its bar leaves room for noise.
-        bars = {
-            "loop conv / loop XLA": (ratio(seconds["loop XLA"], seconds["loop conv"]), 1.0),
-            "loop ours / loop XLA": (ratio(seconds["loop XLA"], seconds["loop ours"]), 1.0),
-            "scan ours / best loop": (ratio(best, seconds["scan ours"]), 1.0),
-            "seeds ours / best loop": (ratio(best, seconds["seeds ours"]), 1.0),
-        }
-        for name, (value, bar) in bars.items():
-            rows.append({"name": f"{size}x{size} {name}", "ratio": value, "bar": bar, "ok": value >= bar})
-    print()
-    for row in rows:
-        print(f"{row['name']:32} {row['ratio']:6.2f}   bar {row['bar']:.2f}   {'ok' if row['ok'] else 'BELOW'}")
-    if options.json:
-        print(json.dumps({"rows": rows}))
+    found = noise.measured({f"{size}x{size}": partial(rows, size) for size in (28, 8)}, options.rounds)
+    show(found, f"steps a second at batch {BATCH}", options.json)
 
 
 if __name__ == "__main__":
