@@ -1,7 +1,8 @@
 """Reinforcement learning, built on the learners, transforms and runs of `jdl`."""
 
-from rl import algorithms, distributions, envs, networks, normalize, returns, spaces
-from rl.algorithms import a2c, dqn, expected_sarsa, ppo, q_learning, reinforce, sarsa
+from rl import algorithms, distributions, envs, exploration, memory, networks, normalize, returns, spaces, value_heads
+from rl.algorithms import a2c, ddpg, dqn, expected_sarsa, ppo, q_learning, rainbow, reinforce, sac, sarsa, td3, tqc
+from rl.check import check_env
 from rl.exact import exact_returns, greedy_policies
 from rl.load import load
 from rl.reward_scale import scaled_rewards
@@ -21,6 +22,8 @@ __all__ = [
     "Training",
     "a2c",
     "algorithms",
+    "check_env",
+    "ddpg",
     "distributions",
     "dqn",
     "envs",
@@ -29,10 +32,12 @@ __all__ = [
     "exact_returns",
     "expected_sarsa",
     "experiment",
+    "exploration",
     "greedy_policies",
     "learner",
     "load",
     "make_vec",
+    "memory",
     "networks",
     "normalize",
     "on_device",
@@ -40,13 +45,18 @@ __all__ = [
     "options",
     "ppo",
     "q_learning",
+    "rainbow",
     "reinforce",
     "returns",
+    "sac",
     "sarsa",
     "scaled_rewards",
     "settings",
     "spaces",
+    "td3",
+    "tqc",
     "train",
     "updates",
+    "value_heads",
     "video",
 ]

@@ -14,6 +14,8 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Int
 
+from rl.bounds import Bounds
+
 FORBIDDEN = -1e9  # a finite logit: minus infinity times a probability of zero would be NaN
 
 
@@ -172,6 +174,44 @@ class Normal(NamedTuple):
 
     def _shaped(self, flat: Array) -> Array:
         return flat.reshape(*flat.shape[:-1], *self.shape)
+
+
+class Squashed(NamedTuple):
+    """Independent normal variables, mapped into the bounds of an action space.
+
+    An action and its density are computed from the normal variables: a tanh that has rounded to 1 has no inverse.
+
+    Attributes:
+        mean: one per variable.
+        log_std: logarithms of the standard deviations.
+        bounds: of the actions.
+    """
+
+    mean: Float[Array, "*batch size"]
+    log_std: Float[Array, "*batch size"]
+    bounds: Bounds
+
+    def from_noise(self, noise: Float[Array, "*batch size"]) -> tuple[Array, Float[Array, "*batch"]]:
+        """Return an action in units of its bounds [*batch, size], and its log-probability density in these units.
+
+        Args:
+            noise: standard normal numbers.
+        """
+        x = self.mean + jnp.exp(self.log_std) * noise
+        normal = -(0.5 * noise**2 + self.log_std + 0.5 * math.log(2 * math.pi))
+        return self.bounds.unit(x), (normal - self.bounds.log_slope(x)).sum(-1)
+
+    def sample(self, key: Array) -> Float[Array, "*batch size"]:
+        """Draw an action, in units of its bounds.
+
+        Args:
+            key: a JAX key.
+        """
+        return self.from_noise(jax.random.normal(key, self.mean.shape, self.mean.dtype))[0]
+
+    def mode(self) -> Float[Array, "*batch size"]:
+        """Return the image of the mean, in units of the bounds."""
+        return self.bounds.unit(self.mean)
 
 
 class Head(NamedTuple):

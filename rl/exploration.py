@@ -1,8 +1,9 @@
-"""Exploration: schedules, and the action probabilities of an ε-greedy policy."""
+"""Exploration: schedules, the action probabilities of an ε-greedy policy, and noise for continuous actions."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -31,3 +32,64 @@ def epsilon_greedy(
     masked = jnp.where(allowed, values, -jnp.inf)
     best = (masked == masked.max(-1, keepdims=True)) & allowed
     return epsilon * allowed / allowed.sum(-1, keepdims=True) + (1 - epsilon) * best / best.sum(-1, keepdims=True)
+
+
+class Noise(NamedTuple):
+    """Noise that is added to continuous actions.
+
+    Attributes:
+        init: `(num_envs, size) -> carry`, at the start of an episode.
+        step: `(carry, first [env], key) -> (carry, noise [env, size])`.
+    """
+
+    init: Callable[[int, int], Any]
+    step: Callable[[Any, Bool[Array, " env"], Array], tuple[Any, Float[Array, "env size"]]]
+
+
+def ornstein_uhlenbeck(std: float, theta: float = 0.15, dt: float = 0.01) -> Noise:
+    """Noise that drifts for hundreds of steps, so that actions push in one direction for long.
+
+        xₜ₊₁ = (1 − θ dt) xₜ + σ √dt εₜ,    εₜ ~ N(0, 1),    x₀ = 0
+
+    It tends to a standard deviation of about σ / √(2θ), and starts anew with each episode.
+
+    Args:
+        std: σ, in units of the actions' bounds.
+        theta: θ, the rate at which it returns to zero.
+        dt: the length of a step.
+
+    Raises:
+        ValueError: for `std` below 0.
+
+    Source: Lillicrap et al. 2016, section 7; `dt` as in Stable-Baselines3.
+    """
+    _check_std("ornstein_uhlenbeck", std)
+
+    def step(x: Array, first: Array, key: Array) -> tuple[Array, Array]:
+        x = jnp.where(first[:, None], 0, x)
+        x = (1 - theta * dt) * x + std * dt**0.5 * jax.random.normal(key, x.shape)
+        return x, x
+
+    return Noise(lambda num_envs, size: jnp.zeros((num_envs, size)), step)
+
+
+def normal(std: float) -> Noise:
+    """Normal noise, independent at every step.
+
+    Args:
+        std: its standard deviation, in units of the actions' bounds.
+
+    Raises:
+        ValueError: for `std` below 0.
+    """
+    _check_std("normal", std)
+    # The carry of zeros only tells the shape.
+    return Noise(
+        lambda num_envs, size: jnp.zeros((num_envs, size)),
+        lambda carry, first, key: (carry, std * jax.random.normal(key, carry.shape)),
+    )
+
+
+def _check_std(name: str, std: float) -> None:
+    if std < 0:
+        raise ValueError(f"rl.exploration.{name}(std={std}): at least 0")

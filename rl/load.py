@@ -16,6 +16,8 @@ from rl.spaces import zeros
 class LoadedAgent:
     """A trained agent that acts greedily: `agent.act(observation)`, `agent.act(observation, info["action_mask"])`.
 
+    An agent with a memory remembers what it was shown; call `reset` where an episode begins.
+
     Args:
         run: the loaded run.
         index: position of the agent's seed among those of the run.
@@ -24,6 +26,11 @@ class LoadedAgent:
 
     def __init__(self, run: LoadedRun, index: int, space: gymnasium.Space | None) -> None:
         self.run, self.index, self.space = run, index, space
+        self._carry: Any = None
+
+    def reset(self) -> None:
+        """Forget what was remembered: a new episode begins."""
+        self._carry = None
 
     def act(self, observation: Any, action_mask: Any = None) -> np.ndarray:
         """The greedy action for one observation.
@@ -44,7 +51,10 @@ class LoadedAgent:
         batch = {"input": observation} | ({} if action_mask is None else {"action_mask": np.asarray(action_mask) > 0})
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
         assert self.run.learner.predict is not None  # learners of `rl` have one
-        return np.asarray(self.run.learner.predict(self.run.state, batch))[self.index, 0]
+        result = self.run.learner.predict(self.run.state, {**batch, "carry": self._carry})
+        carry = jax.tree.map(lambda leaf: np.asarray(leaf)[self.index], result["carry"])
+        self._carry = carry if jax.tree.leaves(carry) else None
+        return np.asarray(result["action"])[self.index, 0]
 
 
 def load(path: str | Path, index: int = 0) -> LoadedAgent:

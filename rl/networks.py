@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import gymnasium
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,17 +26,20 @@ class MLP(nn.Module):
         encode: function from a batch of observations to vectors (`rl.spaces.encode`).
         widths: features of each layer.
         activation: applied after each layer.
+        noisy: the layers are `NoisyDense`.
     """
 
     encode: Callable[[Any], Array]
     widths: Sequence[int] = (64, 64)
     activation: Callable[[Array], Array] = nn.tanh
+    noisy: bool = False
 
     @nn.compact
     def __call__(self, observation: Any) -> Float[Array, "batch features"]:
         x = self.encode(observation)
         for width in self.widths:
-            x = self.activation(nn.Dense(width, kernel_init=_orthogonal(2**0.5))(x))
+            dense = NoisyDense(width) if self.noisy else nn.Dense(width, kernel_init=_orthogonal(2**0.5))
+            x = self.activation(dense(x))
         return x
 
 
@@ -45,10 +49,12 @@ class NatureCNN(nn.Module):
     Attributes:
         width: features of the dense layer at the end.
         channels_first: images are [batch, channels, height, width], as Gymnasium stacks frames.
+        noisy: the dense layer is `NoisyDense`.
     """
 
     width: int = 512
     channels_first: bool = False
+    noisy: bool = False
 
     @nn.compact
     def __call__(self, observation: Any) -> Float[Array, "batch features"]:
@@ -59,11 +65,15 @@ class NatureCNN(nn.Module):
                 features, (size, size), (stride, stride), padding="VALID", kernel_init=_orthogonal(2**0.5)
             )
             x = nn.relu(conv(x))
-        return nn.relu(nn.Dense(self.width, kernel_init=_orthogonal(2**0.5))(x.reshape(len(x), -1)))
+        dense = NoisyDense(self.width) if self.noisy else nn.Dense(self.width, kernel_init=_orthogonal(2**0.5))
+        return nn.relu(dense(x.reshape(len(x), -1)))
 
 
 def torso(
-    space: gymnasium.Space, widths: Sequence[int] = (64, 64), activation: Callable[[Array], Array] = nn.tanh
+    space: gymnasium.Space,
+    widths: Sequence[int] = (64, 64),
+    activation: Callable[[Array], Array] = nn.tanh,
+    noisy: bool = False,
 ) -> nn.Module:
     """A torso for an observation space: `NatureCNN` for uint8 images, `MLP` for all else.
 
@@ -73,13 +83,14 @@ def torso(
         space: any space that `rl.spaces.encode` takes.
         widths: features of each layer of the `MLP`.
         activation: of the `MLP`.
+        noisy: the dense layers are `NoisyDense`.
 
     Raises:
         ValueError: for unsupported spaces.
     """
     if not is_image(space):
-        return MLP(encode(space), tuple(widths), activation)
-    return NatureCNN(channels_first=space.shape[0] < space.shape[-1])  # type: ignore[index]
+        return MLP(encode(space), tuple(widths), activation, noisy)
+    return NatureCNN(channels_first=space.shape[0] < space.shape[-1], noisy=noisy)  # type: ignore[index]
 
 
 class ActorCritic(nn.Module):
@@ -108,23 +119,140 @@ class ActorCritic(nn.Module):
         return outputs, log_std, value[..., 0]
 
 
+class NoisyDense(nn.Module):
+    """A dense layer whose noise is learned, for exploration; without a random key "noise" it is a plain one.
+
+    The noise is factorized, and each example has its own.
+
+    Attributes:
+        features: outputs.
+        std: σ₀, the noise at the start.
+
+    Source: Fortunato et al. 2018, section 3.1 (b).
+    """
+
+    features: int
+    std: float = 0.5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
+        bound = x.shape[-1] ** -0.5
+        uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)  # noqa: E731
+        scale = nn.initializers.constant(self.std * bound)
+        shape = (x.shape[-1], self.features)
+        kernel, bias = self.param("kernel", uniform, shape), self.param("bias", uniform, shape[1:])
+        kernel_std, bias_std = self.param("kernel_std", scale, shape), self.param("bias_std", scale, shape[1:])
+        y = x @ kernel + bias
+        if not self.has_rng("noise"):
+            return y
+        keys = jax.random.split(self.make_rng("noise"))
+        at_input = _signed_root(jax.random.normal(keys[0], x.shape))
+        at_output = _signed_root(jax.random.normal(keys[1], y.shape))
+        # The noise of a weight is a product of one number for its input and one for its output.
+        return y + at_output * ((x * at_input) @ kernel_std + bias_std)
+
+
 class Values(nn.Module):
-    """A value for each action.
+    """Outputs for each action (`rl.value_heads`).
 
     Attributes:
         torso: network from observations to features.
         actions: number of actions.
         dueling: compute state value and advantages separately and add them (Wang et al. 2016, equation 9).
+        outputs: numbers for each action.
+        noisy: the layers of this module are `NoisyDense`.
+        drawn: there are `levels` of quantiles, and an output for each of them (Dabney et al. 2018b, section 3.1).
     """
 
     torso: nn.Module
     actions: int
     dueling: bool = False
+    outputs: int = 1
+    noisy: bool = False
+    drawn: bool = False
 
     @nn.compact
-    def __call__(self, observation: Any) -> Float[Array, "batch actions"]:
+    def __call__(
+        self, observation: Any, levels: Float[Array, "batch outputs"] | None = None
+    ) -> Float[Array, "batch actions outputs"]:
         features = self.torso(observation)
-        values = nn.Dense(self.actions, name="advantages" if self.dueling else "values")(features)
-        if not self.dueling:
-            return values
-        return nn.Dense(1, name="value")(features) + values - values.mean(-1, keepdims=True)
+        each = self.outputs
+        if self.drawn:
+            waves = jnp.cos(jnp.pi * jnp.arange(1, 65) * levels[..., None])  # type: ignore[index]
+            features, each = features[:, None] * nn.relu(nn.Dense(features.shape[-1], name="levels")(waves)), 1
+        values = self._layer(self.actions * each, "advantages" if self.dueling else "values", features)
+        if self.dueling:
+            values = self._layer(each, "value", features) + values - values.mean(-2, keepdims=True)
+        return jnp.swapaxes(values[..., 0], -1, -2) if self.drawn else values
+
+    def _layer(self, outputs: int, name: str, features: Array) -> Array:
+        """[..., actions, each]"""
+        layer = NoisyDense(outputs, name=name) if self.noisy else nn.Dense(outputs, name=name)
+        each = 1 if self.drawn else self.outputs
+        return layer(features).reshape(*features.shape[:-1], outputs // each, each)
+
+
+def _signed_root(x: Array) -> Array:
+    return jnp.sign(x) * jnp.sqrt(jnp.abs(x))
+
+
+class Actor(nn.Module):
+    """Outputs of a policy for continuous actions.
+
+    Attributes:
+        torso: network from observations to features.
+        size: numbers in an action.
+        spread: also output the logarithms of standard deviations, limited to [-20, 2].
+    """
+
+    torso: nn.Module
+    size: int
+    spread: bool = True
+
+    @nn.compact
+    def __call__(self, observation: Any) -> tuple[Float[Array, "batch size"], Float[Array, "batch size"]]:
+        """Means, and log_std (zeros without `spread`)."""
+        features = self.torso(observation)
+        mean = nn.Dense(self.size, name="mean")(features)
+        if not self.spread:
+            return mean, jnp.zeros_like(mean)
+        return mean, jnp.clip(nn.Dense(self.size, name="log_std")(features), -20.0, 2.0)
+
+
+class Critic(nn.Module):
+    """A value of an observation and an action together, or several numbers that stand for its distribution.
+
+    Attributes:
+        torso: network from observations to features, to which the action is joined.
+        widths: features of the layers after that.
+        outputs: numbers per pair.
+    """
+
+    torso: nn.Module
+    widths: Sequence[int] = (256, 256)
+    outputs: int = 1
+
+    @nn.compact
+    def __call__(self, observation: Any, action: Float[Array, "batch size"]) -> Float[Array, "batch outputs"]:
+        x = jnp.concatenate([self.torso(observation), action], -1)
+        for width in self.widths:
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(self.outputs, name="value")(x)
+
+
+def ensemble(critic: nn.Module, count: int) -> nn.Module:
+    """Several critics of the same kind with parameters of their own; their outputs are [critic, batch, outputs].
+
+    Args:
+        critic: a module of a class such as `Critic`, unbound.
+        count: how many.
+    """
+    fields = {name: getattr(critic, name) for name in critic.__dataclass_fields__ if name not in ("parent", "name")}
+    several = nn.vmap(
+        type(critic),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=None,  # type: ignore[arg-type]
+        axis_size=count,
+    )
+    return several(**fields)

@@ -1,13 +1,13 @@
-"""Deep Q-learning, with double, dueling, n-step and prioritized replay as options; scored in Gymnasium.
+"""Deep Q-learning and its descendants, of the mean return or of its distribution; scored in Gymnasium.
 
 Run:       jdl run dqn --env CartPole-v1 --seeds 10
+           jdl run dqn --method c51 --seeds 10            (qr_dqn, iqn, rainbow)
            jdl run dqn --env LunarLander-v3 --seeds 10
 Result:    return 500 [500, 500] (10 seeds, 231 s)
 """
 
 import dataclasses
-import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import optax
@@ -15,12 +15,15 @@ from gymnasium import Space
 
 import jdl
 import rl
+from rl import value_heads
+from rl.value_heads import ValueHead
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(rl.Training):
     """Hyper-parameters; what is None is tuned for the environment, or else common."""
 
+    method: Literal["dqn", "c51", "qr_dqn", "iqn", "rainbow"] = "dqn"
     num_steps: int | None = None  # steps of each environment between learning
     updates_per_rollout: int | None = None  # batches in each phase of learning
     batch_size: int | None = None
@@ -36,6 +39,9 @@ class Config(rl.Training):
     dueling: bool | None = None
     n_step: int | None = None
     prioritized: bool | None = None
+    low: float | None = None  # c51 and rainbow: the lowest and the highest discounted return
+    high: float | None = None
+    atoms: int | None = None  # returns between them, or quantiles
     normalize_observations: bool | None = None
     masked: bool | None = None  # keep the action masks that the environment gives
 
@@ -65,6 +71,22 @@ RECORDS = {
         bars={"return": ">= 150"},
         beside="RL Zoo 154 ± 79 (one run, 100,000 steps)",
     ),
+    "c51": jdl.Record(
+        {"method": "c51"},
+        seeds=10,
+        statistic="iqm",
+        bars={"return": ">= 491"},
+        beside="CleanRL (JAX) 491 ± 10",
+    ),
+    "qr_dqn": jdl.Record(
+        {"method": "qr_dqn"},
+        seeds=10,
+        statistic="iqm",
+        bars={"return": ">= 491"},
+        beside="RL Zoo 500 (one run, 50,000 steps)",
+    ),
+    "iqn": jdl.Record({"method": "iqn"}, seeds=10, statistic="iqm", bars={"return": ">= 491"}),
+    "rainbow": jdl.Record({"method": "rainbow"}, seeds=10, statistic="iqm", bars={"return": ">= 491"}),
 }
 
 
@@ -96,7 +118,11 @@ COMMON = {
     "prioritized": False,
     "normalize_observations": True,
     "masked": False,
+    "low": -100.0,
+    "high": 100.0,
+    "atoms": 51,
 }
+RAINBOW = {"dueling": True, "prioritized": True}
 TUNED: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
         "num_steps": 8,
@@ -106,27 +132,44 @@ TUNED: dict[str, dict[str, Any]] = {
         "target_every": 50,
         "learning_rate": 1e-3,
         "discount": 0.98,
+        "atoms": 101,
     },
     "LunarLander-v3": {"n_step": 1},
     "MountainCar-v0": {"total_steps": 300_000, "target_every": 500, "learning_rate": 1e-3},
 }
 
-settings = functools.partial(rl.settings, common=COMMON, tuned=TUNED)
+
+def settings(config: Config) -> dict[str, Any]:
+    """The config with what is tuned for its environment, and what belongs to its method."""
+    return rl.settings(config, {**COMMON, **(RAINBOW if config.method == "rainbow" else {})}, TUNED)
+
+
+def head(config: Config) -> ValueHead:
+    """What the method learns about returns."""
+    chosen = settings(config)
+    if config.method in ("c51", "rainbow"):
+        return value_heads.categorical(chosen["low"], chosen["high"], chosen["atoms"])
+    if config.method == "dqn":
+        return value_heads.mean()
+    return (value_heads.quantiles if config.method == "qr_dqn" else value_heads.implicit)(chosen["atoms"])
 
 
 def algorithm(config: Config, observation_space: Space, action_space: Space) -> rl.Algorithm:
-    """DQN with Adam, its learning rate decaying to zero, exploring less and less."""
+    """DQN with Adam, its learning rate decaying to zero, exploring less and less, or by noisy layers."""
     chosen = settings(config)
-    total = chosen["total_steps"]
+    total, noisy = chosen["total_steps"], config.method == "rainbow"
     count = rl.updates(total, chosen["num_envs"], chosen["num_steps"]) * chosen["updates_per_rollout"]
     schedule = optax.linear_schedule(chosen["learning_rate"], 0.0, count)
+    exploring = optax.linear_schedule(1.0, chosen["final_epsilon"], int(total * chosen["exploration"]))
     return rl.dqn(
         observation_space,
         action_space,
-        rl.networks.torso(observation_space, (chosen["width"],) * 2, nn.relu),
+        rl.networks.torso(observation_space, (chosen["width"],) * 2, nn.relu, noisy),
         optimizer=optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule)),
-        epsilon=optax.linear_schedule(1.0, chosen["final_epsilon"], int(total * chosen["exploration"])),
+        epsilon=0.0 if noisy else exploring,
         importance=optax.linear_schedule(0.4, 1.0, total),
+        head=head(config),
+        noisy=noisy,
         **rl.options(rl.dqn, chosen),
     )
 

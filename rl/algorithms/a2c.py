@@ -85,7 +85,7 @@ def a2c(
         return updated(agent, params, optimizer_state, experience), measured
 
     def loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
-        distribution, value = pi.apply(params, part["observation"], part["action_mask"])
+        distribution, value = pi.replayed(params, part)
         each = {
             "policy_loss": -distribution.log_prob(part["action"]) * part["advantage"],
             "value_loss": 0.5 * (value - part["target"]) ** 2,
@@ -96,4 +96,4 @@ def a2c(
         total = means["policy_loss"].total + value_weight * means["value_loss"].total
         return total - entropy_weight * means["entropy"].total, weight, means
 
-    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, num_steps, pi.recall)
+    return Algorithm(pi.init, pi.initial_carry, pi.act, update, num_steps, pi.recall)

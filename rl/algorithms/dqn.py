@@ -1,13 +1,13 @@
 """Deep Q-learning (Mnih et al. 2015) with its well-known improvements as options, each independent of the others.
 
-The options are double Q-learning (van Hasselt et al. 2016), dueling networks (Wang et al. 2016), n-step returns and
-prioritized replay (Schaul et al. 2016), as Hessel et al. 2018 combine them.
+The options are double Q-learning (van Hasselt et al. 2016), dueling networks (Wang et al. 2016), n-step returns,
+prioritized replay (Schaul et al. 2016), noisy layers (Fortunato et al. 2018), and distributions of the return in place
+of its mean (`rl.value_heads`). `rainbow` has all of them, as Hessel et al. 2018 combine them.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -17,70 +17,22 @@ from jaxtyping import Array, Float, PyTree
 
 import jdl
 from jdl.core import seam
-from jdl.core.accumulators import Last, Mean, merge_axis
+from jdl.core.accumulators import Last, Mean
 from jdl.core.update import apply_gradients
-from rl import normalize
+from rl import value_heads
 from rl.distributions import FORBIDDEN
 from rl.exploration import Schedule, at
 from rl.networks import Values, torso
+from rl.off_policy import Learning, ReplayAgent, off_policy, own_part
 from rl.renamed import renamed
 from rl.replay.replay import Memory, replay
-from rl.replay.transitions import ReplayState, Transitions
-from rl.spaces import real_valued, zeros
-from rl.types import Algorithm, Carry, Experience, TimeStep
+from rl.replay.transitions import Transitions
+from rl.spaces import zeros
+from rl.types import Algorithm, Carry, TimeStep
+from rl.value_heads import ValueHead
 
-
-@flax.struct.dataclass
-class DQNAgent:
-    """Everything that changes while action values are learned.
-
-    Attributes:
-        params: parameters of the online network.
-        target: parameters of the target network.
-        optimizer: state of the Optax optimizer.
-        replay: the transitions kept.
-        steps: scalar int32; steps of all environments together.
-        updates: scalar int32; updates of the parameters.
-        observations: `rl.normalize.Moments` of the observations; None if they are not normalized.
-    """
-
-    params: Any
-    target: Any
-    optimizer: Any
-    replay: ReplayState
-    steps: Any
-    updates: Any
-    observations: Any
-
-
-class Priorities(NamedTuple):
-    """The priorities of the replay.
-
-    Attributes:
-        tree: as in `ReplayState`.
-        highest: as in `ReplayState`.
-    """
-
-    tree: Any
-    highest: Any
-
-
-class Learning(NamedTuple):
-    """The state that one update passes to the next.
-
-    Attributes:
-        params: parameters of the online network.
-        target_params: parameters of the target network.
-        opt_state: state of the Optax optimizer.
-        updates: scalar int32; updates so far.
-        priorities: priorities of the replay.
-    """
-
-    params: PyTree
-    target_params: PyTree
-    opt_state: Any
-    updates: Array
-    priorities: Priorities
+MEAN = value_heads.mean()
+_NOISE = 1  # folded into a key, so that the other random numbers are those of a network without noise
 
 
 @renamed(
@@ -112,6 +64,8 @@ def dqn(
     prioritized: bool = False,
     priority_exponent: float = 0.6,
     importance: float | Schedule = 0.4,
+    head: ValueHead = MEAN,
+    noisy: bool = False,
     masked: bool = False,
     stack: int = 1,
     memory: Memory = "device",
@@ -140,18 +94,29 @@ def dqn(
         prioritized: sample by TD error (Schaul et al. 2016).
         priority_exponent: of the errors.
         importance: correction of prioritized sampling, 0 (none) to 1 (full); a number or a function like `epsilon`.
-        huber: errors above it count linearly. By default all count squared: a limit far below the values clips the
-            rare terminal errors, and CartPole's values then grow without bounds.
+        head: what is learned about the return of an action (`rl.value_heads`), by default its mean.
+        noisy: explore by noise in the layers (Fortunato et al. 2018); give `epsilon=0` with it, and a noisy torso where
+            the network is your own.
+        huber: with the default head, errors above it count linearly. By default all count squared: a limit far below
+            the values clips the rare terminal errors, and CartPole's values then grow without bounds.
         masked: the environment gives action masks.
         stack: frames in an observation, as for `rl.replay.replay`.
         memory: where the replay's observations lie, as for `rl.replay.replay`.
         normalize_observations: by running moments; real-valued parts alone.
 
     Raises:
-        ValueError: for other actions, and for a replay that does not fit in memory.
+        ValueError: for other actions, for a replay that does not fit in memory, and for `huber` with another head.
     """
     if not isinstance(action_space, spaces.Discrete):
-        raise ValueError(f"the action space {action_space} is not Discrete; DQN values single choices (try rl.ppo)")
+        box = isinstance(action_space, spaces.Box)
+        raise ValueError(
+            f"the action space {action_space} is not Discrete; DQN values single choices (try "
+            f"{'rl.sac or ' if box else ''}rl.ppo)"
+        )
+    if huber is not None:
+        if head is not MEAN:
+            raise ValueError(f"dqn(huber={huber}): the head has a limit of its own; give it there (rl.value_heads)")
+        head = value_heads.mean(huber)
     for name, value in (
         ("num_steps", num_steps),
         ("updates_per_rollout", updates_per_rollout),
@@ -161,8 +126,8 @@ def dqn(
             raise ValueError(f"dqn({name}={value}): at least 1")
     if optimizer is None:
         optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(5e-4))
-    body = torso(observation_space, (256, 256), nn.relu) if network is None else network
-    model = Values(body, int(action_space.n), dueling)
+    body = torso(observation_space, (256, 256), nn.relu, noisy) if network is None else network
+    model = Values(body, int(action_space.n), dueling, head.outputs, noisy, head.drawn)
     buffer = replay(
         observation_space,
         action_space,
@@ -176,103 +141,134 @@ def dqn(
         memory=memory,
     )
 
-    def init(key: Array) -> DQNAgent:
-        params = model.init(key, zeros(observation_space, 1))["params"]
-        nothing = jnp.zeros((), jnp.int32)
-        target = jax.tree.map(jnp.copy, params)
-        one = jax.tree.map(lambda leaf: leaf[0], zeros(observation_space, 1))
-        moments = normalize.initial(one, real_valued(observation_space)) if normalize_observations else None
-        return DQNAgent(params, target, optimizer.init(params), buffer.init(), nothing, nothing, moments)
+    def init(key: Array) -> tuple[PyTree, PyTree, Any]:
+        levels = jnp.zeros((1, head.outputs)) if head.drawn else None
+        params = model.init(key, zeros(observation_space, 1), levels)["params"]
+        return params, jax.tree.map(jnp.copy, params), optimizer.init(params)
 
-    def seen(agent: DQNAgent, observation: Any) -> Any:
-        return observation if agent.observations is None else normalize.normalized(agent.observations, observation)
+    def outputs(params: PyTree, observation: Any, levels: Any, key: Array | None) -> Float[Array, "batch actions n"]:
+        """What the network gives; its layers are noisy where there is a key."""
+        noise = {"noise": key} if noisy and key is not None else {}
+        return model.apply({"params": params}, observation, levels, rngs=noise)  # type: ignore[return-value]
 
-    def values(params: PyTree, observation: Any, mask: Any) -> Float[Array, "batch actions"]:
-        q_values = model.apply({"params": params}, observation)
-        return q_values if mask is None else jnp.where(mask, q_values, FORBIDDEN)  # type: ignore[return-value]
+    def masked_values(given: Array, mask: Any) -> Float[Array, "batch actions"]:
+        values = head.values(given)
+        return values if mask is None else jnp.where(mask, values, FORBIDDEN)
+
+    def midpoints(count: int) -> Array | None:
+        levels = (jnp.arange(head.outputs) + 0.5) / head.outputs
+        return jnp.broadcast_to(levels, (count, head.outputs)) if head.drawn else None
 
     def act(
-        agent: DQNAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool
+        agent: ReplayAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool
     ) -> tuple[Array, Carry, tuple[()]]:
-        q_values = values(agent.params, seen(agent, timestep.observation), timestep.action_mask)
-        best = q_values.argmax(-1)
+        count, noise_key = len(timestep.first), None if greedy else jax.random.fold_in(key, _NOISE)
+        given = outputs(agent.params, timestep.observation, midpoints(count), noise_key)
+        best = masked_values(given, timestep.action_mask).argmax(-1)
         if greedy:
             return best, carry, ()
         which, what = jax.random.split(key)
-        allowed = jnp.zeros(q_values.shape) if timestep.action_mask is None else jnp.log(timestep.action_mask + 1e-30)
+        allowed = jnp.zeros(given.shape[:-1]) if timestep.action_mask is None else jnp.log(timestep.action_mask + 1e-30)
         explore = jax.random.uniform(which, best.shape) < at(epsilon, agent.steps)
         return jnp.where(explore, jax.random.categorical(what, allowed), best), carry, ()
 
-    def update(agent: DQNAgent, experience: Experience, key: Array) -> tuple[DQNAgent, dict[str, Any]]:
-        kept = buffer.add(agent.replay, experience)
-        moments = agent.observations
-        if moments is not None:
-            moments = normalize.updated(moments, experience.timestep.observation, experience.valid)
-        steps = agent.steps + jnp.asarray(experience.valid).sum().astype(jnp.int32)
-        agent = agent.replace(replay=kept, steps=steps, observations=moments)  # type: ignore[attr-defined]
-        before = Learning(
-            agent.params, agent.target, agent.optimizer, agent.updates, Priorities(kept.tree, kept.highest)
-        )
+    def learn(learning: Learning, batch: Transitions, key: Array) -> tuple[Learning, Array | None, dict[str, Mean]]:
+        params, target_params, opt_state, count = learning
+        keys = jax.random.split(jax.random.fold_in(key, _NOISE), 4)
+        levels = jax.random.uniform(keys[0], (2, batch_size, head.outputs)) if head.drawn else (None, None)
+        goals = goals_of(params, target_params, batch, levels[0], keys[1:3])
+        part = own_part({"transitions": batch, "goals": goals, "levels": levels[1]}, batch_size)
+        separable = not (prioritized or noisy)  # the errors are one for each example, and noise is drawn
+        grads, mean, measured = jdl.gradients(loss, params, part, key, separable=separable)
+        errors = None
+        if prioritized:
+            # Where a transform split the batch, its errors are not in one piece and are computed again.
+            whole = not seam.current().reductions
+            errors = measured["error"] if whole else each(params, batch, goals, levels[1], key)[0]
+        params, opt_state = apply_gradients(optimizer, grads, opt_state, params, mean, loss, part, key)
+        count = count + 1
+        due = count % target_every == 0
+        target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, target_params)
+        return Learning(params, target_params, opt_state, count), errors, {"loss": mean, "value": measured["value"]}
 
-        # The replay's rows are closed over, not carried: an array that passes through a branch or loop may be copied.
-        def learn() -> tuple[Learning, Any]:
-            learning, metrics = jax.lax.scan(one_update, before, jax.random.split(key, updates_per_rollout))
-            return learning, merge_axis(metrics, 0)
+    def goals_of(params: PyTree, target_params: PyTree, batch: Transitions, levels: Any, keys: Array) -> Array:
+        """The n-step rewards plus the discounted return of the best next action, by the target network."""
+        following = outputs(target_params, batch.next_observation, levels, keys[0])
+        chooser = outputs(params, batch.next_observation, levels, keys[1]) if double else following
+        best = masked_values(chooser, batch.next_action_mask).argmax(-1)
+        return head.goals(batch.reward, batch.discount, _taken(following, best))
 
-        def one_update(learning: Learning, key: Array) -> tuple[Learning, dict[str, Mean]]:
-            params, target_params, opt_state, count, priorities = learning
-            buffer_state = ReplayState(kept.ring, priorities.tree, priorities.highest)
-            batch = buffer.sample(buffer_state, key, batch_size, discount, at(importance, agent.steps))
-            batch = batch._replace(
-                observation=seen(agent, batch.observation), next_observation=seen(agent, batch.next_observation)
-            )
-            targets = td_targets(params, target_params, batch)
-            share = seam.current().share(jnp.arange(batch_size))  # this replica's part of the batch
-            part = jax.tree.map(lambda leaf: leaf[share], {"transitions": batch, "td_targets": targets})
-            grads, mean, measured = jdl.gradients(loss, params, part, key, separable=not prioritized)
-            if prioritized:
-                # Where a transform split the batch, its errors are not in one piece and are computed again.
-                whole = not seam.current().reductions
-                errors = (
-                    measured["error"] if whole else td_errors(params, batch, td_targets(params, target_params, batch))
-                )
-                buffer_state = buffer.reprioritize(buffer_state, batch.place, errors)
-            params, opt_state = apply_gradients(optimizer, grads, opt_state, params, mean, loss, part, key)
-            count = count + 1
-            due = count % target_every == 0
-            target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, target_params)
-            priorities = Priorities(buffer_state.tree, buffer_state.highest)
-            learning = Learning(params, target_params, opt_state, count, priorities)
-            return learning, {"loss": mean, "value": measured["value"]}
-
-        shapes = jax.eval_shape(learn)[1]
-        unmeasured = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        ready = (agent.steps >= learning_starts) & buffer.ready(kept)
-        learning, metrics = jax.lax.cond(ready, learn, lambda: (before, unmeasured))
-        params, target_params, opt_state, count, priorities = learning
-        memorized = ReplayState(kept.ring, priorities.tree, priorities.highest)
-        agent = DQNAgent(params, target_params, opt_state, memorized, agent.steps, count, moments)
-        return agent, {**metrics, "epsilon": Last(jnp.asarray(at(epsilon, agent.steps), jnp.float32))}
-
-    def td_targets(params: PyTree, target_params: PyTree, batch: Transitions) -> Float[Array, " batch"]:
-        """The n-step rewards plus the discounted value of the best next action, by the target network."""
-        next_values = values(target_params, batch.next_observation, batch.next_action_mask)
-        chooser = values(params, batch.next_observation, batch.next_action_mask) if double else next_values
-        bootstrap = jnp.take_along_axis(next_values, chooser.argmax(-1)[:, None], 1)[:, 0]
-        return batch.reward + batch.discount * bootstrap
-
-    def td_errors(params: PyTree, batch: Transitions, targets: Array) -> Float[Array, " batch"]:
-        q_values = values(params, batch.observation, None)
-        return jnp.take_along_axis(q_values, batch.action[:, None], 1)[:, 0] - targets
+    def each(params: PyTree, batch: Transitions, goals: Array, levels: Any, key: Array) -> tuple[Array, Array, Array]:
+        """Error, loss and value of each transition."""
+        taken = _taken(outputs(params, batch.observation, levels, key), batch.action)
+        losses, value = head.loss(taken, goals, levels), head.values(taken)
+        return value - goals[:, 0] if head.mean else losses, losses, value
 
     def loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Any]]:
         batch = part["transitions"]
-        errors = td_errors(params, batch, jax.lax.stop_gradient(part["td_targets"]))
+        errors, losses, value = each(params, batch, part["goals"], part["levels"], key)
         counted = (batch.weight > 0).astype(jnp.float32)
-        measured: dict[str, Any] = {"value": Mean(((errors + part["td_targets"]) * counted).sum(), counted.sum())}
+        measured: dict[str, Any] = {"value": Mean((value * counted).sum(), counted.sum())}
         if prioritized:
             measured["error"] = errors
-        squared = optax.l2_loss(errors) if huber is None else optax.huber_loss(errors, delta=huber)
-        return (squared * batch.weight).sum(), counted.sum(), measured
+        return (losses * batch.weight).sum(), counted.sum(), measured
 
-    return Algorithm(init, lambda num_envs: (), act, update, num_steps)
+    return off_policy(
+        observation_space,
+        buffer,
+        init=init,
+        act=act,
+        learn=learn,
+        also=lambda agent: {"epsilon": Last(jnp.asarray(at(epsilon, agent.steps), jnp.float32))},
+        num_steps=num_steps,
+        updates_per_rollout=updates_per_rollout,
+        batch_size=batch_size,
+        learning_starts=learning_starts,
+        discount=discount,
+        importance=importance,
+        normalize_observations=normalize_observations,
+    )
+
+
+def _taken(outputs: Float[Array, "batch actions n"], action: Array) -> Float[Array, "batch n"]:
+    """The outputs of one action of each example."""
+    return jnp.take_along_axis(outputs, action[:, None, None], 1)[:, 0]
+
+
+def rainbow(
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    network: nn.Module | None = None,
+    *,
+    low: float,
+    high: float,
+    atoms: int = 51,
+    **options: Any,
+) -> Algorithm:
+    """Rainbow: `rl.dqn` with a categorical head, double, dueling and noisy networks, 3 steps and prioritized replay.
+
+    Args:
+        observation_space: see `rl.dqn`.
+        action_space: see `rl.dqn`.
+        network: a torso, with noisy layers (`rl.networks.torso(..., noisy=True)`); by default as for `rl.dqn`.
+        low: see `rl.value_heads.categorical`.
+        high: see `rl.value_heads.categorical`.
+        atoms: see `rl.value_heads.categorical`.
+        **options: see `rl.dqn`; `num_envs` is required.
+
+    Raises:
+        ValueError: as `rl.dqn` and `rl.value_heads.categorical`.
+
+    Source: Hessel et al. 2018.
+    """
+    combined = {
+        "head": value_heads.categorical(low, high, atoms),
+        "double": True,
+        "dueling": True,
+        "noisy": True,
+        "epsilon": 0.0,
+        "n_step": 3,
+        "prioritized": True,
+        "priority_exponent": 0.5,
+    }
+    return dqn(observation_space, action_space, network, **{**combined, **options})

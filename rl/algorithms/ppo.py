@@ -88,7 +88,8 @@ def ppo(
         batch = advantage_batch(pi, agent, experience, discount, gae_lambda)
         size = len(batch["value"])
         if minibatches > size:
-            raise ValueError(f"ppo(minibatches={minibatches}): a rollout has {size} steps in all; at most that many")
+            what = "environments, whose steps stay together with a memory" if pi.initial_carry(1) else "steps in all"
+            raise ValueError(f"ppo(minibatches={minibatches}): a rollout has {size} {what}; at most that many")
         number = jnp.arange(epochs * minibatches)
         positions = number[:, None] % minibatches * (size // minibatches) + jnp.arange(size // minibatches)
         # Compute a permutation instead of sorting random keys: on a CPU sorting takes longer than the updates.
@@ -113,7 +114,7 @@ def ppo(
         return updated(agent, params, optimizer_state, experience), merge_axis(measured, 0)
 
     def loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
-        distribution, value = pi.apply(params, part["observation"], part["action_mask"])
+        distribution, value = pi.replayed(params, part)
         log_ratio = distribution.log_prob(part["action"]) - part["log_prob"]
         ratio = jnp.exp(log_ratio)
         gain = jnp.minimum(ratio * part["advantage"], jnp.clip(ratio, 1 - clip, 1 + clip) * part["advantage"])
@@ -134,4 +135,4 @@ def ppo(
         total = means["policy_loss"].total + value_weight * means["value_loss"].total
         return total - entropy_weight * means["entropy"].total, weight, means
 
-    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, num_steps, pi.recall)
+    return Algorithm(pi.init, pi.initial_carry, pi.act, update, num_steps, pi.recall)

@@ -13,7 +13,7 @@ import jdl
 from jdl.core import seam
 from jdl.core.accumulators import Mean
 from jdl.core.update import apply_gradients
-from rl.policy import PolicyAgent, flat, moments, policy, updated
+from rl.policy import PolicyAgent, moments, policy, updated
 from rl.renamed import renamed
 from rl.returns import lambda_returns
 from rl.types import Algorithm, Experience
@@ -82,7 +82,7 @@ def reinforce(
         counted = (experience.valid & _ends_later(boundary)).astype(jnp.float32)
         gain = returned - experience.extras.value if baseline else returned
         center, scale = moments(gain, counted) if normalize_returns else (0.0, 1.0)
-        batch = flat(
+        batch = pi.examples(
             {
                 "observation": pi.seen(agent, experience.timestep.observation),
                 "action_mask": experience.timestep.action_mask,
@@ -92,7 +92,8 @@ def reinforce(
                 "valid": counted,
             }
         )
-        own = seam.current().share(jnp.arange(returned.size))  # under `jdl.pmap`, this replica's part
+        batch |= pi.given(experience)
+        own = seam.current().share(jnp.arange(len(batch["gain"])))  # under `jdl.pmap`, this replica's part
         part = jax.tree.map(lambda leaf: leaf[own], batch)
         grads, mean, measured = jdl.gradients(loss, agent.params, part, key, separable=True)
         params, optimizer_state = apply_gradients(
@@ -101,7 +102,7 @@ def reinforce(
         return updated(agent, params, optimizer_state, experience), measured
 
     def loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
-        distribution, value = pi.apply(params, part["observation"], part["action_mask"])
+        distribution, value = pi.replayed(params, part)
         each = {
             "policy_loss": -distribution.log_prob(part["action"]) * part["gain"],
             "entropy": distribution.entropy(),
@@ -113,7 +114,7 @@ def reinforce(
         total = means["policy_loss"].total - entropy_weight * means["entropy"].total
         return total + (means["value_loss"].total if baseline else 0.0), weight, means
 
-    return Algorithm(pi.init, lambda num_envs: (), pi.act, update, num_steps, pi.recall)
+    return Algorithm(pi.init, pi.initial_carry, pi.act, update, num_steps, pi.recall)
 
 
 def _ends_later(boundary: Bool[Array, "time env"]) -> Bool[Array, "time env"]:

@@ -5,15 +5,29 @@ from functools import partial
 from typing import Any
 
 from rl.envs.adapters import from_brax, from_functional, from_gymnax, from_pgx
-from rl.envs.classic_control import acrobot, cartpole, mountain_car, pendulum
+from rl.envs.classic_control import acrobot, cartpole, mountain_car, mountain_car_continuous, pendulum
 from rl.envs.environment import Environment, Outcome, auto_reset, time_limit
+from rl.envs.partly_observed import (
+    LENGTHS,
+    cartpole_without_velocities,
+    hidden,
+    memory_chain,
+    pendulum_without_velocity,
+    register,
+)
 from rl.envs.toy_text import expected_return, from_table, greedy, optimal_values, table, toy_text
+
+register()
 
 TWINS: dict[str, Callable[..., Environment]] = {
     "CartPole-v1": cartpole,
     "MountainCar-v0": mountain_car,
+    "MountainCarContinuous-v0": mountain_car_continuous,
     "Acrobot-v1": acrobot,
     "Pendulum-v1": pendulum,
+    "CartPoleNoVel-v1": cartpole_without_velocities,
+    "PendulumNoVel-v1": pendulum_without_velocity,
+    **{f"MemoryChain{length}-v0": partial(memory_chain, length) for length in LENGTHS},
     **{
         name: partial(toy_text, name)
         for name in ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "CliffWalkingSlippery-v1", "Taxi-v4")
@@ -32,18 +46,23 @@ def make(name: str, **options: Any) -> Environment:
         LookupError: for an environment without a twin; the message lists those with one.
     """
     if name not in TWINS:
-        known = ", ".join(TWINS)
-        raise LookupError(f"there is no JAX environment {name!r}; there are {known} (others train with runner host)")
+        known = ", ".join(name for name in TWINS if not name.startswith("MemoryChain"))
+        raise LookupError(
+            f"there is no JAX environment {name!r}; there are {known}, MemoryChain1-v0 and so on (others train with "
+            "runner host)"
+        )
     return TWINS[name](**options)
 
 
 __all__ = [
+    "LENGTHS",
     "TWINS",
     "Environment",
     "Outcome",
     "acrobot",
     "auto_reset",
     "cartpole",
+    "cartpole_without_velocities",
     "expected_return",
     "from_brax",
     "from_functional",
@@ -51,10 +70,14 @@ __all__ = [
     "from_pgx",
     "from_table",
     "greedy",
+    "hidden",
     "make",
+    "memory_chain",
     "mountain_car",
+    "mountain_car_continuous",
     "optimal_values",
     "pendulum",
+    "pendulum_without_velocity",
     "table",
     "time_limit",
     "toy_text",

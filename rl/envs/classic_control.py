@@ -78,6 +78,34 @@ def mountain_car(max_steps: int = 200) -> Environment:
     return time_limit(env, max_steps)
 
 
+def mountain_car_continuous(max_steps: int = 999) -> Environment:
+    """The same car with any force up to a limit; 100 for the flag, minus 0.1 times the square of the force each step.
+
+    Args:
+        max_steps: steps after which an episode is truncated.
+    """
+    lowest, highest, fastest, goal, power, gravity = -1.2, 0.6, 0.07, 0.45, 0.0015, 0.0025
+    low, high = np.array([lowest, -fastest], np.float32), np.array([highest, fastest], np.float32)
+
+    def reset(key: Array) -> tuple[Array, Outcome]:
+        state = jnp.stack([jax.random.uniform(key, (), jnp.float32, -0.6, -0.4), jnp.float32(0)])
+        return state, Outcome(state, jnp.float32(0), _NO, _NO)
+
+    def step(state: Float[Array, "2"], action: Any, key: Array) -> tuple[Array, Outcome]:
+        position, velocity = state
+        force = jnp.clip(action[0], -1, 1)
+        velocity = jnp.clip(velocity + power * force - gravity * jnp.cos(3 * position), -fastest, fastest)
+        position = jnp.clip(position + velocity, lowest, highest)
+        velocity = jnp.where((position <= lowest) & (velocity < 0), 0, velocity)
+        state = jnp.stack([position, velocity])
+        there = (position >= goal) & (velocity >= 0)
+        return state, Outcome(state, 100.0 * there - 0.1 * action[0] ** 2, there, _NO)
+
+    forces = spaces.Box(-1, 1, (1,), np.float32)
+    env = Environment("MountainCarContinuous-v0", reset, step, spaces.Box(low, high, dtype=np.float32), forces)
+    return time_limit(env, max_steps)
+
+
 def acrobot(max_steps: int = 500) -> Environment:
     """Swing a two-link arm above a line by torque on its middle joint; the reward is -1 per step until it is there.
 

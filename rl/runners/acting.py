@@ -27,6 +27,7 @@ def predictor(algorithm: Algorithm, action_space: gymnasium.Space) -> Callable[[
     Returns:
         `(state, batch) -> actions`, as the environment takes them. `batch` is the observations or has them as "input";
         then it may also have an "action_mask" [batch, actions]. Observations may have theirs as a part of that name.
+        Where `batch` has a "carry", what was remembered before or None, the result is a dict of "action" and "carry".
     """
     as_taken = legal(action_space)
 
@@ -37,9 +38,12 @@ def predictor(algorithm: Algorithm, action_space: gymnasium.Space) -> Callable[[
         if isinstance(observation, Mapping) and "action_mask" in observation:
             mask = observation["action_mask"]
         size = len(jax.tree.leaves(observation)[0])
-        timestep = TimeStep(observation, jnp.ones(size, bool), mask)
-        action, _, _ = algorithm.act(state.agent, algorithm.initial_carry(size), timestep, state.key, True)
-        return as_taken(action)
+        remembers = isinstance(batch, dict) and "input" in batch and "carry" in batch
+        before = batch["carry"] if remembers else None
+        carry = algorithm.initial_carry(size) if before is None else before
+        timestep = TimeStep(observation, jnp.full(size, before is None), mask)
+        action, carry, _ = algorithm.act(state.agent, carry, timestep, state.key, True)
+        return {"action": as_taken(action), "carry": carry} if remembers else as_taken(action)
 
     return predict
 

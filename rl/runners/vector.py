@@ -98,7 +98,7 @@ class Vector:
         if not self.envs.observation_space.contains(observation):
             raise ValueError(
                 f"{self.envs} was reset to {_shown(observation)}, which is not in its observation space "
-                f"{self.envs.observation_space}; gymnasium.utils.env_checker.check_env(env) says more"
+                f"{self.envs.observation_space}; rl.check_env says more"
             )
         self._ended = self._nobody
         mask = mask_of(observation, info)

@@ -38,6 +38,17 @@ MAKE = {
     ),
 }  # fmt: skip
 
+_FROM_REPLAY = {
+    "optimizer": optax.adam(0.01), "discount": DISCOUNT, "num_envs": NUM_ENVS, "num_steps": 4, "batch_size": 32,
+    "updates_per_rollout": 1, "capacity": 1024, "learning_starts": 64, "tau": 0.1,
+}  # fmt: skip
+CONTINUOUS = {
+    name: lambda env, name=name, **options: getattr(rl, name)(
+        env.observation_space, env.action_space, torso(), **_FROM_REPLAY | options
+    )
+    for name in ("sac", "td3", "ddpg", "tqc")
+}
+
 
 # What others in a battery see as well runs in `make test-slow`, or for diagnosis alone: it takes minutes to compile.
 def some_slow(*slow, diagnosis=()):

@@ -16,7 +16,7 @@ def _observe(x):
     return jnp.asarray(x, jnp.float32)[None]
 
 
-def constant():
+def constant(action_space=None):
     """One step, always 1."""
 
     def reset(key):
@@ -25,7 +25,7 @@ def constant():
     def step(state, action, key):
         return (state, Outcome(_observe(0), jnp.float32(1), YES, NO))
 
-    return Environment("constant", reset, step, LINE, spaces.Discrete(2))
+    return Environment("constant", reset, step, LINE, action_space or spaces.Discrete(2))
 
 
 def observed():
@@ -41,7 +41,7 @@ def observed():
     return Environment("observed", reset, step, LINE, spaces.Discrete(2))
 
 
-def two_steps():
+def two_steps(action_space=None):
     """The reward comes at the second step: the first is worth the discount."""
 
     def reset(key):
@@ -50,7 +50,7 @@ def two_steps():
     def step(state, action, key):
         return state + 1, Outcome(_observe(state + 1), state, state > 0, NO)
 
-    return Environment("two steps", reset, step, LINE, spaces.Discrete(2))
+    return Environment("two steps", reset, step, LINE, action_space or spaces.Discrete(2))
 
 
 def endless(action_space=None):
@@ -167,6 +167,38 @@ def aimed():
         return state, Outcome(_observe(state), -((action[0] - state / 2) ** 2), YES, NO)
 
     return Environment("aimed", reset, step, LINE, spaces.Box(-1, 1, (1,), np.float32))
+
+
+def aimed_within(low, high, target):
+    """One step, the reward is the closer to zero the closer each number of the action is to its target."""
+    space = spaces.Box(np.float32(low), np.float32(high), dtype=np.float32)
+
+    def reset(key):
+        return jnp.int32(0), Outcome(_observe(0), 0.0, NO, NO)
+
+    def step(state, action, key):
+        return state, Outcome(_observe(0), -jnp.square(action - jnp.asarray(target)).sum(), YES, NO)
+
+    return Environment("aimed within", reset, step, LINE, space)
+
+
+def recalled(blank=2):
+    """A side is shown at first and then no more; at the end the action that names it is right."""
+
+    def observe(side, time):
+        return jnp.stack([jnp.where(time == 0, 2.0 * side - 1, 0.0), jnp.asarray(time == blank, jnp.float32)])
+
+    def reset(key):
+        side = jax.random.bernoulli(key).astype(jnp.int32)
+        return (side, jnp.int32(0)), Outcome(observe(side, 0), 0.0, NO, NO)
+
+    def step(state, action, key):
+        side, time = state
+        over = time == blank
+        reward = jnp.where(over, jnp.where(action == side, 1.0, -1.0), 0.0)
+        return (side, time + 1), Outcome(observe(side, time + 1), reward, over, NO)
+
+    return Environment("recalled", reset, step, spaces.Box(-2, 2, (2,), np.float32), spaces.Discrete(2))
 
 
 def two_choices():

@@ -14,6 +14,7 @@ KEY = jax.random.key(0)
 CLASSIC = {
     "CartPole-v1": (np.array([2.6, 4.0, 0.25, 4.0]), 1e-5),
     "MountainCar-v0": (np.array([1.2, 0.07]), 1e-6),
+    "MountainCarContinuous-v0": (np.array([1.2, 0.07]), 1e-6),
     "Acrobot-v1": (np.array([np.pi, np.pi, 4 * np.pi, 9 * np.pi]), 2e-3),  # Runge-Kutta at 28 rad/s amplifies rounding
     "Pendulum-v1": (np.array([np.pi, 8.0]), 1e-4),
 }
@@ -27,7 +28,7 @@ def test_transitions_from_the_same_states(name):
     theirs.reset(seed=0)
     random, count = np.random.default_rng(0), 500
     states = random.uniform(-bound, bound, (count, len(bound))).astype(np.float32)
-    if name == "MountainCar-v0":
+    if name.startswith("MountainCar"):
         states[:, 0] = random.uniform(-1.2, 0.6, count)
     if name == "Acrobot-v1":  # half of them at speeds that play has
         states[::2, 2:] /= 8
@@ -142,3 +143,24 @@ def test_an_unknown_environment_names_those_there_are():
         envs.make("Pong")
     with pytest.raises(ValueError, match="has no table"):
         envs.table(gymnasium.make("CartPole-v1"))
+
+
+@pytest.mark.parametrize("name", ["CartPoleNoVel-v1", "PendulumNoVel-v1", "MemoryChain3-v0"])
+def test_what_is_partly_observed_is_the_same_in_gymnasium(name):
+    theirs, ours = gymnasium.make(name), envs.make(name)
+    assert ours.observation_space == theirs.observation_space
+    theirs.action_space.seed(0)
+    observation, _ = theirs.reset(seed=0)
+    if name.startswith("Memory"):
+        state = jnp.int32(observation[2] > 0), jnp.int32(0)
+    else:
+        plain = theirs.unwrapped
+        state = Timed(jnp.asarray(plain.state, jnp.float32), jnp.int32(0))
+    for _ in range(4):
+        action = theirs.action_space.sample()
+        observation, reward, terminated, *_ = theirs.step(action)
+        state, outcome = ours.step(state, jnp.asarray(action), KEY)
+        np.testing.assert_allclose(outcome.observation, observation, atol=1e-4)
+        np.testing.assert_allclose(outcome.reward, reward, atol=1e-4)
+        assert bool(outcome.terminated) == terminated
+    assert terminated == name.startswith("Memory")

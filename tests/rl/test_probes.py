@@ -49,7 +49,7 @@ def values(name, algorithm, env, agent, *observations):
     seen = jnp.asarray(observations, jnp.float32)[:, None]
     if name.startswith("dqn"):
         network = rl.networks.Values(torso(), int(env.action_space.n), dueling=name != "dqn")
-        return network.apply({"params": agent.params}, seen).max(-1)
+        return network.apply({"params": agent.params}, seen)[..., 0].max(-1)
     timestep = TimeStep(seen, jnp.ones(len(seen), bool))
     action, *_ = algorithm.act(agent, (), timestep, jax.random.key(0), False)
     return algorithm.recall(agent, (), *jax.tree.map(lambda leaf: leaf[None], (timestep, action))).value[0]
@@ -174,7 +174,7 @@ def test_the_value_that_follows_is_of_the_observation_before_a_reset(rate):
         terminated=terminated, truncated=jnp.asarray(truncated), valid=None, next_observation=jnp.asarray(after),
         last=TimeStep(None, None), carry=(),
     )  # fmt: skip
-    found = next_values(values, experience)
+    found = next_values(lambda observation, carry: values(observation), experience)
     np.testing.assert_allclose(found[~terminated], values(after)[~terminated], atol=1e-5)
 
 

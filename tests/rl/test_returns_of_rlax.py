@@ -1,12 +1,4 @@
-"""Returns beside rlax's, which has no truncations: there its λ is zero, so that the value reached stands alone.
-
-Its package imports one that knows no JAX of today; the functions themselves need but chex.
-"""
-
-import importlib
-import importlib.util
-import sys
-import types
+"""Returns beside rlax's, which has no truncations: there its λ is zero, so that the value reached stands alone."""
 
 import jax
 import numpy as np
@@ -15,20 +7,6 @@ from hypothesis import given, settings
 from test_returns import consistent, data, fractions, pick, rates, seeds
 
 from rl import returns
-
-_FOUND = importlib.util.find_spec("rlax")
-if _FOUND is None:
-    pytest.skip("rlax is not installed", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def rlax():
-    package = types.ModuleType("rlax")
-    package.__path__ = _FOUND.submodule_search_locations
-    sys.modules["rlax"] = package
-    yield lambda module: importlib.import_module(f"rlax._src.{module}")
-    for name in [name for name in sys.modules if name.split(".")[0] == "rlax"]:
-        del sys.modules[name]
 
 
 def theirs(function, *arrays, **options):

@@ -1,0 +1,97 @@
+"""Soft actor-critic and truncated quantile critics, on compiled twins or on the host; scored in Gymnasium.
+
+Run:       jdl run sac --seeds 10                      (Pendulum-v1)
+           jdl run sac --method tqc --seeds 10
+           jdl run sac --env HalfCheetah-v5 --seeds 5
+Result:    not measured yet
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import optax
+from gymnasium import Space
+
+import jdl
+import rl
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(rl.Training):
+    """Hyper-parameters; what is None is tuned for the environment, or else common."""
+
+    env: str = "Pendulum-v1"
+    method: Literal["sac", "tqc"] = "sac"
+    num_steps: int | None = None  # steps of each environment between learning
+    updates_per_rollout: int | None = None  # batches in each phase of learning; one for each step of all environments
+    batch_size: int | None = None
+    capacity: int | None = None
+    learning_starts: int | None = None  # environment steps with random actions before
+    learning_rate: float | None = None
+    discount: float | None = None
+    tau: float | None = None
+    temperature: float | None = None  # of the entropy; learned by default
+    critics: int | None = None
+    policy_delay: int | None = None  # updates of the critics for each one of the actor
+    n_step: int | None = None
+    noise: float | None = None  # standard deviation of Ornstein-Uhlenbeck noise; 0 for none
+    normalize_observations: bool | None = None
+
+
+SMOKE = {"total_steps": 160, "num_episodes": 2, "capacity": 1024, "learning_starts": 32}
+RECORDS = {
+    "": jdl.Record(
+        seeds=10, statistic="iqm", bars={"return": ">= -157"}, beside="RL Zoo -157.0 ± 88.7 (one run, 750 episodes)"
+    ),
+    "tqc": jdl.Record(
+        {"method": "tqc"},
+        seeds=10,
+        statistic="iqm",
+        bars={"return": ">= -155"},
+        beside="RL Zoo -151.3 (one run)",
+    ),
+    "mountain_car": jdl.Record(
+        {"env": "MountainCarContinuous-v0"},
+        seeds=5,
+        statistic="iqm",
+        bars={"return": ">= 93"},
+        beside="RL Zoo, with state-dependent exploration, 94.7 ± 1.1 (one run)",
+    ),
+}
+
+
+COMMON = {
+    "total_steps": 20_000,
+    "num_envs": 1,
+    "num_steps": 1,
+    "batch_size": 256,
+    "capacity": 1_000_000,
+    "learning_starts": 100,
+    "learning_rate": 3e-4,
+    "discount": 0.99,
+    "tau": 0.005,
+    "critics": 2,
+    "policy_delay": 1,
+    "n_step": 1,
+    "noise": 0.0,
+    "normalize_observations": False,
+}
+TUNED: dict[str, dict[str, Any]] = {
+    "Pendulum-v1": {"learning_rate": 1e-3, "capacity": 20_000},
+    "HalfCheetah-v5": {"total_steps": 100_000, "learning_starts": 10_000},
+    "MountainCarContinuous-v0": {"total_steps": 50_000, "capacity": 50_000, "noise": 0.5},
+}
+
+settings = functools.partial(rl.settings, common=COMMON, tuned=TUNED)
+
+
+def algorithm(config: Config, observation_space: Space, action_space: Space) -> rl.Algorithm:
+    """SAC or TQC with Adam."""
+    chosen = settings(config)
+    noise = rl.exploration.ornstein_uhlenbeck(chosen["noise"]) if chosen["noise"] else None
+    options = rl.options(rl.sac, chosen) | {"optimizer": optax.adam(chosen["learning_rate"]), "noise": noise}
+    return getattr(rl, config.method)(observation_space, action_space, **options)
+
+
+learner, main = rl.experiment(algorithm, settings)

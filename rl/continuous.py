@@ -1,0 +1,202 @@
+"""The part that SAC, TD3 and their kin share: an actor and an ensemble of critics, and how the actor explores."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import gymnasium
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jdl.core.accumulators import Mean
+from rl.bounds import Bounds, bounds
+from rl.exploration import Noise
+from rl.networks import MLP, Actor, Critic, ensemble, torso
+from rl.off_policy import ReplayAgent
+from rl.spaces import encode, is_image, zeros
+from rl.types import Carry, TimeStep
+from rl.value_heads import quantile_loss
+
+
+class ActorCritics(NamedTuple):
+    """An actor and several critics as pure functions.
+
+    Attributes:
+        bounds: of the actions.
+        init: `(key) -> (actor parameters, critic parameters)`.
+        actor: `(actor parameters, observation [batch, ...]) -> (means, log_std)`, each [batch, size].
+        critics: `(critic parameters, observation [batch, ...], units [batch, size]) -> [critic, batch, outputs]`, for
+            actions in units of their bounds.
+    """
+
+    bounds: Bounds
+    init: Callable[[Array], tuple[PyTree, PyTree]]
+    actor: Callable[[PyTree, Any], tuple[Array, Array]]
+    critics: Callable[[PyTree, Any, Array], Float[Array, "critic batch outputs"]]
+
+
+class ValueRule(NamedTuple):
+    """What the outputs of the critics, [critic, batch, outputs], stand for.
+
+    Attributes:
+        outputs: numbers that each critic gives for a pair of observation and action.
+        value: `(outputs) -> [batch]`, the value that the actor climbs.
+        following: `(outputs) -> [batch, goals]`, cautious values of what follows an action.
+        loss: `(outputs, goals [batch, goals]) -> [batch]`.
+    """
+
+    outputs: int
+    value: Callable[[Array], Float[Array, " batch"]]
+    following: Callable[[Array], Float[Array, "batch goals"]]
+    loss: Callable[[Array, Array], Float[Array, " batch"]]
+
+
+LEAST = ValueRule(  # clipped double Q-learning (Fujimoto et al. 2018, equation 10)
+    outputs=1,
+    value=lambda outputs: outputs[..., 0].min(0),
+    following=lambda outputs: outputs.min(0),
+    loss=lambda outputs, goals: 0.5 * ((outputs - goals) ** 2).sum((0, 2)),
+)
+
+
+def truncated_quantiles(quantiles: int = 25, drop: int = 2, huber: float = 1.0) -> ValueRule:
+    """Quantiles of the return, of which the highest are left out of the goals.
+
+    A goal of all critics' quantiles together, without the highest, overestimates less than one without any of them,
+    and its caution is finer than that of the least of two values.
+
+    Args:
+        quantiles: of each critic, at the midpoints (2i − 1) / 2n.
+        drop: the highest quantiles that are left out, times the critics.
+        huber: errors above it count linearly.
+
+    Raises:
+        ValueError: for fewer than 1 quantile, and where all of them would be dropped.
+
+    Source: Kuznetsov et al. 2020, equations 7 to 12.
+    """
+    if quantiles < 1 or not 0 <= drop < quantiles:
+        raise ValueError(
+            f"truncated_quantiles(quantiles={quantiles}, drop={drop}): at least 1 quantile, and at least one left"
+        )
+    levels = (jnp.arange(quantiles) + 0.5) / quantiles
+
+    def following(outputs: Array) -> Array:
+        pooled = jnp.sort(jnp.moveaxis(outputs, 0, -1).reshape(outputs.shape[1], -1), -1)
+        return pooled[:, : len(outputs) * (quantiles - drop)]
+
+    def loss(outputs: Array, goals: Array) -> Array:
+        return quantile_loss(outputs, goals, levels, huber).sum(0) / quantiles
+
+    return ValueRule(quantiles, lambda outputs: outputs.mean((0, 2)), following, loss)
+
+
+def actor_critics(
+    algorithm: str,
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    network: nn.Module | None,
+    *,
+    count: int,
+    outputs: int = 1,
+    spread: bool = True,
+    widths: tuple[int, ...] = (256, 256),
+) -> ActorCritics:
+    """An actor, and critics that each see the observation and the action.
+
+    Args:
+        algorithm: the name of the algorithm, for messages.
+        observation_space: any space that `rl.networks.torso` or the given network takes.
+        action_space: Box of floating-point numbers, with any bounds.
+        network: a torso; the actor and each critic have their own. Without one, layers of `widths` follow the
+            observation, after it is joined to the action in a critic; pictures have the torso of `rl.networks.torso`.
+        count: critics.
+        outputs: numbers that a critic gives for a pair of observation and action.
+        spread: the actor has standard deviations.
+        widths: features of the layers.
+
+    Raises:
+        ValueError: for unsupported spaces, and for `count` below 1.
+    """
+    box = bounds(action_space, algorithm)
+    if count < 1:
+        raise ValueError(f"{algorithm}(critics={count}): at least 1")
+    if network is None and is_image(observation_space):
+        network = torso(observation_space)
+    if network is None:
+        plain = MLP(encode(observation_space), ())
+        actor = Actor(MLP(encode(observation_space), widths, nn.relu), box.size, spread)
+        critic = Critic(plain, widths, outputs)
+    else:
+        actor = Actor(network, box.size, spread)
+        critic = Critic(network.clone(), widths[-1:], outputs)
+    critics = ensemble(critic, count)
+
+    def init(key: Array) -> tuple[PyTree, PyTree]:
+        actor_key, critics_key = jax.random.split(key)
+        example = zeros(observation_space, 1)
+        units = jnp.zeros((1, box.size))
+        return actor.init(actor_key, example)["params"], critics.init(critics_key, example, units)["params"]
+
+    def act(params: PyTree, observation: Any) -> tuple[Array, Array]:
+        return cast(tuple, actor.apply({"params": params}, observation))
+
+    def value(params: PyTree, observation: Any, units: Array) -> Array:
+        return cast(Array, critics.apply({"params": params}, observation, units))
+
+    return ActorCritics(box, init, act, value)
+
+
+def explored(
+    box: Bounds,
+    agent: ReplayAgent,
+    units: Float[Array, "env size"],
+    timestep: TimeStep,
+    carry: Carry,
+    key: Array,
+    noise: Noise | None,
+    learning_starts: int,
+) -> tuple[Array, Carry]:
+    """The actions with which an agent collects experience: random ones at first, then its own with noise.
+
+    Args:
+        box: bounds of the actions.
+        agent: the agent, for the number of its steps.
+        units: its actions, in units of their bounds.
+        timestep: the input of the agent.
+        carry: of the noise.
+        key: a random key.
+        noise: added to the actions, in units of their bounds; None for none.
+        learning_starts: environment steps whose actions are random.
+
+    Returns:
+        Actions as the environment takes them, and the next carry.
+    """
+    noise_key, random_key = jax.random.split(key)
+    if noise is not None:
+        carry, added = noise.step(carry, timestep.first, noise_key)
+        units = box.clipped(units + added)
+    early = agent.steps < learning_starts
+    return box.action(jnp.where(early, box.random(random_key, len(units)), units)), carry
+
+
+def every(
+    delay: int,
+    count: Array,
+    improve: Callable[[], tuple[PyTree, PyTree, dict[str, Mean]]],
+    before: tuple[PyTree, PyTree],
+) -> tuple[PyTree, PyTree, dict[str, Mean]]:
+    """Improve the actor at every so many updates.
+
+    Args:
+        delay: updates for each improvement.
+        count: updates so far.
+        improve: `() -> (parameters, optimizer state, metrics)`.
+        before: parameters and optimizer state as they are.
+    """
+    if delay == 1:
+        return improve()
+    shapes = jax.eval_shape(improve)[2]
+    unmeasured = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.cond(count % delay == 0, improve, lambda: (*before, unmeasured))
