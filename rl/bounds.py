@@ -80,7 +80,7 @@ class Bounds(NamedTuple):
             unit: numbers in units of the bounds.
         """
         center, scale = self._scale
-        action = jnp.clip(center + scale * unit, self.low, self.high)
+        action = jnp.clip(center + scale * unit, self.low, self.high).astype(self.low.dtype)
         return action.reshape(*unit.shape[:-1], *self.shape)
 
     def units(self, action: Float[Array, "batch shape"]) -> Float[Array, "batch size"]:

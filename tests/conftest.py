@@ -47,11 +47,14 @@ _AS_A_USERS = {
 }  # fmt: skip
 
 
+_PROBES = {"test_continuous.py", "test_memory.py", "test_modes.py", "test_probes.py", "test_value_heads.py"}
+
+
 @pytest.hookimpl(tryfirst=True)  # before fixtures of any scope, which compile too
 def pytest_runtest_setup(item):
     where = {*item.path.relative_to(Path(__file__).parent).parts}
     whole = not _AS_A_USERS.isdisjoint(where) or item.get_closest_marker("slow")
-    to_a_tolerance = "x64" in item.fixturenames or not where.isdisjoint({"test_modes.py", "test_probes.py"})
+    to_a_tolerance = "x64" in item.fixturenames or not where.isdisjoint(_PROBES)
     jax.config.update("jax_disable_most_optimizations", not whole or to_a_tolerance)
 
 

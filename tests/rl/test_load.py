@@ -94,3 +94,25 @@ def test_a_process_that_fails_is_named(tmp_path):
 def test_to_act_ahead_is_for_the_host(tmp_path):
     with pytest.raises(ValueError, match="ahead=True: on the device acting is a part of the step"):
         jdl.run(find.find(PPO), find.find(PPO).Config(ahead=True), seeds=1, path=tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path):
+    module = find.find(str(Path(PPO).with_name("recurrent_ppo.py")))
+    config = module.Config(total_steps=1024, num_episodes=2, cell="lstm")
+    jdl.run(module, config, seeds=2, path=tmp_path / "run")
+    agent = rl.load(tmp_path / "run", 1)
+    env = gymnasium.make("CartPoleNoVel-v1")
+    algorithm = module.algorithm(config, env.observation_space, env.action_space)
+    params = jax.tree.map(lambda leaf: leaf[1], jax.device_get(agent.run.state.agent))
+    seen = np.random.default_rng(0).uniform(-2, 2, (30, 4)).astype(np.float32)
+    for _ in range(2):
+        carry, differing = algorithm.initial_carry(1), 0
+        for number, observation in enumerate(seen):
+            step = TimeStep(observation[None], np.full(1, number == 0))
+            action, carry, _ = algorithm.act(params, carry, step, jax.random.key(0), True)
+            assert agent.act(observation) == action[0]
+            fresh = TimeStep(observation[None], np.ones(1, bool))
+            differing += algorithm.act(params, carry, fresh, jax.random.key(0), True)[0][0] != action[0]
+        assert differing  # what came before counts
+        agent.reset()

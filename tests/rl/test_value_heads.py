@@ -140,6 +140,7 @@ def test_an_action_that_is_seen(name):
     np.testing.assert_array_equal(action, [0, 1])
 
 
+@pytest.mark.slow
 def test_rainbow_explores_by_noise_alone():
     env = probes.matched()
     network = rl.networks.MLP(lambda x: x, (16,), nn.relu, noisy=True)
