@@ -53,10 +53,10 @@ RECORDS = {
 COMMON = {
     "total_steps": 100_000,
     "num_envs": 8,
-    "num_steps": 32,
+    "num_steps": 128,
     "width": 64,
-    "epochs": 20,
-    "minibatches": 1,
+    "epochs": 10,
+    "minibatches": 8,
     "learning_rate": 1e-3,
     "discount": 0.98,
     "gae_lambda": 0.8,
@@ -64,9 +64,9 @@ COMMON = {
     "shared": False,
     "normalize_observations": True,
 }
-CHAIN = {"num_envs": 32, "num_steps": 128, "epochs": 4, "minibatches": 4, "gae_lambda": 0.95, "discount": 0.99}
+CHAIN = {"num_envs": 32, "epochs": 4, "minibatches": 4, "gae_lambda": 0.95, "discount": 0.99}
 TUNED: dict[str, dict[str, Any]] = {
-    "PendulumNoVel-v1": {"discount": 0.9, "gae_lambda": 0.95, "num_steps": 128, "minibatches": 4, "epochs": 10},
+    "PendulumNoVel-v1": {"discount": 0.9, "gae_lambda": 0.95},
     **{f"MemoryChain{length}-v0": {**CHAIN, "total_steps": 10_000 * (length + 1)} for length in rl.envs.LENGTHS},
 }
 
