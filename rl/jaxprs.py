@@ -1,7 +1,7 @@
 """Functions divided by what they depend on, read from their traced programs.
 
 This is the only file of `rl` that uses JAX's internals: `dce_jaxpr` and `partial_eval_jaxpr_nounits` of
-`jax.interpreters.partial_eval`, as they are in JAX 0.11 and 0.12. tests/rl/test_jaxprs.py compares the results with the
+`jax.interpreters.partial_eval`, as they are in JAX 0.12. tests/rl/test_jaxprs.py compares the results with the
 functions themselves and fails when a version of JAX changes them.
 """
 
