@@ -6,6 +6,7 @@ Sources, by way of Gymnasium 1.4: CartPole, Barto, Sutton and Anderson 1983; Mou
 and Barto, "Reinforcement Learning", section 11.3 of the first edition; Pendulum, Gymnasium's own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,23 +59,11 @@ def mountain_car(max_steps: int = 200) -> Environment:
     Args:
         max_steps: steps after which an episode is truncated.
     """
-    lowest, highest, fastest, goal, force, gravity = -1.2, 0.6, 0.07, 0.5, 0.001, 0.0025
-    low, high = np.array([lowest, -fastest], np.float32), np.array([highest, fastest], np.float32)
 
-    def reset(key: Array) -> tuple[Array, Outcome]:
-        state = jnp.stack([jax.random.uniform(key, (), jnp.float32, -0.6, -0.4), jnp.float32(0)])
-        return state, Outcome(state, jnp.float32(0), _NO, _NO)
+    def reward(action: Array, there: Array) -> Array:
+        return jnp.float32(-1)
 
-    def step(state: Float[Array, "2"], action: Array, key: Array) -> tuple[Array, Outcome]:
-        position, velocity = state
-        velocity = velocity + (action - 1) * force - gravity * jnp.cos(3 * position)
-        velocity = jnp.clip(velocity, -fastest, fastest)
-        position = jnp.clip(position + velocity, lowest, highest)
-        velocity = jnp.where((position <= lowest) & (velocity < 0), 0, velocity)
-        state = jnp.stack([position, velocity])
-        return state, Outcome(state, jnp.float32(-1), (position >= goal) & (velocity >= 0), _NO)
-
-    env = Environment("MountainCar-v0", reset, step, spaces.Box(low, high, dtype=np.float32), spaces.Discrete(3))
+    env = _valley("MountainCar-v0", spaces.Discrete(3), 0.5, lambda action: (action - 1) * 0.001, reward)
     return time_limit(env, max_steps)
 
 
@@ -84,7 +73,24 @@ def mountain_car_continuous(max_steps: int = 999) -> Environment:
     Args:
         max_steps: steps after which an episode is truncated.
     """
-    lowest, highest, fastest, goal, power, gravity = -1.2, 0.6, 0.07, 0.45, 0.0015, 0.0025
+
+    def reward(action: Array, there: Array) -> Array:
+        return 100.0 * there - 0.1 * action[0] ** 2
+
+    forces = spaces.Box(-1, 1, (1,), np.float32)
+    push = lambda action: jnp.clip(action[0], -1, 1) * 0.0015  # noqa: E731
+    return time_limit(_valley("MountainCarContinuous-v0", forces, 0.45, push, reward), max_steps)
+
+
+def _valley(
+    name: str,
+    actions: spaces.Space,
+    goal: float,
+    push: Callable[[Any], Any],
+    reward: Callable[[Any, Array], Array],
+) -> Environment:
+    """A car in a valley; `push` is the acceleration by an action, `reward` that of an action and of being there."""
+    lowest, highest, fastest, gravity = -1.2, 0.6, 0.07, 0.0025
     low, high = np.array([lowest, -fastest], np.float32), np.array([highest, fastest], np.float32)
 
     def reset(key: Array) -> tuple[Array, Outcome]:
@@ -93,17 +99,15 @@ def mountain_car_continuous(max_steps: int = 999) -> Environment:
 
     def step(state: Float[Array, "2"], action: Any, key: Array) -> tuple[Array, Outcome]:
         position, velocity = state
-        force = jnp.clip(action[0], -1, 1)
-        velocity = jnp.clip(velocity + power * force - gravity * jnp.cos(3 * position), -fastest, fastest)
+        velocity = velocity + push(action) - gravity * jnp.cos(3 * position)
+        velocity = jnp.clip(velocity, -fastest, fastest)
         position = jnp.clip(position + velocity, lowest, highest)
         velocity = jnp.where((position <= lowest) & (velocity < 0), 0, velocity)
         state = jnp.stack([position, velocity])
         there = (position >= goal) & (velocity >= 0)
-        return state, Outcome(state, 100.0 * there - 0.1 * action[0] ** 2, there, _NO)
+        return state, Outcome(state, reward(action, there), there, _NO)
 
-    forces = spaces.Box(-1, 1, (1,), np.float32)
-    env = Environment("MountainCarContinuous-v0", reset, step, spaces.Box(low, high, dtype=np.float32), forces)
-    return time_limit(env, max_steps)
+    return Environment(name, reset, step, spaces.Box(low, high, dtype=np.float32), actions)
 
 
 def acrobot(max_steps: int = 500) -> Environment:

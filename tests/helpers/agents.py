@@ -56,4 +56,16 @@ def some_slow(*slow, diagnosis=()):
     return [pytest.param(name, marks=marks.get(name, ())) for name in MAKE]
 
 
+def on_runners(every, *quick, names=None, on_host=()):
+    """Runners with algorithms. What the host adds, one algorithm of each kind shows; the others are for diagnosis."""
+
+    def mark(runner, name):
+        if runner == "device":
+            return () if name in quick else pytest.mark.slow
+        return pytest.mark.slow if name in on_host else pytest.mark.diagnosis
+
+    pairs = [(runner, name) for runner in ("device", "host") for name in names or every]
+    return pytest.mark.parametrize(("runner", "name"), [pytest.param(*pair, marks=mark(*pair)) for pair in pairs])
+
+
 DISCRETE_ONLY = "dqn", "dqn with everything"

@@ -1,12 +1,14 @@
 """SAC, TQC, TD3 and DDPG: known answers on the device and on the host, actions in their bounds, laws of learners."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import probes
 import pytest
-from agents import CONTINUOUS, DISCOUNT, NUM_ENVS, torso
+from agents import CONTINUOUS, DISCOUNT, NUM_ENVS, on_runners, torso
 from gymnasium import spaces
 
 import jdl
@@ -23,14 +25,7 @@ KINDS = {  # low and high of each kind of bounds
 }  # fmt: skip
 
 
-def everywhere(*quick, on_host=(), names=tuple(CONTINUOUS)):
-    def mark(runner, name):
-        if runner == "device":
-            return () if name in quick else pytest.mark.slow
-        return pytest.mark.slow if name in on_host else pytest.mark.diagnosis
-
-    pairs = [(runner, name) for runner in ("device", "host") for name in names]
-    return pytest.mark.parametrize(("runner", "name"), [pytest.param(*pair, marks=mark(*pair)) for pair in pairs])
+everywhere = partial(on_runners, tuple(CONTINUOUS))
 
 
 def trained(runner, name, env, updates=300, **options):

@@ -1,5 +1,7 @@
 """Every algorithm finds the known answers of the probes, on the device and on the host."""
 
+from functools import partial
+
 import flax.linen as nn
 import gymnasium
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import optax
 import probes
 import pytest
-from agents import DISCOUNT, DISCRETE_ONLY, MAKE, NUM_ENVS, torso
+from agents import DISCOUNT, DISCRETE_ONLY, MAKE, NUM_ENVS, on_runners, torso
 
 import jdl
 import rl
@@ -19,16 +21,7 @@ UPDATES = {"ppo": 100, "a2c": 600, "reinforce": 400, "dqn": 800, "dqn with every
 WITH_VALUES = [name for name in MAKE if name != "reinforce"]  # it has whole returns alone
 
 
-def everywhere(*quick, names=tuple(MAKE), on_host=()):
-    """Runners with algorithms. What the host adds, one algorithm of each kind shows; the others are for diagnosis."""
-
-    def mark(runner, name):
-        if runner == "device":
-            return () if name in quick else pytest.mark.slow
-        return pytest.mark.slow if name in on_host else pytest.mark.diagnosis
-
-    pairs = [(runner, name) for runner in ("device", "host") for name in names]
-    return pytest.mark.parametrize(("runner", "name"), [pytest.param(*pair, marks=mark(*pair)) for pair in pairs])
+everywhere = partial(on_runners, tuple(MAKE))
 
 
 def trained(runner, name, env, times=1, **options):
