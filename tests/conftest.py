@@ -47,7 +47,13 @@ _AS_A_USERS = {
 }  # fmt: skip
 
 
-_PROBES = {"test_continuous.py", "test_memory.py", "test_modes.py", "test_probes.py", "test_value_heads.py"}
+_PROBES = {
+    "test_continuous.py",
+    "test_modes.py",
+    "test_policies_with_memory.py",
+    "test_probes.py",
+    "test_value_heads.py",
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures of any scope, which compile too
