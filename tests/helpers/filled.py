@@ -12,7 +12,8 @@ def filled(model, *arguments, seed=0, **options):
     def fill(path, leaf):
         middle = 1 if path[-1].key in ("scale", "var") else 0
         fan = leaf.shape[-2] if leaf.ndim > 1 else 100
-        return (middle + random.normal(size=leaf.shape) / np.sqrt(fan)).astype(leaf.dtype) ** (1 + middle)
+        number = (middle + random.normal(size=leaf.shape) / np.sqrt(fan)).astype(leaf.dtype)
+        return (number ** (1 + middle)).astype(leaf.dtype)  # a power of half precision may be single
 
     return jax.tree.map(jax.numpy.asarray, jax.tree_util.tree_map_with_path(fill, shapes))
 
