@@ -83,7 +83,7 @@ class Bounds(NamedTuple):
         action = jnp.clip(center + scale * unit, self.low, self.high).astype(self.low.dtype)
         return action.reshape(*unit.shape[:-1], *self.shape)
 
-    def units(self, action: Float[Array, "batch shape"]) -> Float[Array, "batch size"]:
+    def units(self, action: Float[Array, "batch *shape"]) -> Float[Array, "batch size"]:
         """The units of a batch of actions.
 
         Args:
@@ -121,12 +121,11 @@ class Bounds(NamedTuple):
         return np.where(both, (low + high) / 2, low + high).astype(np.float32), scale.astype(np.float32)
 
 
-def bounds(space: gymnasium.Space, algorithm: str) -> Bounds:
+def bounds(space: gymnasium.Space) -> Bounds:
     """The bounds of a Box of floating-point numbers.
 
     Args:
         space: the action space.
-        algorithm: the name of the algorithm, for the message.
 
     Raises:
         ValueError: for other spaces.
@@ -134,7 +133,7 @@ def bounds(space: gymnasium.Space, algorithm: str) -> Bounds:
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
         discrete = isinstance(space, spaces.Discrete)
         raise ValueError(
-            f"{algorithm}: the action space {space} is not a Box of floating-point numbers; for choices use "
+            f"the action space {space} is not a Box of floating-point numbers; for choices use "
             f"{'rl.dqn or ' if discrete else ''}rl.ppo"
         )
     low, high = (np.asarray(end, np.float64).ravel() for end in (space.low, space.high))

@@ -93,7 +93,6 @@ def truncated_quantiles(quantiles: int = 25, drop: int = 2, huber: float = 1.0) 
 
 
 def actor_critics(
-    algorithm: str,
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
     network: nn.Module | None,
@@ -106,7 +105,6 @@ def actor_critics(
     """An actor, and critics that each see the observation and the action.
 
     Args:
-        algorithm: the name of the algorithm, for messages.
         observation_space: any space that `rl.networks.torso` or the given network takes.
         action_space: Box of floating-point numbers, with any bounds.
         network: a torso; the actor and each critic have their own. Without one, layers of `widths` follow the
@@ -117,11 +115,9 @@ def actor_critics(
         widths: features of the layers.
 
     Raises:
-        ValueError: for unsupported spaces, and for `count` below 1.
+        ValueError: for unsupported spaces.
     """
-    box = bounds(action_space, algorithm)
-    if count < 1:
-        raise ValueError(f"{algorithm}(critics={count}): at least 1")
+    box = bounds(action_space)
     if network is None and is_image(observation_space):
         network = torso(observation_space)
     if network is None:

@@ -71,6 +71,7 @@ class Priorities(NamedTuple):
 
 
 def off_policy(
+    name: str,
     observation_space: gymnasium.Space,
     buffer: Replay,
     *,
@@ -90,6 +91,7 @@ def off_policy(
     """An algorithm that keeps each rollout in a replay, and then learns from several samples of it.
 
     Args:
+        name: the algorithm's, for messages.
         observation_space: space of the observations.
         buffer: the replay.
         init: `(key) -> (params, target, optimizer)`.
@@ -105,7 +107,11 @@ def off_policy(
         discount: γ; may be traced.
         importance: as for `rl.dqn`.
         normalize_observations: by running moments; real-valued parts alone.
+
+    Raises:
+        ValueError: for counts below 1.
     """
+    check_counts(name, num_steps=num_steps, updates_per_rollout=updates_per_rollout, batch_size=batch_size)
 
     def make(key: Array) -> ReplayAgent:
         params, target, optimizer = init(key)
@@ -160,6 +166,21 @@ def off_policy(
         return agent, {**metrics, **also(agent)}
 
     return Algorithm(make, initial_carry, act_on_seen, update, num_steps)
+
+
+def check_counts(algorithm: str, **counts: int) -> None:
+    """Refuse counts below 1.
+
+    Args:
+        algorithm: its name, for the message.
+        **counts: by the names of its arguments.
+
+    Raises:
+        ValueError: for a count below 1.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{algorithm}({name}={value}): at least 1")
 
 
 def own_part(tree: PyTree, batch_size: int) -> PyTree:

@@ -2,7 +2,6 @@
 
 Run:       jdl run sac --seeds 10                      (Pendulum-v1)
            jdl run sac --method tqc --seeds 10
-           jdl run sac --env HalfCheetah-v5 --seeds 5
 Result:    not measured yet
 """
 
@@ -79,7 +78,6 @@ COMMON = {
 }
 TUNED: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {"learning_rate": 1e-3, "capacity": 20_000},
-    "HalfCheetah-v5": {"total_steps": 100_000, "learning_starts": 10_000},
     "MountainCarContinuous-v0": {"total_steps": 50_000, "capacity": 50_000, "noise": 0.5},
 }
 

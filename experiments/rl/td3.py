@@ -2,7 +2,6 @@
 
 Run:       jdl run td3 --seeds 10                      (Pendulum-v1)
            jdl run td3 --method ddpg --seeds 10
-           jdl run td3 --env HalfCheetah-v5 --seeds 3
 Result:    not measured yet
 """
 
@@ -65,7 +64,6 @@ COMMON = {
 }
 TUNED: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {"discount": 0.98, "capacity": 20_000},
-    "HalfCheetah-v5": {"total_steps": 300_000, "learning_starts": 10_000},
     "MountainCarContinuous-v0": {"total_steps": 300_000, "noise": 0.5, "drifting": True},
 }
 

@@ -23,7 +23,7 @@ from rl import value_heads
 from rl.distributions import FORBIDDEN
 from rl.exploration import Schedule, at
 from rl.networks import Values, torso
-from rl.off_policy import Learning, ReplayAgent, off_policy, own_part
+from rl.off_policy import Learning, ReplayAgent, check_counts, off_policy, own_part
 from rl.renamed import renamed
 from rl.replay.replay import Memory, replay
 from rl.replay.transitions import Transitions
@@ -56,7 +56,7 @@ def dqn(
     capacity: int = 100_000,
     learning_starts: int = 1000,
     target_every: int = 500,
-    epsilon: float | Schedule = 0.1,
+    epsilon: float | Schedule | None = None,
     discount: float | Array = 0.99,
     double: bool = True,
     dueling: bool = False,
@@ -86,7 +86,8 @@ def dqn(
         capacity: transitions kept; the oldest are overwritten.
         learning_starts: environment steps to keep before the first update.
         target_every: updates between copies of the parameters to the target network.
-        epsilon: probability of a random action, a number or a function of the steps of all environments together.
+        epsilon: probability of a random action, a number or a function of the steps of all environments together; by
+            default 0.1, or 0 with noisy layers.
         discount: may be traced (`jdl.population`).
         double: choose the next action by the online network (van Hasselt et al. 2016).
         dueling: split values into state value and advantages (Wang et al. 2016).
@@ -95,8 +96,8 @@ def dqn(
         priority_exponent: of the errors.
         importance: correction of prioritized sampling, 0 (none) to 1 (full); a number or a function like `epsilon`.
         head: what is learned about the return of an action (`rl.value_heads`), by default its mean.
-        noisy: explore by noise in the layers (Fortunato et al. 2018); give `epsilon=0` with it, and a noisy torso where
-            the network is your own.
+        noisy: explore by noise in the layers (Fortunato et al. 2018); a network of your own needs noisy layers, too
+            (`rl.networks.torso(..., noisy=True)`).
         huber: with the default head, errors above it count linearly. By default all count squared: a limit far below
             the values clips the rare terminal errors, and CartPole's values then grow without bounds.
         masked: the environment gives action masks.
@@ -117,13 +118,9 @@ def dqn(
         if head is not MEAN:
             raise ValueError(f"dqn(huber={huber}): the head has a limit of its own; give it there (rl.value_heads)")
         head = value_heads.mean(huber)
-    for name, value in (
-        ("num_steps", num_steps),
-        ("updates_per_rollout", updates_per_rollout),
-        ("batch_size", batch_size),
-    ):
-        if value < 1:
-            raise ValueError(f"dqn({name}={value}): at least 1")
+    check_counts("dqn", target_every=target_every)
+    if epsilon is None:
+        epsilon = 0.0 if noisy else 0.1
     if optimizer is None:
         optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(5e-4))
     body = torso(observation_space, (256, 256), nn.relu, noisy) if network is None else network
@@ -214,6 +211,7 @@ def dqn(
         return (losses * batch.weight).sum(), counted.sum(), measured
 
     return off_policy(
+        "dqn",
         observation_space,
         buffer,
         init=init,
@@ -266,7 +264,6 @@ def rainbow(
         "double": True,
         "dueling": True,
         "noisy": True,
-        "epsilon": 0.0,
         "n_step": 3,
         "prioritized": True,
         "priority_exponent": 0.5,

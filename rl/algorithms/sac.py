@@ -15,7 +15,7 @@ from jdl.core.update import apply_gradients
 from rl.continuous import LEAST, ValueRule, actor_critics, every, explored
 from rl.distributions import Squashed
 from rl.exploration import Noise
-from rl.off_policy import Learning, ReplayAgent, off_policy, own_part
+from rl.off_policy import Learning, ReplayAgent, check_counts, off_policy, own_part
 from rl.replay.replay import Memory, replay
 from rl.replay.transitions import Transitions
 from rl.types import Algorithm, Carry, TimeStep
@@ -85,7 +85,8 @@ def sac(
         optimizer = optax.adam(3e-4)
     if actor_optimizer is None:
         actor_optimizer = optimizer
-    nets = actor_critics("sac", observation_space, action_space, network, count=critics, outputs=values.outputs)
+    check_counts("sac", policy_delay=policy_delay, critics=critics)
+    nets = actor_critics(observation_space, action_space, network, count=critics, outputs=values.outputs)
     buffer = replay(
         observation_space,
         action_space,
@@ -178,6 +179,7 @@ def sac(
         return {"temperature": Last(jnp.asarray(weight_of_entropy(agent.params["actor"]), jnp.float32))}
 
     return off_policy(
+        "sac",
         observation_space,
         buffer,
         init=init,

@@ -15,7 +15,7 @@ from jdl.core.update import apply_gradients
 from rl import exploration
 from rl.continuous import LEAST, actor_critics, every, explored
 from rl.exploration import Noise
-from rl.off_policy import Learning, ReplayAgent, off_policy, own_part
+from rl.off_policy import Learning, ReplayAgent, check_counts, off_policy, own_part
 from rl.replay.replay import Memory, replay
 from rl.replay.transitions import Transitions
 from rl.types import Algorithm, Carry, TimeStep
@@ -83,7 +83,8 @@ def td3(
         optimizer = optax.adam(1e-3)
     if actor_optimizer is None:
         actor_optimizer = optimizer
-    nets = actor_critics("td3", observation_space, action_space, network, count=critics, spread=False)
+    check_counts("td3", policy_delay=policy_delay, critics=critics)
+    nets = actor_critics(observation_space, action_space, network, count=critics, spread=False)
     box = nets.bounds
     buffer = replay(
         observation_space,
@@ -152,6 +153,7 @@ def td3(
         return (LEAST.loss(outputs, part["goals"]) * batch.weight).sum(), weight, {"value": value}
 
     return off_policy(
+        "td3",
         observation_space,
         buffer,
         init=init,

@@ -23,7 +23,7 @@ def check_env(
     Args:
         env: the id of a Gymnasium environment ("MODULE:ID"), a function that makes one, or one; or a compiled
             `rl.envs.Environment`. One that is given is stepped and reset.
-        steps: how many to play.
+        steps: how many to play; of a compiled environment, in each of 64 copies.
         seed: of the first reset and of the actions.
 
     Returns:

@@ -137,7 +137,8 @@ def _look_at_outcomes(findings: Findings, env: Environment, played: Any, steps: 
     if (outcome.terminated & outcome.truncated).any():
         findings.wrong("ends", "an episode is terminated and truncated at once; a termination is not truncated")
     if seen.action_mask is not None and (options := choices(env.action_space)):
-        for mask in [*first.action_mask, *seen.action_mask.reshape(-1, seen.action_mask.shape[-1])]:
+        masks = np.concatenate([first.action_mask, seen.action_mask.reshape(-1, seen.action_mask.shape[-1])])
+        for mask in np.unique(masks, axis=0):
             look_at_mask(findings, env.action_space, mask, options)
     starts = [leaf.reshape(_ENVS, -1) for leaf in jax.tree.leaves(first.observation)]
     if all((leaf == leaf[:1]).all() for leaf in starts):

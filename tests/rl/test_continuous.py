@@ -55,7 +55,7 @@ def values(name, algorithm, agent, *observations):
 @pytest.mark.parametrize("kind", KINDS)
 def test_units_and_actions(kind):
     low, high = (np.float32(end) for end in KINDS[kind])
-    box = bounds(spaces.Box(low, high, (2, 3), np.float32), "sac")
+    box = bounds(spaces.Box(low, high, (2, 3), np.float32))
     x = jnp.linspace(-30, 30, 24).reshape(4, 6)
     units = box.unit(x)
     action = box.action(units)
@@ -73,7 +73,7 @@ def test_units_and_actions(kind):
 
 def test_bounds_may_differ_by_dimension():
     space = spaces.Box(np.array([-1, 0, -np.inf], np.float32), np.array([3, np.inf, np.inf], np.float32))
-    box = bounds(space, "sac")
+    box = bounds(space)
     np.testing.assert_allclose(box.action(jnp.array([1.0, 2.0, -7.0])), [3, 2, -7])
     np.testing.assert_allclose(box.units(jnp.array([[1.0, 2.0, -7.0]])), [[0, 2, -7]])
 
@@ -81,7 +81,7 @@ def test_bounds_may_differ_by_dimension():
 @pytest.mark.parametrize("kind", ["both", "lower", "none"])
 def test_the_density_of_a_squashed_action_integrates_to_its_histogram(kind):
     low, high = KINDS[kind]
-    box = bounds(spaces.Box(np.float32(low), np.float32(high), (1,), np.float32), "sac")
+    box = bounds(spaces.Box(np.float32(low), np.float32(high), (1,), np.float32))
     distribution = Squashed(jnp.full((100_000, 1), 0.3), jnp.full((100_000, 1), -0.5), box)
     unit, log_prob = distribution.from_noise(jax.random.normal(jax.random.key(0), (100_000, 1)))
     order = jnp.argsort(unit[:, 0])

@@ -16,7 +16,7 @@ from rl import value_heads
 from rl.networks import NoisyDense, Values
 from rl.types import TimeStep
 
-DISCRETE = spaces.Discrete(2)
+DISCRETE, BOX = spaces.Discrete(2), spaces.Box(-1, 1)
 BATCH, ATOMS = 7, 11  # not the same: a wrong broadcast must not go unseen
 HEADS = {
     "categorical": value_heads.categorical(-3.0, 3.0, 31), "quantiles": value_heads.quantiles(8),
@@ -170,8 +170,12 @@ def test_rainbow_explores_by_noise_alone():
             ),
             "the head has a limit of its own",
         ),
-        (lambda: rl.dqn(DISCRETE, spaces.Box(-1, 1), num_envs=1), "try rl.sac or rl.ppo"),
+        (lambda: rl.dqn(DISCRETE, BOX, num_envs=1), "try rl.sac or rl.ppo"),
         (lambda: rl.sac(DISCRETE, DISCRETE, num_envs=1), "use rl.dqn or rl.ppo"),
+        (lambda: rl.sac(DISCRETE, BOX, num_envs=1, policy_delay=0), r"sac\(policy_delay=0\): at least 1"),
+        (lambda: rl.sac(DISCRETE, BOX, num_envs=1, critics=0), r"sac\(critics=0\): at least 1"),
+        (lambda: rl.td3(DISCRETE, BOX, num_envs=1, batch_size=0), r"td3\(batch_size=0\): at least 1"),
+        (lambda: rl.dqn(DISCRETE, DISCRETE, num_envs=1, num_steps=0), r"dqn\(num_steps=0\): at least 1"),
         (lambda: rl.exploration.normal(-1.0), r"normal\(std=-1.0\): at least 0"),
         (lambda: rl.continuous.truncated_quantiles(2, 2), "at least one left"),
     ],
@@ -179,3 +183,12 @@ def test_rainbow_explores_by_noise_alone():
 def test_what_cannot_be_is_said(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_noisy_layers_take_the_place_of_random_actions():
+    many = TimeStep(jnp.ones((500, 1)), jnp.ones(500, bool))
+    algorithm = MAKE["dqn"](probes.matched(), noisy=True)
+    agent = algorithm.init(jax.random.key(0))
+    still = jax.tree_util.tree_map_with_path(lambda path, x: x * 0 if "std" in str(path[-1]) else x, agent.params)
+    quiet = agent.replace(params=still)  # no noise left: and no randomness
+    assert len(np.unique(algorithm.act(quiet, (), many, jax.random.key(1), False)[0])) == 1
