@@ -144,6 +144,20 @@ def actor_critics(
     return ActorCritics(box, init, act, value)
 
 
+def check_tau(algorithm: str, tau: float) -> None:
+    """Refuse a share by which targets would not move, or move past what they follow.
+
+    Args:
+        algorithm: its name, for the message.
+        tau: the share.
+
+    Raises:
+        ValueError: for a share that is not above 0 and at most 1.
+    """
+    if not 0 < tau <= 1:
+        raise ValueError(f"{algorithm}(tau={tau}): above 0, and at most 1")
+
+
 def explored(
     box: Bounds,
     agent: ReplayAgent,

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 import jdl
 from jdl.core.accumulators import Last, Mean
 from jdl.core.update import apply_gradients
-from rl.continuous import LEAST, ValueRule, actor_critics, every, explored
+from rl.continuous import LEAST, ValueRule, actor_critics, check_tau, every, explored
 from rl.distributions import Squashed
 from rl.exploration import Noise
 from rl.off_policy import Learning, ReplayAgent, check_counts, off_policy, own_part
@@ -77,7 +77,8 @@ def sac(
         normalize_observations: by running moments; real-valued parts alone.
 
     Raises:
-        ValueError: for other actions, for counts below 1, and for a replay that does not fit in memory.
+        ValueError: for other actions, for counts below 1, for `tau` and `temperature` out of range, and for a replay
+            that does not fit in memory.
 
     Source: Haarnoja et al. 2018b, algorithm 1, with a target entropy of minus the dimensions (appendix D).
     """
@@ -86,6 +87,9 @@ def sac(
     if actor_optimizer is None:
         actor_optimizer = optimizer
     check_counts("sac", policy_delay=policy_delay, critics=critics)
+    check_tau("sac", tau)
+    if temperature is not None and temperature < 0:
+        raise ValueError(f"sac(temperature={temperature}): at least 0; None to learn it")
     nets = actor_critics(observation_space, action_space, network, count=critics, outputs=values.outputs)
     buffer = replay(
         observation_space,

@@ -13,7 +13,7 @@ import jdl
 from jdl.core.accumulators import Mean
 from jdl.core.update import apply_gradients
 from rl import exploration
-from rl.continuous import LEAST, actor_critics, every, explored
+from rl.continuous import LEAST, actor_critics, check_tau, every, explored
 from rl.exploration import Noise
 from rl.off_policy import Learning, ReplayAgent, check_counts, off_policy, own_part
 from rl.replay.replay import Memory, replay
@@ -84,6 +84,7 @@ def td3(
     if actor_optimizer is None:
         actor_optimizer = optimizer
     check_counts("td3", policy_delay=policy_delay, critics=critics)
+    check_tau("td3", tau)
     nets = actor_critics(observation_space, action_space, network, count=critics, spread=False)
     box = nets.bounds
     buffer = replay(

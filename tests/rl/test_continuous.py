@@ -14,7 +14,7 @@ from gymnasium import spaces
 import jdl
 import rl
 from rl.bounds import bounds
-from rl.continuous import truncated_quantiles
+from rl.continuous import LEAST, truncated_quantiles
 from rl.distributions import Squashed
 from rl.types import TimeStep
 
@@ -90,6 +90,13 @@ def test_the_density_of_a_squashed_action_integrates_to_its_histogram(kind):
     np.testing.assert_allclose(total, 1, atol=1e-3)
     below = np.trapezoid(density[: len(x) // 2], x[: len(x) // 2])
     np.testing.assert_allclose(below, 0.5, atol=5e-3)
+
+
+def test_the_least_of_two_values_counts():
+    outputs, goals = jnp.array([[[3.0], [-1.0]], [[2.0], [4.0]]]), jnp.array([[1.0], [0.0]])
+    np.testing.assert_allclose(LEAST.value(outputs), [2, -1])
+    np.testing.assert_allclose(LEAST.following(outputs), [[2], [-1]])
+    np.testing.assert_allclose(LEAST.loss(outputs, goals), [(2**2 + 1**2) / 2, (1**2 + 4**2) / 2])
 
 
 def test_quantile_goals_and_losses_beside_a_plain_loop():

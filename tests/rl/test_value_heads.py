@@ -176,6 +176,8 @@ def test_rainbow_explores_by_noise_alone():
         (lambda: rl.sac(DISCRETE, BOX, num_envs=1, critics=0), r"sac\(critics=0\): at least 1"),
         (lambda: rl.td3(DISCRETE, BOX, num_envs=1, batch_size=0), r"td3\(batch_size=0\): at least 1"),
         (lambda: rl.dqn(DISCRETE, DISCRETE, num_envs=1, num_steps=0), r"dqn\(num_steps=0\): at least 1"),
+        (lambda: rl.td3(DISCRETE, BOX, num_envs=1, tau=5.0), r"td3\(tau=5.0\): above 0, and at most 1"),
+        (lambda: rl.sac(DISCRETE, BOX, num_envs=1, temperature=-1.0), r"sac\(temperature=-1.0\): at least 0"),
         (lambda: rl.exploration.normal(-1.0), r"normal\(std=-1.0\): at least 0"),
         (lambda: rl.continuous.truncated_quantiles(2, 2), "at least one left"),
     ],
