@@ -39,6 +39,7 @@ class Config(rl.Training):
     dueling: bool | None = None
     n_step: int | None = None
     prioritized: bool | None = None
+    priority_exponent: float | None = None  # priorities are absolute TD errors to this power
     low: float | None = None  # c51 and rainbow: the lowest and the highest discounted return
     high: float | None = None
     atoms: int | None = None  # returns between them, or quantiles
@@ -116,13 +117,14 @@ COMMON = {
     "dueling": False,
     "n_step": 3,
     "prioritized": False,
+    "priority_exponent": 0.6,
     "normalize_observations": True,
     "masked": False,
     "low": -100.0,
     "high": 100.0,
     "atoms": 51,
 }
-RAINBOW = {"dueling": True, "prioritized": True}
+RAINBOW = {"dueling": True, "prioritized": True, "priority_exponent": 0.5}  # Rainbow, table 1
 TUNED: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
         "num_steps": 8,
