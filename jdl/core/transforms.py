@@ -4,10 +4,9 @@ There are two exceptions. Under `accumulate`, each micro-batch has its own batch
 random masks (dropout). Under `pmap`, each replica draws its own random masks.
 """
 
-import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -104,16 +103,14 @@ def scan(learner: Learner, n: int) -> Learner:
     _at_least_one("scan", n)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        # A new function each time: lax.scan caches traces by function, whatever notes are in the seam.
+        one = _watched("scan", learner.step)
         if learner.traits.fed:
-            one, batches, body = batch, None, lambda state, _: learner.step(state, batch)
+            state, metrics = jax.lax.scan(lambda state, _: one(state, batch), state, None, length=n)
         else:
             split = functools.partial(_split_axis, f"scan(learner, {n})", n, axis=learner.traits.example_axis)
             batches = jax.tree.map(lambda leaf: jnp.moveaxis(split(leaf), learner.traits.example_axis, 0), batch)
-            one = jax.tree.map(lambda leaf: leaf[0], batches)
-            # A new function each time: lax.scan caches traces by function, whatever notes are in the seam.
-            body = lambda state, batch: learner.step(state, batch)  # noqa: E731
-        with _watching_convolutions("scan", learner.step, state, one):
-            state, metrics = jax.lax.scan(body, state, batches, length=n)
+            state, metrics = jax.lax.scan(one, state, batches, length=n)
         if learner.runs is not None:  # [n, runs, ...] -> [runs, n, ...]
             metrics = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), metrics)
         if learner.steps > 1:  # [..., n, steps, ...] -> [..., n * steps, ...]
@@ -221,9 +218,8 @@ def seeds(
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         warn_if_runs_stay_on_one_core(runs, placement, "seeds")
-        one = jax.tree.map(lambda leaf: leaf[0], batch) if each else batch
-        with _watching_runs("seeds", runs, placement, learner.step, outer(state), one):
-            return over(learner.step)(state, batch)
+        looped = _runs_are_looped_over(runs, placement)
+        return over(_watched("seeds", learner.step) if looped else learner.step)(state, batch)
 
     return learner._replace(
         init=init,
@@ -281,8 +277,9 @@ def population(
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         warn_if_runs_stay_on_one_core(runs, placement, "population")
-        with _watching_runs("population", runs, placement, template.step, state, batch):
-            return each("step")((settings, state), batch)
+        one = lambda run, batch: make(run[0]).step(run[1], batch)  # noqa: E731
+        looped = _runs_are_looped_over(runs, placement)
+        return place(_watched("population", one) if looped else one)((settings, state), batch)
 
     return template._replace(
         init=init,
@@ -322,31 +319,30 @@ def _merge_axes(leaf: Array, axis: int) -> Array:
     return leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])
 
 
-@contextlib.contextmanager
-def _watching_convolutions(transform: str, step: Callable, state: State, batch: Batch) -> Iterator[None]:
-    """Warn of convolutions in a step that is about to be looped over on a CPU, where XLA makes them many times slower.
+def _watched(transform: str, step: Callable[[PyTree, Batch], PyTree]) -> Callable[[PyTree, Batch], PyTree]:
+    """The step, for a loop: warn of convolutions that XLA makes many times slower inside a loop on a CPU.
 
     Only their weight gradients are concerned.
     """
-    if jax.default_backend() != "cpu" or seam.current().watched:
-        yield
-        return
-    with seam.within(watched=True):  # the outermost loop sees the operations of the inner ones
-        found = weight_gradient_convolutions(jax.make_jaxpr(step)(state, batch))
-        if found:
-            warnings.warn(
-                f"{transform}: the weight gradients of {len(found)} plain convolution(s) ({found[0]}) run 7 to 60 "
-                "times slower inside a loop on a CPU; use jdl.nn.Conv, or pass "
-                "conv_general_dilated=jdl.nn.conv_general_dilated to flax.linen.Conv",
-                stacklevel=4,
-            )
-        yield
+
+    def call(state: PyTree, batch: Batch) -> PyTree:
+        if jax.default_backend() != "cpu" or seam.current().watched:
+            return step(state, batch)
+        with seam.within(watched=True):  # the outermost loop sees the operations of the inner ones
+            # What is looked at here is what the loop uses: a step takes seconds to trace, so once must do.
+            traced = jax.jit(lambda state, batch: step(state, batch), inline=True)
+            found = weight_gradient_convolutions(traced.trace(state, batch).jaxpr)
+            if found:
+                warnings.warn(
+                    f"{transform}: the weight gradients of {len(found)} plain convolution(s) ({found[0]}) run 7 to 60 "
+                    "times slower inside a loop on a CPU; use jdl.nn.Conv, or pass "
+                    "conv_general_dilated=jdl.nn.conv_general_dilated to flax.linen.Conv",
+                    stacklevel=2,
+                )
+            return traced(state, batch)
+
+    return call
 
 
-def _watching_runs(
-    transform: str, runs: int, placement: Placement | None, step: Callable, states: State, batch: Batch
-) -> contextlib.AbstractContextManager:
-    if runs <= jax.local_device_count() or placement == "vmap":
-        return contextlib.nullcontext()  # no loop over runs
-    one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), states)
-    return _watching_convolutions(transform, step, one, batch)
+def _runs_are_looped_over(runs: int, placement: Placement | None) -> bool:
+    return runs > jax.local_device_count() and placement != "vmap"

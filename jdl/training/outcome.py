@@ -59,19 +59,23 @@ def copied(state: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, state)
 
 
-@jax.jit
-def _is_finite(state: PyTree, axis_of_runs: PyTree) -> jax.Array:
-    """Whether no number in the state is NaN, for each run. Infinities may be start values, as for a minimum."""
-
-    def finite(leaf: jax.Array) -> jax.Array:
-        axes = tuple(range(axis_of_runs.ndim, leaf.ndim))
-        return ~jnp.isnan(leaf).any(axes)
-
+def _has_nan(state: PyTree, shape: tuple[int, ...]) -> np.ndarray:
+    """Whether the state has a NaN, for each run, `[*shape]`. Infinities may be start values, as for a minimum."""
     # Arrays on the host are data, such as a replay; parameters never lie there.
     numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact) and not on_host(leaf)]
-    if not numbers:
-        return jnp.ones(axis_of_runs.shape, bool)
-    return jnp.stack([jnp.broadcast_to(finite(leaf), axis_of_runs.shape) for leaf in numbers]).all(0)
+    # On a CPU, NumPy looks at the memory as it is: XLA takes seconds to compile a program over a thousand arrays.
+    if jax.default_backend() == "cpu" and all(leaf.is_fully_addressable for leaf in numbers):
+        found = np.zeros(shape, bool)
+        for leaf in numbers:
+            found = found | np.isnan(np.asarray(leaf)).any(tuple(range(len(shape), leaf.ndim)))
+        return np.asarray(found)
+    return np.asarray(processes.gathered(_any_nan(numbers, jnp.zeros(shape, bool))))
+
+
+@jax.jit
+def _any_nan(arrays: list[jax.Array], none: Bool[jax.Array, "..."]) -> Bool[jax.Array, "..."]:
+    found = [jnp.isnan(array).any(tuple(range(none.ndim, array.ndim))) for array in arrays]
+    return jnp.stack([none, *(jnp.broadcast_to(one, none.shape) for one in found)]).any(0)
 
 
 def plain(values: np.ndarray) -> Any:
@@ -162,8 +166,7 @@ class Outcome:
 
     def not_finite(self, state: State) -> np.ndarray:
         """Return, as `[*shape]` bool, which runs have a NaN in their state and have not ended."""
-        finite = np.asarray(processes.gathered(_is_finite(state, jnp.zeros(self.shape))))
-        return np.asarray(~finite & ~self.ended)
+        return np.asarray(_has_nan(state, self.shape) & ~self.ended)
 
     def compose(self, state: State) -> State:
         """Return the state, with every ended run as it was when it ended."""
