@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-os.environ["JDL_COMPILATION_CACHE"] = "off"  # the user's own; processes that tests start compile for themselves
+os.environ["JDL_COMPILATION_CACHE"] = "off"  # the user's own
 os.environ.setdefault("WANDB_MODE", "offline")
 # Two workers share two cores: more threads of NumPy and scikit-learn would wait for one another, spinning.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
@@ -27,15 +27,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def compiled_once(tmp_path_factory):
-    """The same learners are compiled again and again. A folder for each worker: JAX writes these files in place."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    """The same learners are compiled again and again, also in processes that tests start.
+
+    A folder for each worker: JAX writes these files in place.
+    """
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-@pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory):
-    """The cache of processes that run the same examples: what one compiled serves the next."""
-    return tmp_path_factory.mktemp("cache")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
 # Their subject is what the compiler makes of programs that should agree to the bit, or of the whole of a program: they

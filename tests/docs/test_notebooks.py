@@ -1,7 +1,6 @@
 """The notebooks run from top to bottom, and are stored without what they printed."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -45,11 +44,10 @@ def test_a_notebook_uses_public_names_alone(notebook):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @each
-def test_a_notebook_runs_from_top_to_bottom(notebook, tmp_path, shared_cache):
+def test_a_notebook_runs_from_top_to_bottom(notebook, tmp_path):
     """Its page lies in docs afterwards, where `make docs` takes it instead of executing the notebook again."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(shared_cache), "JDL_COMPILATION_CACHE": "on"}
     command = [sys.executable, ROOT / "docs" / "make_notebooks.py", notebook.stem]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1100)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1100)
     assert result.returncode == 0, result.stderr
     page = notebook.with_suffix(".md").read_text()
     pictures = re.findall(r"\]\(\.\./(pictures/\S+)\)", page)

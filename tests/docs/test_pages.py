@@ -37,12 +37,9 @@ def name(page):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if executed(page)], ids=name)
-def test_a_page_from_top_to_bottom(page, tmp_path, shared_cache):
+def test_a_page_from_top_to_bottom(page, tmp_path):
     """A block that begins "# file.py" is that file; what is printed is like the block "output" after it."""
-    environment = {
-        **os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "XDG_CACHE_HOME": str(shared_cache), "JDL_COMPILATION_CACHE": "on",
-    }  # fmt: skip
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
 
     def run(*command):

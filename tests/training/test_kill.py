@@ -19,11 +19,10 @@ EXPERIMENT = Path(__file__).parents[1] / "helpers" / "small_experiments" / "kill
 PATIENCE = 120  # seconds that a process may take to do what is waited for
 
 
-def command(*arguments, cache):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "JDL_COMPILATION_CACHE": "on"}
+def command(*arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "jdl", *map(str, arguments)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -34,20 +33,15 @@ def finish(process):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache):
+def undisturbed(tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(command("run", EXPERIMENT, "--seeds", 2, "--pause", 0, "--run-dir", path, cache=cache))
+    finish(command("run", EXPERIMENT, "--seeds", 2, "--pause", 0, "--run-dir", path))
     return runs.Run(path)
 
 
-def kill_and_resume(path, kills, chance, cache):
+def kill_and_resume(path, kills, chance):
     """Start a run, kill it `kills` times, each time resume it, and let the last one finish."""
-    process = command("run", EXPERIMENT, "--seeds", 2, "--run-dir", path, cache=cache)
+    process = command("run", EXPERIMENT, "--seeds", 2, "--run-dir", path)
     log, checkpoints = path / "metrics.jsonl", path / "checkpoints"
     in_writes = 0
     for number in range(kills):
@@ -66,7 +60,7 @@ def kill_and_resume(path, kills, chance, cache):
         assert process.poll() is None, f"it ended before it was killed: {process.communicate()[0]}"
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        process = command("resume", path, cache=cache)
+        process = command("resume", path)
     finish(process)
     return in_writes
 
@@ -85,13 +79,13 @@ def assert_same(path, undisturbed):
 @pytest.mark.slow  # a resumed fit is held to the same bits in test_fit.py, too
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_many_kills(seed, tmp_path, undisturbed, cache):
-    in_writes = kill_and_resume(tmp_path / "run", 8, random.Random(seed), cache)
+def test_many_kills(seed, tmp_path, undisturbed):
+    in_writes = kill_and_resume(tmp_path / "run", 8, random.Random(seed))
     assert in_writes > 0
     assert_same(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow
-def test_replay_agrees_to_the_bit(undisturbed, cache):
-    output = finish(command("replay", undisturbed.path, "--json", cache=cache))
+def test_replay_agrees_to_the_bit(undisturbed):
+    output = finish(command("replay", undisturbed.path, "--json"))
     assert json.loads(output.strip().splitlines()[-1])["agrees"] is True
