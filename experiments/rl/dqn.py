@@ -3,7 +3,7 @@
 Run:       jdl run dqn --env CartPole-v1 --seeds 10
            jdl run dqn --method c51 --seeds 10            (qr_dqn, iqn, rainbow)
            jdl run dqn --env LunarLander-v3 --seeds 10
-Result:    return 500 [500, 500] (10 seeds, 292 s)
+Result:    return 500 [500, 500] (10 seeds, 6 min)
 """
 
 import dataclasses
