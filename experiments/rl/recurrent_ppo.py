@@ -3,6 +3,7 @@
 Run:       jdl run recurrent_ppo --seeds 10                         (CartPoleNoVel-v1: no velocities)
            jdl run recurrent_ppo --env PendulumNoVel-v1 --seeds 10
            jdl run recurrent_ppo --env MemoryChain20-v0 --seeds 5   (lengths 1 to 10, 12, 14, 17, 20, 25, 30, ... 100)
+           jdl run recurrent_ppo --env RepeatFirstEasy-v0 --seeds 5
 Result:    not measured yet
 """
 
@@ -47,6 +48,10 @@ RECORDS = {
         bars={"return": ">= -218"},
         beside="RL Zoo, with an LSTM, -217.9 ± 140 (one run)",
     ),
+    "repeat_first": jdl.Record(
+        {"env": "RepeatFirstEasy-v0"}, seeds=5, statistic="iqm", bars={"return": ">= 0.95"}, beside="at best 1"
+    ),
+    "repeat_first-none": jdl.Record({"env": "RepeatFirstEasy-v0", "cell": "none"}, seeds=5, statistic="iqm"),
 }
 
 
@@ -64,10 +69,11 @@ COMMON = {
     "shared": False,
     "normalize_observations": True,
 }
-CHAIN = {"num_envs": 32, "epochs": 4, "minibatches": 4, "gae_lambda": 0.95, "discount": 0.99}
+RECALL = {"num_envs": 32, "epochs": 4, "minibatches": 4, "gae_lambda": 0.95, "discount": 0.99}
 TUNED: dict[str, dict[str, Any]] = {
+    "RepeatFirstEasy-v0": {**RECALL, "total_steps": 1_000_000},
     "PendulumNoVel-v1": {"discount": 0.9, "gae_lambda": 0.95},
-    **{f"MemoryChain{length}-v0": {**CHAIN, "total_steps": 10_000 * (length + 1)} for length in rl.envs.LENGTHS},
+    **{f"MemoryChain{length}-v0": {**RECALL, "total_steps": 10_000 * (length + 1)} for length in rl.envs.LENGTHS},
 }
 
 settings = functools.partial(rl.settings, common=COMMON, tuned=TUNED)

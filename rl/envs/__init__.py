@@ -8,12 +8,14 @@ from rl.envs.adapters import from_brax, from_functional, from_gymnax, from_pgx
 from rl.envs.classic_control import acrobot, cartpole, mountain_car, mountain_car_continuous, pendulum
 from rl.envs.environment import Environment, Outcome, auto_reset, time_limit
 from rl.envs.partly_observed import (
+    DECKS,
     LENGTHS,
     cartpole_without_velocities,
     hidden,
     memory_chain,
     pendulum_without_velocity,
     register,
+    repeat_first,
 )
 from rl.envs.toy_text import expected_return, from_table, greedy, optimal_values, table, toy_text
 
@@ -28,6 +30,7 @@ TWINS: dict[str, Callable[..., Environment]] = {
     "CartPoleNoVel-v1": cartpole_without_velocities,
     "PendulumNoVel-v1": pendulum_without_velocity,
     **{f"MemoryChain{length}-v0": partial(memory_chain, length) for length in LENGTHS},
+    **{name: partial(repeat_first, decks) for name, decks in DECKS.items()},
     **{
         name: partial(toy_text, name)
         for name in ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "CliffWalkingSlippery-v1", "Taxi-v4")
@@ -55,6 +58,7 @@ def make(name: str, **options: Any) -> Environment:
 
 
 __all__ = [
+    "DECKS",
     "LENGTHS",
     "TWINS",
     "Environment",
@@ -78,6 +82,7 @@ __all__ = [
     "optimal_values",
     "pendulum",
     "pendulum_without_velocity",
+    "repeat_first",
     "table",
     "time_limit",
     "toy_text",

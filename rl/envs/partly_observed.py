@@ -10,6 +10,7 @@ from jaxtyping import Array
 from rl.envs.classic_control import cartpole, pendulum
 from rl.envs.environment import Environment, Outcome
 
+DECKS = {"RepeatFirstEasy-v0": 1, "RepeatFirstMedium-v0": 8, "RepeatFirstHard-v0": 16}  # popgym's
 LENGTHS = (*range(1, 11), 12, 14, 17, 20, 25, *range(30, 101, 10))  # of bsuite's memory_len
 _HIDDEN = {  # numbers of the observation that are zero
     "CartPoleNoVel-v1": ("CartPole-v1", (1, 3)),
@@ -86,6 +87,45 @@ def memory_chain(length: int) -> Environment:
     return Environment(f"MemoryChain{length}-v0", reset, step, space, spaces.Discrete(2))
 
 
+def repeat_first(decks: int = 1) -> Environment:
+    """Cards are dealt one after another; each time, name the suit of the first. A right answer earns 1 / (cards - 1).
+
+    An observation is the suit of the card just dealt, 0 to 3, and so is an action; a wrong answer costs what a right
+    one earns. An episode ends with the last card: 52 `decks` - 1 steps, with a return of at best 1.
+
+    Args:
+        decks: of 52 cards, shuffled together.
+
+    Raises:
+        ValueError: for fewer than 1.
+
+    Source: Morad et al. 2023, "POPGym: benchmarking partially observable reinforcement learning", RepeatFirst.
+    """
+    if decks < 1:
+        raise ValueError(f"repeat_first(decks={decks}): at least 1")
+    worth = np.float32(1 / (52 * decks - 1))
+
+    def deal(left: Array, key: Array) -> tuple[Array, Array]:
+        card = jax.random.categorical(key, jnp.log(left.astype(jnp.float32)))
+        return left.at[card].add(-1), card.astype(jnp.int32)
+
+    def reset(key: Array) -> tuple[tuple[Array, Array], Outcome]:
+        left, card = deal(jnp.full(4, 13 * decks, jnp.int32), key)
+        return (card, left), Outcome(card, jnp.float32(0), np.False_, np.False_)
+
+    def step(state: tuple[Array, Array], action: Array, key: Array) -> tuple[tuple[Array, Array], Outcome]:
+        first, left = state
+        left, card = deal(left, key)
+        reward = jnp.where(action == first, worth, -worth)
+        return (first, left), Outcome(card, reward, np.False_, left.sum() == 0)
+
+    return Environment(_name_of(decks), reset, step, spaces.Discrete(4), spaces.Discrete(4))
+
+
+def _name_of(decks: int) -> str:
+    return next((name for name, number in DECKS.items() if number == decks), f"RepeatFirst{decks}-v0")
+
+
 class Hidden(gymnasium.ObservationWrapper):
     """Gymnasium's environment with some numbers of its observations zero.
 
@@ -141,6 +181,34 @@ class MemoryChain(gymnasium.Env):
         return np.array([1 - self._time / self.length, 0, cue], np.float32)
 
 
+class RepeatFirst(gymnasium.Env):
+    """`repeat_first` in Gymnasium.
+
+    Args:
+        decks: of 52 cards, shuffled together.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, decks: int = 1, render_mode: str | None = None) -> None:
+        self.decks, self.render_mode = decks, render_mode
+        self.observation_space, self.action_space = spaces.Discrete(4), spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[int, dict]:
+        """Shuffle, and deal the first card."""
+        super().reset(seed=seed)
+        self._cards = self.np_random.permutation(np.repeat(np.arange(4), 13 * self.decks))
+        self._dealt = 1
+        return int(self._cards[0]), {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
+        """Judge the answer, and deal another card."""
+        card = int(self._cards[self._dealt])
+        self._dealt += 1
+        worth = 1 / (len(self._cards) - 1)
+        return card, worth if action == self._cards[0] else -worth, False, self._dealt == len(self._cards), {}
+
+
 def register() -> None:
     """Register the Gymnasium environments of this file."""
     for name, (base, numbers) in _HIDDEN.items():
@@ -149,3 +217,5 @@ def register() -> None:
         gymnasium.register(name, make, max_episode_steps=limit)
     for length in LENGTHS:
         gymnasium.register(f"MemoryChain{length}-v0", f"{__name__}:MemoryChain", kwargs={"length": length})
+    for name, decks in DECKS.items():
+        gymnasium.register(name, f"{__name__}:RepeatFirst", kwargs={"decks": decks})

@@ -164,3 +164,43 @@ def test_what_is_partly_observed_is_the_same_in_gymnasium(name):
         np.testing.assert_allclose(outcome.reward, reward, atol=1e-4)
         assert bool(outcome.terminated) == terminated
     assert terminated == name.startswith("Memory")
+
+
+def in_gymnasium(name, act):
+    """The suits that were shown, and the return."""
+    env = gymnasium.make(name)
+    suit, _ = env.reset(seed=0)
+    shown, total, truncated = [suit], 0.0, False
+    while not truncated:
+        suit, reward, terminated, truncated, _ = env.step(act(shown))
+        assert not terminated
+        shown, total = [*shown, suit], total + reward
+    return shown, total
+
+
+def compiled(name, act):
+    env = envs.make(name)
+    state, outcome = env.reset(KEY)
+    shown, total, step = [int(outcome.observation)], 0.0, jax.jit(env.step)
+    while not outcome.truncated:
+        state, outcome = step(state, act(shown), jax.random.fold_in(KEY, len(shown)))
+        assert not outcome.terminated
+        shown, total = [*shown, int(outcome.observation)], total + float(outcome.reward)
+    return shown, total
+
+
+@pytest.mark.parametrize("play", [in_gymnasium, compiled])
+def test_every_card_of_the_deck_is_dealt_and_the_first_is_asked_for(play):
+    shown, total = play("RepeatFirstEasy-v0", lambda shown: shown[0])
+    assert np.bincount(shown).tolist() == [13] * 4
+    assert total == pytest.approx(1, abs=1e-5)
+    again, total = play("RepeatFirstEasy-v0", lambda shown: (shown[0] + len(shown) // 51) % 4)  # wrong once, at the end
+    assert again == shown
+    assert total == pytest.approx(1 - 2 / 51, abs=1e-5)
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(ValueError, match="decks=0"):
+        envs.repeat_first(0)
+    with pytest.raises(ValueError, match="length=0"):
+        envs.memory_chain(0)
