@@ -9,6 +9,7 @@ import numpy as np
 
 import jdl
 from jdl.experiment.load import LoadedRun
+from rl.envs.libraries import gymnasium_id
 from rl.runners.vector import spaces_of
 from rl.spaces import zeros
 
@@ -76,7 +77,7 @@ def load(path: str | Path, index: int = 0) -> LoadedAgent:
     name = run.config.get("env")
     space = (
         spaces_of(name, run.config.get("vectorization"))[0]
-        if name and name.rpartition(":")[2] in gymnasium.registry
+        if name and gymnasium_id(name).rpartition(":")[2] in gymnasium.registry
         else None
     )
     return LoadedAgent(jdl.load(own), 0, space) if own.is_dir() else LoadedAgent(run, index, space)

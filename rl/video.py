@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jdl.runtime.files import write_bytes
+from rl.envs.libraries import gymnasium_id
 from rl.runners.vector import mask_of, spaces_of
 from rl.spaces import legal
 from rl.types import Agent, Algorithm, TimeStep
@@ -37,6 +38,7 @@ def video(
         The path. None, and no file is written, if the environment does not render images, if the packages that it
         renders with are not installed, or if its vector environment has other observations (Atari).
     """
+    env = gymnasium_id(env)
     single = gymnasium.make(env)
     single.close()
     if "rgb_array" not in single.metadata.get("render_modes", ()) or single.observation_space != spaces_of(env)[0]:

@@ -5,8 +5,10 @@ from functools import partial
 from typing import Any
 
 from rl.envs.adapters import from_brax, from_functional, from_gymnax, from_pgx
+from rl.envs.as_gymnasium import AsGymnasium
 from rl.envs.classic_control import acrobot, cartpole, mountain_car, mountain_car_continuous, pendulum
 from rl.envs.environment import Environment, Outcome, auto_reset, time_limit
+from rl.envs.libraries import LIBRARIES, gymnasium_id, is_of_a_library, of_a_library
 from rl.envs.partly_observed import (
     DECKS,
     LENGTHS,
@@ -38,21 +40,34 @@ TWINS: dict[str, Callable[..., Environment]] = {
 }
 
 
-def make(name: str, **options: Any) -> Environment:
-    """The compiled twin of a Gymnasium environment.
+def is_compiled(name: str) -> bool:
+    """Whether `make` has an environment.
 
     Args:
-        name: its Gymnasium id.
+        name: as in `make`.
+    """
+    return name in TWINS or is_of_a_library(name)
+
+
+def make(name: str, **options: Any) -> Environment:
+    """The compiled twin of a Gymnasium environment, or an environment of another library.
+
+    Args:
+        name: its Gymnasium id; or the library, a colon and the library's own name (`pgx:2048`, `brax:ant`,
+            `gymnax:Breakout-MinAtar`).
         **options: arguments of the twin's function in `TWINS`.
 
     Raises:
-        LookupError: for an environment without a twin; the message lists those with one.
+        LookupError: for an environment without a twin, where the message lists those with one, and for a library that
+            is not installed or does not have it.
     """
+    if is_of_a_library(name):
+        return of_a_library(name)
     if name not in TWINS:
         known = ", ".join(name for name in TWINS if not name.startswith("MemoryChain"))
         raise LookupError(
-            f"there is no JAX environment {name!r}; there are {known}, MemoryChain1-v0 and so on (others train with "
-            "runner host)"
+            f"there is no JAX environment {name!r}; there are {known}, MemoryChain1-v0 and so on, and those of "
+            f"{', '.join(f'{library}:NAME' for library in LIBRARIES)} (others train with runner host)"
         )
     return TWINS[name](**options)
 
@@ -60,7 +75,9 @@ def make(name: str, **options: Any) -> Environment:
 __all__ = [
     "DECKS",
     "LENGTHS",
+    "LIBRARIES",
     "TWINS",
+    "AsGymnasium",
     "Environment",
     "Outcome",
     "acrobot",
@@ -74,7 +91,9 @@ __all__ = [
     "from_pgx",
     "from_table",
     "greedy",
+    "gymnasium_id",
     "hidden",
+    "is_compiled",
     "make",
     "memory_chain",
     "mountain_car",

@@ -55,7 +55,7 @@ class Training:
     @property
     def on_host(self) -> bool:
         """Whether training runs in Gymnasium's environment instead of a compiled twin."""
-        return self.runner == "host" or (self.runner == "auto" and self.env not in envs.TWINS)
+        return self.runner == "host" or (self.runner == "auto" and not envs.is_compiled(self.env))
 
     @property
     def one_core(self) -> bool:
@@ -118,6 +118,10 @@ def experiment(
         """Train on the device or on the host, and evaluate the final agents in Gymnasium's environment."""
         if config.runner == "auto" and config.on_host:
             print(f"{config.env} has no compiled twin: training on the host", file=sys.stderr)
+        scored = envs.gymnasium_id(config.env)
+        if scored != config.env:
+            where = "there, too, stepped by the host" if "/" in scored else f"in Gymnasium's {scored}"
+            print(f"{config.env} is compiled; its agents are scored {where}", file=sys.stderr)
         if config.separate(run):
             return jdl.separately(run)
         trained = train(functools.partial(algorithm, config), settings(config), run)
@@ -179,8 +183,8 @@ class Trained(NamedTuple):
 def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
     """Train the seeds of a run, and score the final agents.
 
-    The scores are "return" and "length", means over episodes of the Gymnasium environment with greedy actions, and
-    after training on the device "return (twin)", the mean return in the compiled environment.
+    The scores are "return" and "length", means over episodes in Gymnasium (`rl.envs.gymnasium_id`) with greedy actions,
+    and after training on the device "return (twin)", the mean return in the compiled environment.
 
     Args:
         make: `(observation space, action space) -> algorithm`.

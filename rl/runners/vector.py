@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from jaxtyping import PyTree
 
+from rl.envs.libraries import gymnasium_id
 from rl.spaces import choices
 
 
@@ -163,7 +164,7 @@ def make_vec(name: str, num_envs: int, vectorization: str | None = None, **optio
     A fork of a process with JAX's threads may wait forever for a lock that one of these threads held.
 
     Args:
-        name: id of the Gymnasium environment.
+        name: id of the Gymnasium environment, or a name of a library's (`pgx:2048`).
         num_envs: number of environments.
         vectorization: "sync", "async" or "vector_entry_point"; None for Gymnasium's choice.
         **options: further keywords of `gymnasium.make_vec`.
@@ -177,7 +178,7 @@ def make_vec(name: str, num_envs: int, vectorization: str | None = None, **optio
     if num_envs < 1:
         raise ValueError(f"num_envs={num_envs}: at least 1 environment")
     try:
-        return gymnasium.make_vec(name, num_envs, vectorization, **options)
+        return gymnasium.make_vec(gymnasium_id(name), num_envs, vectorization, **options)
     except gymnasium.error.Error as error:
         raise LookupError(f"Gymnasium cannot make {name!r}: {error}") from error
 

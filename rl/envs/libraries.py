@@ -1,0 +1,88 @@
+"""Environments of other libraries by name, such as `pgx:2048`, and where their agents are scored."""
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+
+from rl.envs.adapters import from_brax, from_gymnax, from_pgx
+from rl.envs.environment import Environment
+
+
+def _pgx(name: str) -> Environment:
+    pgx = _imported("pgx")
+    return from_pgx(pgx.make(_among(pgx.available_envs(), name, "pgx")))
+
+
+def _gymnax(name: str) -> Environment:
+    gymnax = _imported("gymnax")
+    return from_gymnax(*gymnax.make(_among(gymnax.registered_envs, name, "gymnax")))
+
+
+def _brax(name: str) -> Environment:
+    try:
+        return from_brax(_imported("brax.envs").get_environment(name), f"brax/{name}")
+    except KeyError as error:
+        raise LookupError(f"brax has no environment {name!r}") from error
+
+
+LIBRARIES: dict[str, Callable[[str], Environment]] = {"pgx": _pgx, "gymnax": _gymnax, "brax": _brax}
+
+
+def is_of_a_library(name: str) -> bool:
+    """Whether a name begins with one of `LIBRARIES` and a colon.
+
+    Args:
+        name: of an environment.
+    """
+    return name.partition(":")[0] in LIBRARIES and ":" in name
+
+
+def of_a_library(name: str) -> Environment:
+    """An environment of another library: `pgx:2048`, `gymnax:Breakout-MinAtar`, `brax:ant`.
+
+    Args:
+        name: the library, a colon, and the library's own name.
+
+    Raises:
+        LookupError: for a library that is not installed, and for an environment that it does not have.
+        ValueError: for games of several players.
+    """
+    library, _, own = name.partition(":")
+    return LIBRARIES[library](own)
+
+
+def gymnasium_id(name: str) -> str:
+    """The id of the Gymnasium environment in which the agents of an environment are scored.
+
+    It is the name itself, except for those of a library. What gymnax copied from Gymnasium is scored there, in the
+    original; anything else in the library's own environment, stepped by the host (`AsGymnasium`).
+
+    Args:
+        name: as in `make`, or any id that Gymnasium has.
+    """
+    if not is_of_a_library(name):
+        return name
+    library, _, own = name.partition(":")
+    if library == "gymnax" and own in gymnasium.registry:
+        return own
+    known = f"{library}/{own}"
+    if known not in gymnasium.registry:
+        gymnasium.register(known, "rl.envs.as_gymnasium:AsGymnasium", kwargs={"env": name}, disable_env_checker=True)
+    return known
+
+
+def _imported(module: str) -> ModuleType:
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise LookupError(f"{package} is not installed ({error}): pip install {package}") from error
+
+
+def _among(known: Any, name: str, library: str) -> str:
+    if name not in known:
+        raise LookupError(f"{library} has no environment {name!r}; it has {', '.join(sorted(known))}")
+    return name
