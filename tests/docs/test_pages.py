@@ -75,7 +75,7 @@ def test_what_a_test_cannot_run_is_run_in_ci():
     said = [command.split("#")[0].strip() for _, block in blocks(PAGES[0]) for command in commands(block)]
     for command in IN_CI:
         assert command in said
-        assert re.search(rf"^{command}$", script, re.MULTILINE)
+        assert re.search(rf"^make( -j2 -O)?( [a-z]+)* {command.split()[1]}\b", script, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
