@@ -7,8 +7,8 @@ os.environ["JDL_COMPILATION_CACHE"] = "off"  # the user's own
 os.environ.setdefault("WANDB_MODE", "offline")
 # Two workers share two cores: more threads of NumPy and scikit-learn would wait for one another, spinning.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-# One piece of code generation instead of many in parallel, loops that are not unrolled and no search for operations to
-# join: half the compile time, programs of the same bits.
+# One piece of code generation instead of many in parallel: a third less compile time. Loops that are not unrolled and
+# operations that are not joined to vectors: a tenth less of all the tests' time. The bits are the same.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_cpu_parallel_codegen_split_count=1"
     " --xla_backend_extra_options=xla_cpu_disable_slp_vectorizer,xla_cpu_disable_loop_unrolling"
