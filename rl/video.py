@@ -29,7 +29,7 @@ def video(
     Args:
         algorithm: the algorithm that trained the agent.
         agent: the agent of one run, without an axis of runs.
-        env: id of the Gymnasium environment.
+        env: id of the Gymnasium environment, or a name of a library's (`pgx:2048`).
         path: file to write.
         seed: of the environment's reset and of the agent.
         max_steps: steps after which the episode is cut off.

@@ -62,12 +62,16 @@ def copied(state: PyTree) -> PyTree:
 def _has_nan(state: PyTree, shape: tuple[int, ...]) -> np.ndarray:
     """Whether the state has a NaN, for each run, `[*shape]`. Infinities may be start values, as for a minimum."""
     # Arrays on the host are data, such as a replay; parameters never lie there.
-    numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact) and not on_host(leaf)]
+    numbers = [
+        leaf
+        for leaf in jax.tree.leaves(state)
+        if jnp.issubdtype(jax.typeof(leaf).dtype, jnp.inexact) and not on_host(leaf)
+    ]
     # On a CPU, NumPy looks at the memory as it is: XLA takes seconds to compile a program over a thousand arrays.
-    if jax.default_backend() == "cpu" and all(leaf.is_fully_addressable for leaf in numbers):
+    if jax.default_backend() == "cpu" and all(map(processes.addressable, numbers)):
         found = np.zeros(shape, bool)
         for leaf in numbers:
-            found = found | np.isnan(np.asarray(leaf)).any(tuple(range(len(shape), leaf.ndim)))
+            found = found | np.isnan(np.asarray(leaf)).any(tuple(range(len(shape), np.ndim(leaf))))
         return np.asarray(found)
     return np.asarray(processes.gathered(_any_nan(numbers, jnp.zeros(shape, bool))))
 

@@ -55,14 +55,14 @@ def make(name: str, **options: Any) -> Environment:
     Args:
         name: its Gymnasium id; or the library, a colon and the library's own name (`pgx:2048`, `brax:ant`,
             `gymnax:Breakout-MinAtar`).
-        **options: arguments of the twin's function in `TWINS`.
+        **options: arguments of the twin's function in `TWINS`, or of the library's adapter.
 
     Raises:
         LookupError: for an environment without a twin, where the message lists those with one, and for a library that
             is not installed or does not have it.
     """
     if is_of_a_library(name):
-        return of_a_library(name)
+        return of_a_library(name, **options)
     if name not in TWINS:
         known = ", ".join(name for name in TWINS if not name.startswith("MemoryChain"))
         raise LookupError(

@@ -11,24 +11,26 @@ from rl.envs.adapters import from_brax, from_gymnax, from_pgx
 from rl.envs.environment import Environment
 
 
-def _pgx(name: str) -> Environment:
+def _pgx(name: str, **options: Any) -> Environment:
     pgx = _imported("pgx")
-    return from_pgx(pgx.make(_among(pgx.available_envs(), name, "pgx")))
+    return from_pgx(pgx.make(_among(pgx.available_envs(), name, "pgx")), **options)
 
 
-def _gymnax(name: str) -> Environment:
+def _gymnax(name: str, **options: Any) -> Environment:
     gymnax = _imported("gymnax")
-    return from_gymnax(*gymnax.make(_among(gymnax.registered_envs, name, "gymnax")))
+    env, params = gymnax.make(_among(gymnax.registered_envs, name, "gymnax"))
+    return from_gymnax(env, **{"params": params, **options})
 
 
-def _brax(name: str) -> Environment:
+def _brax(name: str, **options: Any) -> Environment:
     try:
-        return from_brax(_imported("brax.envs").get_environment(name), f"brax/{name}")
+        env = _imported("brax.envs").get_environment(name)
     except KeyError as error:
         raise LookupError(f"brax has no environment {name!r}") from error
+    return from_brax(env, f"brax/{name}", **options)
 
 
-LIBRARIES: dict[str, Callable[[str], Environment]] = {"pgx": _pgx, "gymnax": _gymnax, "brax": _brax}
+LIBRARIES: dict[str, Callable[..., Environment]] = {"pgx": _pgx, "gymnax": _gymnax, "brax": _brax}
 
 
 def is_of_a_library(name: str) -> bool:
@@ -40,18 +42,19 @@ def is_of_a_library(name: str) -> bool:
     return name.partition(":")[0] in LIBRARIES and ":" in name
 
 
-def of_a_library(name: str) -> Environment:
+def of_a_library(name: str, **options: Any) -> Environment:
     """An environment of another library: `pgx:2048`, `gymnax:Breakout-MinAtar`, `brax:ant`.
 
     Args:
         name: the library, a colon, and the library's own name.
+        **options: of the adapter, such as `max_steps`.
 
     Raises:
         LookupError: for a library that is not installed, and for an environment that it does not have.
         ValueError: for games of several players.
     """
     library, _, own = name.partition(":")
-    return LIBRARIES[library](own)
+    return LIBRARIES[library](own, **options)
 
 
 def gymnasium_id(name: str) -> str:

@@ -46,7 +46,7 @@ def evaluate(
     Args:
         algorithm: the algorithm that trained the agent.
         agent: the agent; with `runs`, leaves [runs, ...].
-        env: id of the Gymnasium environment.
+        env: id of the Gymnasium environment, or a name of a library's (`pgx:2048`).
         episodes: episodes to play, per run.
         runs: size of the leading axis of the agent's leaves (`jdl.seeds`); None for a single agent.
         seed: of the environments' resets and of the agent.

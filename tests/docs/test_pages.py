@@ -73,9 +73,10 @@ def test_a_page_has_no_block_that_nobody_runs(page):
 def test_what_a_test_cannot_run_is_run_in_ci():
     script = (ROOT / ".ci" / "run").read_text()
     said = [command.split("#")[0].strip() for _, block in blocks(PAGES[0]) for command in commands(block)]
+    made = {target for line in script.splitlines() if line.startswith("make ") for target in line.split("#")[0].split()}
     for command in IN_CI:
         assert command in said
-        assert re.search(rf"^make( -j2 -O)?( [a-z]+)* {command.split()[1]}\b", script, re.MULTILINE)
+        assert command.removeprefix("make ") in made
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

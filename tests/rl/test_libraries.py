@@ -62,6 +62,14 @@ def test_what_is_not_there_is_named(library):
         rl.envs.make("pgx:duel")
 
 
+def test_options_reach_the_adapter(library):
+    env = rl.envs.make("pgx:walk", max_steps=1)
+    state, _ = env.reset(jax.random.key(0))
+    assert env.step(state, 1, jax.random.key(0))[1].truncated
+    with pytest.raises(TypeError, match="limit"):
+        rl.envs.make("pgx:walk", limit=1)
+
+
 def test_where_agents_are_scored(library):
     assert gymnasium_id("LunarLander-v3") == "LunarLander-v3"
     assert gymnasium_id("gymnax:CartPole-v1") == "CartPole-v1"

@@ -10,6 +10,7 @@ from learners import CASES, Linear, images, vectors
 
 import jdl
 from jdl.training import runs
+from jdl.training.outcome import Monitor, Outcome
 
 
 class Scalar(nn.Module):
@@ -377,3 +378,13 @@ def test_the_best_state_of_a_run_that_diverged_at_once_is_finite():
         fitted = jdl.fit(exploding(data, [0.1, 1e20]), data, steps=20, log_every=5, validation=data, evaluate_every=10)
     for leaf in leaves((fitted.best.params, fitted.state.params)):
         assert np.isfinite(leaf).all()
+
+
+def test_a_nan_is_found_in_whatever_a_state_holds():
+    outcome = Outcome(2, Monitor())
+    fine = {"number": 1.0, "numpy": np.ones((2, 3)), "least": jnp.full(2, jnp.inf), "key": jax.random.key(0), "step": 3}
+    assert outcome.not_finite(fine).tolist() == [False, False]
+    assert outcome.not_finite({**fine, "bad": jnp.array([[1, 2], [jnp.nan, 0]])}).tolist() == [False, True]
+    assert outcome.not_finite({**fine, "bad": np.array([np.nan, 0])}).tolist() == [True, False]
+    assert outcome.not_finite({**fine, "half": jnp.array([1, jnp.nan], jnp.bfloat16)}).tolist() == [False, True]
+    assert outcome.not_finite({**fine, "shared": float("nan")}).tolist() == [True, True]
