@@ -65,6 +65,9 @@ def gymnasium_id(name: str) -> str:
 
     Args:
         name: as in `make`, or any id that Gymnasium has.
+
+    Raises:
+        LookupError: for what cannot be a name.
     """
     if not is_of_a_library(name):
         return name
@@ -73,7 +76,11 @@ def gymnasium_id(name: str) -> str:
         return own
     known = f"{library}/{own}"
     if known not in gymnasium.registry:
-        gymnasium.register(known, "rl.envs.as_gymnasium:AsGymnasium", kwargs={"env": name}, disable_env_checker=True)
+        entry = "rl.envs.as_gymnasium:AsGymnasium"
+        try:
+            gymnasium.register(known, entry, kwargs={"env": name}, disable_env_checker=True)
+        except gymnasium.error.Error as error:
+            raise LookupError(f"{name!r} names no environment: give {library}'s own name after the colon") from error
     return known
 
 

@@ -60,6 +60,8 @@ def test_what_is_not_there_is_named(library):
         rl.envs.make("gymnax:CartPole-v1")
     with pytest.raises(ValueError, match="duel is for 2 players"):
         rl.envs.make("pgx:duel")
+    with pytest.raises(LookupError, match="'pgx:' names no environment: give pgx's own name"):
+        gymnasium_id("pgx:")
 
 
 def test_options_reach_the_adapter(library):
