@@ -5,12 +5,13 @@ EXTRA ?= $(filter-out cpu,$(firstword $(patsubst $(VENV)/.built-%,%,$(wildcard $
 BIN := $(VENV)/bin
 TORCH ?= .venv-torch
 PEERS ?= .venv-peers
+SOLVER ?= .venv-solver
 # A Python with a CPU build of PyTorch at hand: the newest may find only the CUDA build, which is gigabytes.
 TORCH_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.11*/bin/python) $(shell command -v python3.11) python3)
 STAMP := $(VENV)/.built-$(or $(EXTRA),cpu)
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: train test test-oldest test-slow test-browser parity check results figures docs docs-serve wheel env bench bench-torch bench-models bench-rl bench-scale clean
+.PHONY: train test test-oldest test-slow test-browser parity check results figures docs docs-serve wheel env bench bench-torch bench-models bench-rl bench-scale bench-connect-four clean
 
 train: env  ## the main job: a CNN on handwritten digits over eight seeds
 	$(BIN)/jdl run digits --seeds 8
@@ -87,10 +88,18 @@ bench-scale: env  ## modes of using devices, checkpoints, plans beside measured 
 bench-rl: env $(PEERS)/.built  ## beside Stable-Baselines3 and SBX, which have an environment of their own
 	$(BIN)/python -m experiments.bench.rl --peer-python $(PEERS)/bin/python
 
+bench-connect-four: env $(SOLVER)/.built  ## mistakes of the agents of RUN, by a perfect solver, which has an environment of its own
+	$(BIN)/python -m experiments.bench.connect_four $(RUN) --solver-python $(SOLVER)/bin/python
+
+$(SOLVER)/.built: env
+	$(BIN)/python -m venv --clear $(SOLVER)
+	$(SOLVER)/bin/python -m pip install --quiet bitbully==0.0.79 bitbully-databases==0.0.2
+	@touch $@
+
 $(PEERS)/.built:
 	$(TORCH_PYTHON) -m venv --clear $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 stable-baselines3==2.9.2 sbx-rl==0.28.0
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(TORCH) $(PEERS)
+	rm -rf $(VENV) $(TORCH) $(PEERS) $(SOLVER)

@@ -1,7 +1,34 @@
 """Reinforcement learning, built on the learners, transforms and runs of `jdl`."""
 
-from rl import algorithms, distributions, envs, exploration, memory, networks, normalize, returns, spaces, value_heads
-from rl.algorithms import a2c, ddpg, dqn, expected_sarsa, ppo, q_learning, rainbow, reinforce, sac, sarsa, td3, tqc
+from rl import (
+    algorithms,
+    distributions,
+    envs,
+    exploration,
+    games,
+    memory,
+    networks,
+    normalize,
+    returns,
+    search,
+    spaces,
+    value_heads,
+)
+from rl.algorithms import (
+    a2c,
+    alphazero,
+    ddpg,
+    dqn,
+    expected_sarsa,
+    ppo,
+    q_learning,
+    rainbow,
+    reinforce,
+    sac,
+    sarsa,
+    td3,
+    tqc,
+)
 from rl.check import check_env
 from rl.exact import exact_returns, greedy_policies
 from rl.load import load
@@ -22,6 +49,7 @@ __all__ = [
     "Training",
     "a2c",
     "algorithms",
+    "alphazero",
     "check_env",
     "ddpg",
     "distributions",
@@ -33,6 +61,7 @@ __all__ = [
     "expected_sarsa",
     "experiment",
     "exploration",
+    "games",
     "greedy_policies",
     "learner",
     "load",
@@ -51,6 +80,7 @@ __all__ = [
     "sac",
     "sarsa",
     "scaled_rewards",
+    "search",
     "settings",
     "spaces",
     "td3",

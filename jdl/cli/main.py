@@ -17,7 +17,7 @@ from jdl.cli.command import Command
 # Each is the COMMAND of the file of its name, which is imported only when the command is given.
 COMMANDS = (
     "list", "copy", "run", "tune", "sweep", "launch", "resume", "replay", "runs", "report", "compare", "results",
-    "measure", "summary", "plan",
+    "measure", "summary", "plan", "play",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Algorithms, one per file; each function returns an `rl.Algorithm`, a named tuple of pure functions."""
 
 from rl.algorithms.a2c import a2c
+from rl.algorithms.alphazero import alphazero
 from rl.algorithms.dqn import dqn, rainbow
 from rl.algorithms.expected_sarsa import expected_sarsa
 from rl.algorithms.ppo import ppo
@@ -13,6 +14,7 @@ from rl.algorithms.tqc import tqc
 
 __all__ = [
     "a2c",
+    "alphazero",
     "ddpg",
     "dqn",
     "expected_sarsa",

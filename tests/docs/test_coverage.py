@@ -16,7 +16,7 @@ DOCS = ROOT / "docs"
 
 def public():
     """Every public name, by the dotted name that a user writes."""
-    modules = {"jdl": jdl, "jdl.nn": jdl.nn, "jdl.data": jdl.data, "rl": rl, "rl.envs": rl.envs}
+    modules = {"jdl": jdl, "jdl.nn": jdl.nn, "jdl.data": jdl.data, "rl": rl, "rl.envs": rl.envs, "rl.games": rl.games}
     modules |= {f"jdl.{name}": getattr(jdl, name) for name in ("transfer", "pretrained", "text")}
     names = set()
     for place, module in modules.items():
@@ -24,7 +24,7 @@ def public():
     # Modules without an __all__ show what they define.
     for place in ("jdl.metrics", "jdl.losses", "jdl.optimizers", "jdl.statistics", "jdl.lora", "jdl.tune",
                   "jdl.data.augment", "jdl.data.mixing", "jdl.data.tokenizers", "rl.returns", "rl.networks",
-                  "rl.normalize", "rl.distributions", "rl.spaces"):  # fmt: skip
+                  "rl.normalize", "rl.distributions", "rl.search", "rl.spaces"):  # fmt: skip
         names.discard(place)
         names.add(f"{place}.*")
     return names - {"jdl.checkpoint", "rl.algorithms"}

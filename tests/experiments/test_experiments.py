@@ -19,6 +19,7 @@ FIGURES = {
     "overfitting": "Overfitting and its cures",
     "embeddings": "Projections of features",
     "transfer": "Accuracy by labeled pictures",
+    "alphazero": "A game with itself",
 }
 FASHION = "fashion_mnist", "capsules", "overfitting", "embeddings"
 
