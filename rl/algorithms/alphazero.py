@@ -77,7 +77,7 @@ def alphazero(
 
     Raises:
         LookupError: if mctx is not installed.
-        ValueError: for counts below 1.
+        ValueError: for counts below 1, and for a network whose outputs are not those of the game.
     """
     if optimizer is None:
         optimizer = optax.adamw(1e-3, weight_decay=1e-4)
@@ -87,6 +87,7 @@ def alphazero(
             raise ValueError(f"alphazero({name}={value}): at least 1")
     model = PolicyValue(BoardMLP(), game.actions) if network is None else network
     evaluate = evaluation(model)
+    _check(game, model)
     size = num_envs * num_steps
 
     def init(key: Array) -> AlphaZeroAgent:
@@ -169,6 +170,18 @@ def alphazero(
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), taught)
 
     return Algorithm(init, lambda num_envs: (), act, update, num_steps)
+
+
+def _check(game: Game, model: nn.Module) -> None:
+    """Refuse a network whose outputs are not those of the game."""
+    observation = game.observe(game.start())[None]
+    found = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), observation)[0])
+    shapes = jax.tree.map(lambda leaf: leaf.shape, found)
+    if shapes != ((1, game.actions), (1,)):
+        raise ValueError(
+            f"alphazero(network=...): for a batch of 1 its outputs have the shapes {shapes}; {game.name} needs logits "
+            f"{(1, game.actions)} and values (1,), as rl.games.PolicyValue(torso, {game.actions}) returns them"
+        )
 
 
 def _turned(game: Game, turned: Array, example: dict[str, Array]) -> dict[str, Array]:

@@ -63,6 +63,11 @@ def make(name: str, **options: Any) -> Environment:
     """
     if is_of_a_library(name):
         return of_a_library(name, **options)
+    if name in ("tic_tac_toe", "connect_four"):
+        raise LookupError(
+            f"{name} is a game for two players: jdl run alphazero --game {name}, or for one player "
+            "rl.games.against(game, opponent)"
+        )
     if name not in TWINS:
         known = ", ".join(name for name in TWINS if not name.startswith("MemoryChain"))
         raise LookupError(

@@ -104,7 +104,10 @@ def from_pgx(env: Any, max_steps: int | None = None) -> Environment:
         ValueError: for games with more players.
     """
     if env.num_players != 1:
-        raise ValueError(f"from_pgx: {env.id} is for {env.num_players} players; one agent needs a game for one")
+        raise ValueError(
+            f"from_pgx: {env.id} is for {env.num_players} players; one agent needs a game for one "
+            "(rl.alphazero plays those for two: rl.games.from_pgx)"
+        )
 
     def outcome(state: Any) -> Outcome:
         rewards = state.rewards[0].astype(jnp.float32)

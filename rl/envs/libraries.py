@@ -12,19 +12,19 @@ from rl.envs.environment import Environment
 
 
 def _pgx(name: str, **options: Any) -> Environment:
-    pgx = _imported("pgx")
-    return from_pgx(pgx.make(_among(pgx.available_envs(), name, "pgx")), **options)
+    pgx = imported("pgx")
+    return from_pgx(pgx.make(among(pgx.available_envs(), name, "pgx")), **options)
 
 
 def _gymnax(name: str, **options: Any) -> Environment:
-    gymnax = _imported("gymnax")
-    env, params = gymnax.make(_among(gymnax.registered_envs, name, "gymnax"))
+    gymnax = imported("gymnax")
+    env, params = gymnax.make(among(gymnax.registered_envs, name, "gymnax"))
     return from_gymnax(env, **{"params": params, **options})
 
 
 def _brax(name: str, **options: Any) -> Environment:
     try:
-        env = _imported("brax.envs").get_environment(name)
+        env = imported("brax.envs").get_environment(name)
     except KeyError as error:
         raise LookupError(f"brax has no environment {name!r}") from error
     return from_brax(env, f"brax/{name}", **options)
@@ -84,7 +84,15 @@ def gymnasium_id(name: str) -> str:
     return known
 
 
-def _imported(module: str) -> ModuleType:
+def imported(module: str) -> ModuleType:
+    """A library, or a module of it.
+
+    Args:
+        module: its dotted name.
+
+    Raises:
+        LookupError: if it is not installed.
+    """
     package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
@@ -92,7 +100,17 @@ def _imported(module: str) -> ModuleType:
         raise LookupError(f"{package} is not installed ({error}): pip install {package}") from error
 
 
-def _among(known: Any, name: str, library: str) -> str:
+def among(known: Any, name: str, library: str) -> str:
+    """The name, if the library has it.
+
+    Args:
+        known: the names that the library has.
+        name: the one that is asked for.
+        library: the library's name, for the message.
+
+    Raises:
+        LookupError: if it does not have it; the message lists what it has.
+    """
     if name not in known:
         raise LookupError(f"{library} has no environment {name!r}; it has {', '.join(sorted(known))}")
     return name

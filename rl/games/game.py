@@ -89,7 +89,7 @@ def self_play(game: Game, opening_moves: int = 0) -> Environment:
         after = game.step(position, action)
         return after, _seen(game, after, after, -game.outcome(after))
 
-    return Environment(game.name, reset, step, _space(game.start()), spaces.Discrete(game.actions))
+    return Environment(game.name, reset, step, Positions(game.name), spaces.Discrete(game.actions))
 
 
 def against(game: Game, opponent: Player) -> Environment:
@@ -131,11 +131,21 @@ def _where(condition: Any, one: PyTree, other: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
-def _space(position: Position) -> gymnasium.Space:
-    """A space with the parts of a position, by name or number."""
-    leaves = jax.tree_util.tree_leaves_with_path(position)
-    parts = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-    return spaces.Dict({name: spaces.Box(-np.inf, np.inf, leaf.shape, np.float32) for name, leaf in parts.items()})
+class Positions(gymnasium.Space):
+    """The space of a game's positions: only algorithms that search can take them.
+
+    Args:
+        name: the game's.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def __repr__(self) -> str:
+        return (
+            f"Positions({self.name}), of a game for two: rl.alphazero takes it, others rl.games.against(game, opponent)"
+        )
 
 
 def lines(board: Int[Array, "rows columns"], length: int) -> Bool[Array, ""]:

@@ -169,6 +169,25 @@ def test_a_game_against_an_opponent_is_an_environment():
     assert outcome.reward == 1
 
 
+def test_games_of_pgx():
+    pgx = pytest.importorskip("pgx", reason="pgx is not installed")
+    own, theirs = games.tic_tac_toe(), games.from_pgx(pgx.make("tic_tac_toe"))
+    step, step_theirs = jax.jit(own.step), jax.jit(theirs.step)
+    for seed in range(20):
+        position, state, random = own.start(), theirs.start(), np.random.default_rng(seed)
+        while not own.ended(position):
+            action = random.choice(np.flatnonzero(own.legal(position)))
+            position, state = step(position, action), step_theirs(state, action)
+            np.testing.assert_array_equal(theirs.observe(state), own.observe(position))
+            assert theirs.ended(state) == own.ended(position)
+            assert theirs.outcome(state) == own.outcome(position)
+        np.testing.assert_array_equal(step_theirs(state, 0).rewards, state.rewards)  # it stays as it is
+    with pytest.raises(ValueError, match="from_pgx: 2048 is for 1 player"):
+        games.make("pgx:2048")
+    with pytest.raises(ValueError, match="backgammon has chance or hidden parts"):
+        games.make("pgx:backgammon")
+
+
 def test_a_game_in_the_terminal():
     game, lines = games.tic_tac_toe(), []
     last = lambda key, positions: 8 - jax.vmap(game.legal)(positions)[:, ::-1].argmax(-1)  # noqa: E731
@@ -184,6 +203,11 @@ def test_a_game_in_the_terminal():
     assert "plays 8" in lines[-2]
 
 
+def spaces_of_self_play(game):
+    env = games.self_play(game)
+    return env.observation_space, env.action_space
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -193,6 +217,13 @@ def test_a_game_in_the_terminal():
         (lambda game: games.match(game, None, None, games=3), "an even number"),
         (lambda game: games.openings(game, 4, 9), "no game of tic_tac_toe goes on for so long"),
         (lambda game: rl.search.mcts(game, 0), r"mcts\(simulations=0\): at least 1"),
+        (lambda game: games.self_play(game, -1), r"self_play\(opening_moves=-1\): 0 or more"),
+        (lambda game: rl.envs.make("connect_four"), "a game for two players: jdl run alphazero --game connect_four"),
+        (lambda game: rl.ppo(*spaces_of_self_play(game)), r"Positions\(tic_tac_toe\), of a game for two: rl.alphazero"),
+        (
+            lambda game: rl.alphazero(game, games.PolicyValue(games.BoardMLP(), 7), num_envs=8),
+            r"its outputs have the shapes \(\(1, 7\), \(1,\)\); tic_tac_toe needs logits \(1, 9\) and values \(1,\)",
+        ),
         (lambda game: rl.alphazero(game, num_envs=8, window=0), r"alphazero\(window=0\): at least 1"),
         (lambda game: rl.alphazero(game, num_envs=8, simulations=0), r"alphazero\(simulations=0\)"),
     ],
