@@ -88,7 +88,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "connect_four": {
         "total_steps": 4_000_000,
         "num_envs": 256,
-        "opening_moves": 8,
+        "opening_moves": 24,
         "num_steps": 32,
         "simulations": 32,
         "batch_size": 512,

@@ -76,12 +76,16 @@ def self_play(game: Game, opening_moves: int = 0) -> Environment:
         raise ValueError(f"self_play(opening_moves={opening_moves}): 0 or more")
 
     def reset(key: Array) -> tuple[Position, Outcome]:
-        start = position = game.start()
-        number_key, *keys = jax.random.split(key, opening_moves + 1)
+        start = game.start()
+        number_key, key = jax.random.split(key)
         number = jax.random.randint(number_key, (), 0, opening_moves + 1)
-        for place, own_key in enumerate(keys):
-            action = jax.random.categorical(own_key, jnp.where(game.legal(position), 0.0, -jnp.inf))
-            position = _where(place < number, game.step(position, action), position)
+
+        def move(place: Array, position: Position) -> Position:
+            draw = jax.random.fold_in(key, place)
+            action = jax.random.categorical(draw, jnp.where(game.legal(position), 0.0, -jnp.inf))
+            return _where(place < number, game.step(position, action), position)
+
+        position = jax.lax.fori_loop(0, opening_moves, move, start)
         position = _where(game.ended(position), start, position)
         return position, _seen(game, position, position, jnp.float32(0))
 

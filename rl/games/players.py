@@ -42,7 +42,8 @@ def minimax(game: Game, depth: int, heuristic: Callable[[Position], Array] | Non
         )
 
     def play(key: Array, positions: Position) -> Array:
-        values = jax.lax.map(lambda one: action_values(game, one, depth, heuristic), positions)
+        several = max(1, 100_000 // game.actions**depth)  # all lines of so many positions are kept at once
+        values = jax.lax.map(lambda one: action_values(game, one, depth, heuristic), positions, batch_size=several)
         best = values >= values.max(-1, keepdims=True) - 1e-6
         return jax.random.categorical(key, jnp.where(best, 0.0, -jnp.inf))
 
