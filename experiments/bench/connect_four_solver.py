@@ -47,7 +47,7 @@ def main() -> None:
         scores = solver.score_all_moves(board)
         best = max(scores.values())
         name = stratum(len(moves), solver.score_to_moves_left(best, board))
-        if len(found.get(name, [0] * given.count)) < given.count:
+        if name in found and len(found[name]) < given.count:
             values = {column: (score > 0) - (score < 0) for column, score in scores.items()}
             found[name].append({"moves": moves, "values": values})
     print(json.dumps(found))
