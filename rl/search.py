@@ -154,6 +154,7 @@ def mcts(game: Game, simulations: int) -> Player:
         root = mctx.RootFnOutput(
             prior_logits=masked(jnp.zeros(legal.shape), legal), value=jnp.zeros(len(legal)), embedding=positions
         )
+        key, tie_key = jax.random.split(key)
         found = mctx.muzero_policy(
             (),
             key,
@@ -167,7 +168,7 @@ def mcts(game: Game, simulations: int) -> Player:
             qtransform=lambda tree, index: (tree.qvalues(index) + 1) / 2,
         )
         visits = _searched(found, found.action).visits
-        return jnp.argmax(visits + jax.random.uniform(key, visits.shape) * 1e-6, -1)
+        return jnp.argmax(visits + 1e-6 * jax.random.uniform(tie_key, visits.shape), -1)
 
     return play
 

@@ -86,7 +86,7 @@ COMMON = {
 }
 TUNED: dict[str, dict[str, Any]] = {
     "connect_four": {
-        "total_steps": 4_000_000,
+        "total_steps": 10_000_000,
         "num_envs": 256,
         "opening_moves": 24,
         "num_steps": 32,
