@@ -322,3 +322,16 @@ def test_run_from_python(folder):
     alone = run.result["metrics"]["loss"][0]
     several = jdl.run("tiny", seeds=5, path="several").result["metrics"]["loss"]
     assert several[4] == alone  # run 4 of five, repeated alone, to the bit
+
+
+def test_play_is_of_the_experiment(folder, capsys):
+    game = "def play(config, run, game, index, first):\n    print(game, config.steps, run.seeds[index], first)\n"
+    quick = "def main(config, run):\n    return {'loss': [0.0 for _ in run.seeds]}\n"
+    (folder / "experiments" / "played.py").write_text(f"{TINY}\n{quick}\n{game}")
+    jdl_command(capsys, "run", "played", "--seed-list", 3, 5, "--run-dir", "a")
+    assert jdl_command(capsys, "play", "chess", "a", "--seed", 5, "--second") == "chess 20 5 False\n"
+    assert jdl_command(capsys, "play", "chess", "a") == "chess 20 3 True\n"
+    wrong = jdl_command(capsys, "play", "chess", "a", "--seed", 1, status=2)
+    assert "--seed 1: the seeds of a are 3, 5" in wrong
+    jdl_command(capsys, "run", "tiny", "--steps", 1, "--run-dir", "b")
+    assert "plays no game" in jdl_command(capsys, "play", "chess", "b", status=2)
