@@ -121,14 +121,16 @@ def _watch(working: list[subprocess.Popen], outputs: list[Path]) -> int:
         if not failed and None not in statuses:
             return 0
         if failed:
-            _wait(working, _SAVING if statuses[failed[0]] == REQUEUE else _GRACE)
-            status = statuses[failed[0]] or 1
+            # One that a signal ended is the cause of what else failed by the same look: the others missed it.
+            first = next((index for index in failed if (statuses[index] or 0) < 0), failed[0])
+            _wait(working, _SAVING if statuses[first] == REQUEUE else _GRACE)
+            status = statuses[first] or 1
             if status == REQUEUE:
                 raise Preempted
             ended = f"ended by signal {-status}" if status < 0 else f"failed with status {status}"
-            lines = [line for line in outputs[failed[0]].read_text().splitlines() if line.strip()]
+            lines = [line for line in outputs[first].read_text().splitlines() if line.strip()]
             last = f": {lines[-1]}" if lines else ""
-            print(f"jdl: process {failed[0]} of {len(working)} {ended}{last}; all have stopped", file=sys.stderr)
+            print(f"jdl: process {first} of {len(working)} {ended}{last}; all have stopped", file=sys.stderr)
             return status if status > 0 else 128 - status
         time.sleep(0.05)
 

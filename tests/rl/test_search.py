@@ -171,11 +171,11 @@ def test_gradients_are_the_same_however_they_are_split(split, x64):
 @pytest.mark.slow
 def test_it_learns_to_lose_fewer_lines():
     network, learner = agent_and_env(num_steps=16, simulations=8, minibatches=16, batch_size=128)
-    learner = jdl.jit(jdl.scan(learner, 200))
+    learner = jdl.jit(jdl.scan(learner, 300))
     state, _ = learner.step(learner.init(jax.random.key(0)), None)
     evaluate = search.evaluation(network)
     players = [
         search.policy_player(GAME, evaluate, one.agent.params) for one in (learner.init(jax.random.key(0)), state)
     ]
     lost = [games.every_line(GAME, player).lost for player in players]
-    assert lost[1] < lost[0] / 4
+    assert lost[1] < lost[0] / 3

@@ -278,3 +278,15 @@ def test_processes_of_one_machine_share_its_gpus(count, visible, each):
 def test_more_processes_than_gpus():
     with pytest.raises(ValueError, match=r"--processes 4: they do not divide the 2 GPU\(s\) of this machine \(0, 1\)"):
         launch._shares_of_gpus(4, ["0", "1"])
+
+
+def test_what_a_signal_ended_is_the_cause_of_what_failed_beside_it(tmp_path, capsys):
+    failing = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    killed = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    failing.wait()
+    killed.wait()
+    outputs = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    for file in outputs:
+        file.write_text("last words\n")
+    assert launch._watch([failing, killed], outputs) == 128 + signal.SIGKILL
+    assert "process 1 of 2 ended by signal 9: last words" in capsys.readouterr().err
