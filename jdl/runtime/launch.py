@@ -22,8 +22,8 @@ from jdl.runtime import processes
 from jdl.runtime.cores import share_cores
 from jdl.runtime.preemption import REQUEUE, Preempted
 
-_GRACE = 20  # seconds for the others to report what they saw, once a process has failed
-_SAVING = 600  # seconds for all processes to save, once they are told to end
+_GRACE = 20.0  # seconds for the others to report what they saw, once a process has failed
+_SAVING = 600.0  # seconds for all processes to save, once they are told to end
 
 
 @dataclasses.dataclass(frozen=True)
