@@ -4,7 +4,6 @@ Values are those of the player to move. What is good for one is bad for the othe
 a discount of -1, and of 0 where the game has ended.
 """
 
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from rl.envs.libraries import imported
 from rl.games.game import Game, Player, Position
+from rl.off_policy import check_counts
 
 # (params, observations [game, ...]) -> (logits [game, actions], values [game])
 Evaluate = Callable[[PyTree, Array], tuple[Array, Array]]
@@ -77,8 +78,8 @@ def gumbel_search(
 
     Source: Danihelka et al. 2022, algorithm 1.
     """
-    _counted("gumbel_search", simulations=simulations, considered=considered)
-    mctx = imported()
+    check_counts("gumbel_search", simulations=simulations, considered=considered)
+    mctx: Any = imported("mctx")
     found = mctx.gumbel_muzero_policy(
         params,
         key,
@@ -146,8 +147,8 @@ def mcts(game: Game, simulations: int) -> Player:
 
     Source: Kocsis and Szepesvari 2006; the rule of choice is that of Silver et al. 2018.
     """
-    _counted("mcts", simulations=simulations)
-    mctx = imported()
+    check_counts("mcts", simulations=simulations)
+    mctx: Any = imported("mctx")
 
     def play(key: Array, positions: Position) -> Array:
         legal = jax.vmap(game.legal)(positions)
@@ -195,18 +196,6 @@ def random_outcome(game: Game, key: Array, position: Position) -> Array:
     return sign * game.outcome(last)
 
 
-def imported() -> Any:
-    """The package mctx.
-
-    Raises:
-        LookupError: if it is not installed.
-    """
-    try:
-        return importlib.import_module("mctx")
-    except ImportError as error:
-        raise LookupError(f"searching needs mctx ({error}): pip install 'jdl[search]'") from error
-
-
 def _root(mctx: Any, game: Game, evaluate: Evaluate, params: PyTree, positions: Position) -> Any:
     logits, values = evaluate(params, jax.vmap(game.observe)(positions))
     legal = jax.vmap(game.legal)(positions)
@@ -247,9 +236,3 @@ def _reached(mctx: Any, game: Game, positions: Position, logits: Array, values: 
 def _searched(found: Any, action: Array) -> Searched:
     summary = found.search_tree.summary()
     return Searched(action, found.action_weights, summary.visit_probs, summary.value)
-
-
-def _counted(name: str, **counts: int) -> None:
-    for what, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name}({what}={count}): at least 1")

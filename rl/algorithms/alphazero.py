@@ -13,8 +13,10 @@ import jdl
 from jdl.core import seam
 from jdl.core.accumulators import Mean, merge_axis
 from jdl.core.update import apply_gradients
+from rl.envs.libraries import imported
 from rl.games.game import Game
 from rl.games.network import BoardMLP, PolicyValue
+from rl.off_policy import check_counts
 from rl.returns import lambda_returns
 from rl.search import evaluation, gumbel_search, masked
 from rl.types import Algorithm, Experience, TimeStep
@@ -81,10 +83,9 @@ def alphazero(
     """
     if optimizer is None:
         optimizer = optax.adamw(1e-3, weight_decay=1e-4)
-    counts = {"num_envs": num_envs, "num_steps": num_steps, "simulations": simulations, "considered": considered}
-    for name, value in {**counts, "minibatches": minibatches, "batch_size": batch_size, "window": window}.items():
-        if value < 1:
-            raise ValueError(f"alphazero({name}={value}): at least 1")
+    check_counts("alphazero", num_envs=num_envs, num_steps=num_steps, simulations=simulations, considered=considered)
+    check_counts("alphazero", minibatches=minibatches, batch_size=batch_size, window=window)
+    imported("mctx")  # else its lack would show when the first step is compiled
     model = PolicyValue(BoardMLP(), game.actions) if network is None else network
     evaluate = evaluation(model)
     _check(game, model)
@@ -153,6 +154,11 @@ def alphazero(
 
     def _examples(agent: AlphaZeroAgent, experience: Experience) -> dict[str, Array]:
         """What a rollout teaches, leaves [time * game, ...]."""
+        if experience.reward.shape[1] != num_envs:
+            raise ValueError(
+                f"alphazero(num_envs={num_envs}): a rollout has {experience.reward.shape[1]} games; give "
+                "rl.on_device the same number"
+            )
         each = jax.vmap(jax.vmap(game.observe))(experience.timestep.observation)
         _, last = evaluate(agent.params, jax.vmap(game.observe)(experience.last.observation))
         value = experience.extras["value"]

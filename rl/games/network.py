@@ -63,9 +63,9 @@ class BoardCNN(nn.Module):
     @nn.compact
     def __call__(self, observation: Float[Array, "batch rows columns planes"]) -> Float[Array, "batch width"]:
         x = nn.relu(jdl.nn.Conv(self.features, (3, 3))(observation))
-        for _ in range(self.blocks):
+        for block in range(self.blocks):
             y = nn.relu(jdl.nn.Conv(self.features, (3, 3))(x))
             # A block begins as the identity, in the place of normalization (De and Smith 2020).
-            gain = self.param(f"gain_{_}", nn.initializers.zeros, ())
+            gain = self.param(f"gain_{block}", nn.initializers.zeros, ())
             x = nn.relu(x + gain * jdl.nn.Conv(self.features, (3, 3))(y))
         return nn.relu(nn.Dense(self.width)(x.reshape(len(x), -1)))

@@ -1,5 +1,7 @@
 """Tree search and AlphaZero: forced moves, signs of values, targets beside a plain loop, laws of learners."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,4 +180,18 @@ def test_it_learns_to_lose_fewer_lines():
         search.policy_player(GAME, evaluate, one.agent.params) for one in (learner.init(jax.random.key(0)), state)
     ]
     lost = [games.every_line(GAME, player).lost for player in players]
-    assert lost[1] < lost[0] / 3
+    assert lost[1] < lost[0] / 4
+
+
+def test_as_many_games_as_it_was_made_for():
+    algorithm = rl.alphazero(GAME, num_envs=4, num_steps=2, simulations=2)
+    learner = rl.on_device(algorithm, games.self_play(GAME), 8)
+    with pytest.raises(ValueError, match=r"alphazero\(num_envs=4\): a rollout has 8 games; give rl.on_device the same"):
+        jax.eval_shape(learner.step, jax.eval_shape(learner.init, jax.random.key(0)))
+
+
+def test_without_mctx_it_says_so_before_it_compiles(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mctx", None)
+    for make in (lambda: rl.alphazero(GAME, num_envs=4), lambda: search.mcts(GAME, 4)):
+        with pytest.raises(LookupError, match="mctx is not installed .*: pip install mctx"):
+            make()
