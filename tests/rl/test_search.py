@@ -193,5 +193,5 @@ def test_as_many_games_as_it_was_made_for():
 def test_without_mctx_it_says_so_before_it_compiles(monkeypatch):
     monkeypatch.setitem(sys.modules, "mctx", None)
     for make in (lambda: rl.alphazero(GAME, num_envs=4), lambda: search.mcts(GAME, 4)):
-        with pytest.raises(LookupError, match="mctx is not installed .*: pip install mctx"):
+        with pytest.raises(LookupError, match=r"mctx is not installed .*: pip install mctx"):
             make()
