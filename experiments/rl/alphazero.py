@@ -128,6 +128,9 @@ def learner(config: Config) -> jdl.Learner:
 def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     """Play against itself, then measure the agents by other players, with and without their search."""
     chosen = settings(config)
+    if config.num_games < 2 or config.num_games % 2:
+        raise ValueError(f"num_games={config.num_games}: an even number, since each opening is played with both sides")
+    rl.search.mcts(games.make(config.game), config.opponent_simulations)  # raises for a wrong number before training
     count = rl.updates(chosen["total_steps"], chosen["num_envs"], chosen["num_steps"])
     per_call = max(1, count // 100)
     training = jdl.jit(jdl.seeds(jdl.scan(learner(config), per_call), run.seeds), donate=False)

@@ -28,7 +28,9 @@ def play(
     execute.require_experiment(loaded)
     module = execute.load_copy(loaded)
     if not hasattr(module, "play"):
-        raise LookupError(f"{run} is a run of {module.__name__}, which plays no game (it has no function `play`)")
+        raise LookupError(
+            f"{run} is a run of {loaded.description['experiment']}, which plays no game (it has no function `play`)"
+        )
     seed = loaded.seeds[0] if seed is None else seed
     if seed not in loaded.seeds:
         raise ValueError(f"--seed {seed}: the seeds of {run} are {', '.join(map(str, loaded.seeds))}")
