@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import jdl
-from rl.spaces import encode, is_image
+from rl.spaces import encode, is_grid, is_image
 
 _orthogonal = nn.initializers.orthogonal
 
@@ -69,15 +69,35 @@ class NatureCNN(nn.Module):
         return nn.relu(dense(x.reshape(len(x), -1)))
 
 
+class MinAtarCNN(nn.Module):
+    """The convolutional network of Young and Tian 2019, for grids of truth values [batch, height, width, channels].
+
+    Attributes:
+        width: features of the dense layer at the end.
+        noisy: the dense layer is `NoisyDense`.
+    """
+
+    width: int = 128
+    noisy: bool = False
+
+    @nn.compact
+    def __call__(self, observation: Any) -> Float[Array, "batch features"]:
+        x = jnp.asarray(observation, jnp.float32)
+        x = nn.relu(jdl.nn.Conv(16, (3, 3), padding="VALID", kernel_init=_orthogonal(2**0.5))(x))
+        dense = NoisyDense(self.width) if self.noisy else nn.Dense(self.width, kernel_init=_orthogonal(2**0.5))
+        return nn.relu(dense(x.reshape(len(x), -1)))
+
+
 def torso(
     space: gymnasium.Space,
     widths: Sequence[int] = (64, 64),
     activation: Callable[[Array], Array] = nn.tanh,
     noisy: bool = False,
 ) -> nn.Module:
-    """A torso for an observation space: `NatureCNN` for uint8 images, `MLP` for all else.
+    """A torso for an observation space: `NatureCNN` for uint8 images, `MinAtarCNN` for grids, `MLP` for all else.
 
-    Images smaller than 36 x 36 are too small for these convolutions and get an `MLP` as well.
+    Images smaller than 36 x 36 are too small for these convolutions and get an `MLP` as well, and so do grids smaller
+    than 8 x 8.
 
     Args:
         space: any space that `rl.spaces.encode` takes.
@@ -88,6 +108,8 @@ def torso(
     Raises:
         ValueError: for unsupported spaces.
     """
+    if is_grid(space):
+        return MinAtarCNN(noisy=noisy)
     if not is_image(space):
         return MLP(encode(space), tuple(widths), activation, noisy)
     return NatureCNN(channels_first=space.shape[0] < space.shape[-1], noisy=noisy)  # type: ignore[index]

@@ -25,6 +25,17 @@ def is_image(space: gymnasium.Space) -> bool:
     return sorted(space.shape)[1] >= 36
 
 
+def is_grid(space: gymnasium.Space) -> bool:
+    """Whether observations are grids of truth values, [height, width, channels], of at least 8 x 8 (MinAtar).
+
+    Args:
+        space: an observation space.
+    """
+    if not isinstance(space, spaces.Box) or space.dtype != np.bool_ or len(space.shape) != 3:
+        return False
+    return min(space.shape[:2]) >= 8
+
+
 def zeros(space: gymnasium.Space, *batch: int) -> Any:
     """An observation of zeros, in the structure and types in which environments with this space return it.
 

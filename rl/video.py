@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 
 from jdl.runtime.files import write_bytes
 from rl.envs.libraries import gymnasium_id
+from rl.envs.mujoco import without_notices
 from rl.runners.vector import mask_of, spaces_of
 from rl.spaces import legal
 from rl.types import Agent, Algorithm, TimeStep
@@ -35,30 +38,38 @@ def video(
         max_steps: steps after which the episode is cut off.
 
     Returns:
-        The path. None, and no file is written, if the environment does not render images, if the packages that it
-        renders with are not installed, or if its vector environment has other observations (Atari).
+        The path. None, and no file is written, if the environment does not render images, if its vector environment
+        has other observations (Atari), or if it cannot render here, which is told on stderr: the packages that it
+        renders with may be missing, or OpenGL, without which MuJoCo draws nothing.
     """
     env = gymnasium_id(env)
-    single = gymnasium.make(env)
+    with without_notices(env):
+        single = gymnasium.make(env)
     single.close()
     if "rgb_array" not in single.metadata.get("render_modes", ()) or single.observation_space != spaces_of(env)[0]:
         return None
     try:
-        with _no_display():
+        with _no_display(), without_notices(env):
             frames = _episode(algorithm, agent, env, seed, max_steps)
-    except gymnasium.error.DependencyNotInstalled:
+    except _CannotRender as error:
+        print(f"no video of {env}: {error}", file=sys.stderr)
         return None
     from PIL import Image  # comes with matplotlib
 
     pictures = [Image.fromarray(frame) for frame in frames[:: 1 + len(frames) // _FRAMES]]
     height = round(pictures[0].height * _WIDTH / pictures[0].width)
+    smooth = Image.Resampling.BICUBIC if pictures[0].width >= 36 else Image.Resampling.NEAREST  # a grid stays one
     pictures = [
-        one.resize((_WIDTH, height)).convert("P", palette=Image.Palette.ADAPTIVE, colors=32) for one in pictures
+        one.resize((_WIDTH, height), smooth).convert("P", palette=Image.Palette.ADAPTIVE, colors=32) for one in pictures
     ]
     buffer = io.BytesIO()
     pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=40, loop=0, optimize=True)
     write_bytes(Path(path), buffer.getvalue())
     return Path(path)
+
+
+class _CannotRender(Exception):
+    """The environment has no picture of itself here."""
 
 
 @contextlib.contextmanager
@@ -83,15 +94,32 @@ def _episode(algorithm: Algorithm, agent: Agent, env: str, seed: int, max_steps:
         return as_taken(action), carry
 
     observation, info = world.reset(seed=seed)
-    frames, carry = [np.asarray(world.render())], algorithm.initial_carry(1)
+    frames, carry = [_first_frame(world)], algorithm.initial_carry(1)
     for time in range(max_steps):
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], observation)
         masks = {"action_mask": [info["action_mask"]]} if "action_mask" in info else {}
         timestep = TimeStep(batch, np.array([time == 0]), mask_of(batch, masks))
         action, carry = act(carry, timestep, time)
         observation, _, terminated, truncated, info = world.step(np.asarray(action)[0])
-        frames.append(np.asarray(world.render()))
+        frames.append(_frame(world))
         if terminated or truncated:
             break
     world.close()
     return frames
+
+
+def _first_frame(world: gymnasium.Env) -> np.ndarray:
+    """The picture of the first state; raises `_CannotRender`, with one line of why, where there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a missing display
+            return _frame(world)
+    except Exception as error:  # each library of OpenGL has errors of its own
+        why = str(error).splitlines() or [type(error).__name__]
+        raise _CannotRender(why[0]) from error
+
+
+def _frame(world: gymnasium.Env) -> np.ndarray:
+    """A picture [height, width, 3], uint8; MinAtar's colors are numbers from 0 to 1."""
+    picture = np.asarray(world.render())
+    return picture if picture.dtype == np.uint8 else (255 * picture).astype(np.uint8)

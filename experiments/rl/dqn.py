@@ -3,6 +3,7 @@
 Run:       jdl run dqn --env CartPole-v1 --seeds 10
            jdl run dqn --method c51 --seeds 10            (qr_dqn, iqn, rainbow)
            jdl run dqn --env LunarLander-v3 --seeds 10
+           jdl run dqn --env pgx:minatar-breakout --seeds 5         (asterix, freeway, seaquest, space_invaders)
 Result:    return 500 [500, 500] (10 seeds, 6 min)
 """
 
@@ -47,6 +48,7 @@ class Config(rl.Training):
     masked: bool | None = None  # keep the action masks that the environment gives
 
 
+YOUNG_AND_TIAN = {"breakout": 10, "asterix": 17, "freeway": 50, "space_invaders": 44}  # DQN's return, read off a plot
 SMOKE = {"total_steps": 128, "num_episodes": 2, "capacity": 1024, "learning_starts": 32}
 RECORDS = {
     "": jdl.Record(
@@ -88,6 +90,22 @@ RECORDS = {
     ),
     "iqn": jdl.Record({"method": "iqn"}, seeds=10, statistic="iqm", bars={"return": ">= 491"}),
     "rainbow": jdl.Record({"method": "rainbow"}, seeds=10, statistic="iqm", bars={"return": ">= 491"}),
+    **{
+        f"minatar_{game}": jdl.Record(
+            {"env": f"pgx:minatar-{game}"},
+            seeds=5,
+            statistic="iqm",
+            bars={"return": f">= {score}"},
+            beside=f"Young and Tian, 30 runs: {score}",
+        )
+        for game, score in YOUNG_AND_TIAN.items()
+    },
+    "minatar_seaquest": jdl.Record(
+        {"env": "pgx:minatar-seaquest"},
+        seeds=5,
+        statistic="iqm",
+        beside="Young and Tian, 30 runs: 20, with observations of another version",
+    ),
 }
 
 
@@ -124,6 +142,14 @@ COMMON = {
     "high": 100.0,
     "atoms": 51,
 }
+MINATAR = {  # Young and Tian learn from 32 transitions at each frame, Dopamine from 8, here from 4
+    "total_steps": 5_000_000,
+    "num_envs": 16,
+    "updates_per_rollout": 4,
+    "target_every": 250,
+    "exploration": 0.1,
+    "normalize_observations": False,
+}
 RAINBOW = {"dueling": True, "prioritized": True, "priority_exponent": 0.5}  # Rainbow, table 1
 TUNED: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
@@ -138,6 +164,7 @@ TUNED: dict[str, dict[str, Any]] = {
     },
     "LunarLander-v3": {"n_step": 1},
     "MountainCar-v0": {"total_steps": 300_000, "target_every": 500, "learning_rate": 1e-3},
+    **{f"minatar-{game}": MINATAR for game in (*YOUNG_AND_TIAN, "seaquest")},
 }
 
 

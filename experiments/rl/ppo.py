@@ -2,6 +2,7 @@
 
 Run:       jdl run ppo --env CartPole-v1 --seeds 10      (Acrobot-v1, Pendulum-v1, ...)
            jdl run ppo --env LunarLander-v3 --seeds 10
+           jdl run ppo --env pgx:minatar-breakout --seeds 5         (asterix, freeway, seaquest, space_invaders)
            jdl run ppo --env ale_py:ALE/Pong-v5
 Result:    return 500 [500, 500] (10 seeds, 59 s)
 """
@@ -57,6 +58,31 @@ RECORDS = {
         bars={"return": ">= 230"},
         beside="RL Zoo 242 ± 32 (one run)",
     ),
+    "minatar_breakout": jdl.Record(
+        {"env": "pgx:minatar-breakout"},
+        seeds=5,
+        statistic="iqm",
+        bars={"return": ">= 17.5"},
+        beside="Young and Tian, AC(λ), 30 runs: 17.5",
+    ),
+    "minatar_asterix": jdl.Record(
+        {"env": "pgx:minatar-asterix"}, seeds=5, statistic="iqm", beside="Young and Tian, AC(λ), 30 runs: 19"
+    ),
+    "minatar_freeway": jdl.Record(
+        {"env": "pgx:minatar-freeway", "total_steps": 10_000_000},
+        seeds=5,
+        statistic="iqm",
+        bars={"return": ">= 55"},
+        beside="gymnax, PPO, without sticky actions: 58",
+    ),
+    "minatar_seaquest": jdl.Record({"env": "pgx:minatar-seaquest"}, seeds=5, statistic="iqm"),
+    "minatar_space_invaders": jdl.Record(
+        {"env": "pgx:minatar-space_invaders", "total_steps": 10_000_000},
+        seeds=5,
+        statistic="iqm",
+        bars={"return": ">= 131"},
+        beside="gymnax, PPO, without sticky actions: 131",
+    ),
 }
 
 
@@ -66,6 +92,16 @@ RENAMED = {  # since version 0.1
     "normalise_observations": "normalize_observations",
     "normalise_rewards": "normalize_rewards",
 }
+# One torso, and the rollouts of gymnax's baseline (64 environments, 128 steps).
+MINATAR = {
+    "total_steps": 5_000_000,
+    "num_envs": 64,
+    "num_steps": 128,
+    "minibatches": 8,
+    "learning_rate": 5e-4,
+    "shared": True,
+}
+GAMES = "breakout", "asterix", "freeway", "seaquest", "space_invaders"
 COMMON = {
     "total_steps": 500_000,
     "num_envs": 8,
@@ -106,6 +142,7 @@ TUNED = {
         "discount": 0.9,
         "entropy_weight": 0.0,
     },
+    **{f"minatar-{game}": MINATAR for game in GAMES},
 }
 
 settings = functools.partial(rl.settings, common=COMMON, tuned=TUNED)

@@ -96,6 +96,8 @@ def from_brax(env: Any, name: str = "brax", max_steps: int = 1000) -> Environmen
 def from_pgx(env: Any, max_steps: int | None = None) -> Environment:
     """A single-player game from pgx: `from_pgx(pgx.make("2048"))`. Legal actions become the action mask.
 
+    MinAtar's games have no mask: there every action is always allowed.
+
     Args:
         env: the pgx game.
         max_steps: steps after which an episode is truncated; None for no limit. Some games never end by themselves.
@@ -109,10 +111,15 @@ def from_pgx(env: Any, max_steps: int | None = None) -> Environment:
             "(rl.alphazero plays those for two: rl.games.from_pgx)"
         )
 
+    seen = jax.eval_shape(lambda key: env.init(key).observation, jax.random.key(0))
+    truths, masked = seen.dtype == np.bool_, not env.id.startswith("minatar-")
+
     def outcome(state: Any) -> Outcome:
         rewards = state.rewards[0].astype(jnp.float32)
         truncated = state.truncated & ~state.terminated
-        return Outcome(_numbers(state.observation), rewards, state.terminated, truncated, state.legal_action_mask)
+        observation = state.observation if truths else state.observation.astype(jnp.float32)
+        mask = state.legal_action_mask if masked else None
+        return Outcome(observation, rewards, state.terminated, truncated, mask)
 
     def reset(key: Array) -> tuple[Any, Outcome]:
         state = env.init(key)
@@ -122,17 +129,13 @@ def from_pgx(env: Any, max_steps: int | None = None) -> Environment:
         state = env.step(state, action, key)
         return state, outcome(state)
 
-    seen = spaces.Box(-np.inf, np.inf, tuple(env.observation_shape), np.float32)
-    adapted = Environment(f"pgx/{env.id}", reset, step, seen, spaces.Discrete(env.num_actions))
+    space = spaces.Box(0, 1, seen.shape, np.bool_) if truths else spaces.Box(-np.inf, np.inf, seen.shape, np.float32)
+    adapted = Environment(f"pgx/{env.id}", reset, step, space, spaces.Discrete(env.num_actions))
     return adapted if max_steps is None else time_limit(adapted, max_steps)
 
 
 def _first(observation: Any) -> Outcome:
     return Outcome(observation, jnp.float32(0), np.False_, np.False_)
-
-
-def _numbers(observation: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), observation)
 
 
 def _space(space: Any) -> spaces.Space:

@@ -30,6 +30,9 @@ def _brax(name: str, **options: Any) -> Environment:
     return from_brax(env, f"brax/{name}", **options)
 
 
+# The original of MinAtar has no time limit, and an agent without randomness may play Breakout forever.
+_MINATAR, _MINATAR_STEPS = "minatar-", 10_000
+
 LIBRARIES: dict[str, Callable[..., Environment]] = {"pgx": _pgx, "gymnax": _gymnax, "brax": _brax}
 
 
@@ -60,20 +63,27 @@ def of_a_library(name: str, **options: Any) -> Environment:
 def gymnasium_id(name: str) -> str:
     """The id of the Gymnasium environment in which the agents of an environment are scored.
 
-    It is the name itself, except for those of a library. What gymnax copied from Gymnasium is scored there, in the
-    original; anything else in the library's own environment, stepped by the host (`AsGymnasium`).
+    It is the name itself, except for those of a library. What gymnax copied from Gymnasium and pgx from MinAtar is
+    scored in the original; anything else in the library's own environment, stepped by the host (`AsGymnasium`).
+
+    MinAtar's environments are registered here, with a limit of 10,000 steps.
 
     Args:
         name: as in `make`, or any id that Gymnasium has.
 
     Raises:
-        LookupError: for what cannot be a name.
+        LookupError: for what cannot be a name, and for MinAtar's where minatar is not installed.
     """
+    if name.startswith("MinAtar/"):
+        _register_minatar()
     if not is_of_a_library(name):
         return name
     library, _, own = name.partition(":")
     if library == "gymnax" and own in gymnasium.registry:
         return own
+    if library == "pgx" and own.startswith(_MINATAR):
+        _register_minatar()
+        return f"MinAtar/{own.removeprefix(_MINATAR).title().replace('_', '')}-v1"  # as minatar names its games
     known = f"{library}/{own}"
     if known not in gymnasium.registry:
         entry = "rl.envs.as_gymnasium:AsGymnasium"
@@ -84,11 +94,20 @@ def gymnasium_id(name: str) -> str:
     return known
 
 
-def imported(module: str) -> ModuleType:
+def _register_minatar() -> None:
+    if "MinAtar/Breakout-v1" not in gymnasium.registry:
+        imported("minatar.gym", "'jdl[minatar]'").register_envs()
+    for spec in gymnasium.registry.values():
+        if spec.namespace == "MinAtar" and spec.max_episode_steps is None:
+            spec.max_episode_steps = _MINATAR_STEPS
+
+
+def imported(module: str, extra: str | None = None) -> ModuleType:
     """A library, or a module of it.
 
     Args:
         module: its dotted name.
+        extra: what to install; by default the package itself.
 
     Raises:
         LookupError: if it is not installed.
@@ -97,7 +116,7 @@ def imported(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise LookupError(f"{package} is not installed ({error}): pip install {package}") from error
+        raise LookupError(f"{package} is not installed ({error}): pip install {extra or package}") from error
 
 
 def among(known: Any, name: str, library: str) -> str:

@@ -120,7 +120,8 @@ def experiment(
             print(f"{config.env} has no compiled twin: training on the host", file=sys.stderr)
         scored = envs.gymnasium_id(config.env)
         if scored != config.env:
-            where = "there, too, stepped by the host" if "/" in scored else f"in Gymnasium's {scored}"
+            there = scored.partition("/")[0] == config.env.partition(":")[0]
+            where = "there, too, stepped by the host" if there else f"in {scored}"
             print(f"{config.env} is compiled; its agents are scored {where}", file=sys.stderr)
         if config.separate(run):
             return jdl.separately(run)

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from jaxtyping import PyTree
 
 from rl.envs.libraries import gymnasium_id
+from rl.envs.mujoco import extra_of, without_notices
 from rl.spaces import choices
 
 
@@ -177,8 +178,14 @@ def make_vec(name: str, num_envs: int, vectorization: str | None = None, **optio
         options["vector_kwargs"] = {"context": "forkserver", **options.get("vector_kwargs", {})}
     if num_envs < 1:
         raise ValueError(f"num_envs={num_envs}: at least 1 environment")
+    env = gymnasium_id(name)
     try:
-        return gymnasium.make_vec(gymnasium_id(name), num_envs, vectorization, **options)
+        with without_notices(env):
+            return gymnasium.make_vec(env, num_envs, vectorization, **options)
+    except gymnasium.error.DependencyNotInstalled as error:
+        extra = extra_of(env)
+        how = str(error) if extra is None else f"its packages are not installed: pip install 'jdl[{extra}]'"
+        raise LookupError(f"Gymnasium cannot make {name!r}: {how}") from error
     except gymnasium.error.Error as error:
         raise LookupError(f"Gymnasium cannot make {name!r}: {error}") from error
 
