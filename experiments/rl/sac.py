@@ -2,6 +2,7 @@
 
 Run:       jdl run sac --seeds 10                      (Pendulum-v1)
            jdl run sac --method tqc --seeds 10
+           jdl run sac --env HalfCheetah-v5 --seeds 5  (Hopper-v5, LunarLanderContinuous-v3)
 Result:    return -145.2 [-149.3, -140.6] (10 seeds, 12 min)
 """
 
@@ -57,6 +58,41 @@ RECORDS = {
         bars={"return": ">= 93"},
         beside="RL Zoo, with state-dependent exploration, 94.7 ± 1.1 (one run)",
     ),
+    "half_cheetah": jdl.Record(
+        {"env": "HalfCheetah-v5"},
+        seeds=5,
+        statistic="iqm",
+        bars={"return": ">= 4960"},
+        beside="RL Zoo 4961 (one run); Dopamine 5470 ± 548, 5 runs",
+    ),
+    "half_cheetah_long": jdl.Record(
+        {"env": "HalfCheetah-v5", "total_steps": 300_000},
+        seeds=3,
+        statistic="iqm",
+        bars={"return": ">= 7200"},
+        beside="RL Zoo 7197 (one run); Dopamine 8820 ± 431, 5 runs",
+    ),
+    "hopper": jdl.Record(
+        {"env": "Hopper-v5"},
+        seeds=5,
+        statistic="iqm",
+        bars={"return": ">= 2500"},
+        beside="RL Zoo 3052 (one run, v3); Dopamine 3035 ± 508, 5 runs (v2)",
+    ),
+    "tqc_hopper": jdl.Record(
+        {"env": "Hopper-v5", "method": "tqc"},
+        seeds=5,
+        statistic="iqm",
+        bars={"return": ">= 2500"},
+        beside="RL Zoo 3400 (one run, v3)",
+    ),
+    "lunar_lander": jdl.Record(
+        {"env": "LunarLanderContinuous-v3"},
+        seeds=5,
+        statistic="iqm",
+        bars={"return": ">= 200"},
+        beside="RL Zoo 260 ± 65 (one run, 500,000 steps)",
+    ),
 }
 
 
@@ -79,6 +115,9 @@ COMMON = {
 TUNED: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {"learning_rate": 1e-3, "capacity": 20_000},
     "MountainCarContinuous-v0": {"total_steps": 50_000, "capacity": 50_000, "noise": 0.5},
+    "HalfCheetah-v5": {"total_steps": 100_000, "capacity": 300_000, "learning_starts": 5000},
+    "Hopper-v5": {"total_steps": 200_000, "capacity": 200_000, "learning_starts": 5000},
+    "LunarLanderContinuous-v3": {"total_steps": 200_000, "capacity": 200_000, "learning_starts": 5000},
 }
 
 settings = functools.partial(rl.settings, common=COMMON, tuned=TUNED)

@@ -2,6 +2,7 @@
 
 Run:       jdl run td3 --seeds 10                      (Pendulum-v1)
            jdl run td3 --method ddpg --seeds 10
+           jdl run td3 --env HalfCheetah-v5 --seeds 3
 Result:    not measured yet
 """
 
@@ -44,6 +45,13 @@ RECORDS = {
     "ddpg": jdl.Record(
         {"method": "ddpg"}, seeds=10, statistic="iqm", bars={"return": ">= -160"}, beside="RL Zoo -152.1 (one run)"
     ),
+    "half_cheetah": jdl.Record(
+        {"env": "HalfCheetah-v5"},
+        seeds=3,
+        statistic="iqm",
+        bars={"return": ">= 8000"},
+        beside="RL Zoo 8488 (one run)",
+    ),
 }
 
 
@@ -65,6 +73,7 @@ COMMON = {
 TUNED: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {"discount": 0.98, "capacity": 20_000},
     "MountainCarContinuous-v0": {"total_steps": 300_000, "noise": 0.5, "drifting": True},
+    "HalfCheetah-v5": {"total_steps": 300_000, "capacity": 300_000, "learning_starts": 10_000},
 }
 
 settings = functools.partial(rl.settings, common=COMMON, tuned=TUNED)

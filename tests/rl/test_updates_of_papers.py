@@ -1,0 +1,164 @@
+"""One update of SAC, TQC and TD3 beside the papers' equations, written anew here on the plain arrays of the networks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from gymnasium import spaces
+
+import rl
+from rl.replay.replay import replay
+from rl.types import Experience, TimeStep
+
+SEEN, ACTIONS = spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Box(-1, 1, (2,), np.float32)
+RATE, DISCOUNT, TAU, BATCH, TIME, QUANTILES, DROP = 0.1, 0.9, 0.25, 8, 16, 5, 2
+OPTIONS = {
+    "num_envs": 1, "num_steps": TIME, "updates_per_rollout": 1, "batch_size": BATCH, "capacity": 64,
+    "learning_starts": 1, "discount": DISCOUNT, "tau": TAU, "optimizer": optax.sgd(RATE),
+}  # fmt: skip
+
+
+class Same(nn.Module):
+    """The features are the observation."""
+
+    @nn.compact
+    def __call__(self, observation):
+        return observation
+
+
+def rollout():
+    random = np.random.default_rng(0)
+    seen = jnp.asarray(random.normal(size=(TIME + 1, 1, 3)), jnp.float32)
+    action = jnp.asarray(random.uniform(-0.9, 0.9, size=(TIME, 1, 2)), jnp.float32)
+    ends = jnp.arange(TIME)[:, None] % 5 == 4
+    nothing = jnp.zeros((TIME, 1), bool)
+    return Experience(
+        timestep=TimeStep(seen[:-1], jnp.roll(ends, 1, 0)), action=action, extras=(),
+        reward=jnp.asarray(random.normal(size=(TIME, 1)), jnp.float32), terminated=ends, truncated=nothing,
+        valid=~nothing, next_observation=seen[1:], last=TimeStep(seen[-1], ends[-1]), carry=(),
+    )  # fmt: skip
+
+
+def updated(algorithm):
+    """The agent before and after an update, the transitions it learned from, and the key of that update."""
+    agent = algorithm.init(jax.random.key(1))
+    # Targets of their own: else they equal the critics, and a mistake about which is which does not show.
+    noises = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(agent.target))))
+    target = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noises), x.shape), agent.target)
+    agent = agent.replace(target=target)
+    key, experience = jax.random.key(3), rollout()
+    after, _ = algorithm.update(agent, experience, key)
+    buffer = replay(SEEN, ACTIONS, capacity=64, num_envs=1)
+    own = jax.random.split(key, 1)[0]
+    batch = buffer.sample(buffer.add(buffer.init(), experience), own, BATCH, DISCOUNT, 1.0)
+    assert (batch.discount == 0).any()
+    assert (batch.discount == DISCOUNT).any()
+    return agent, after, batch, own
+
+
+def dense(params, x):
+    return x @ params["kernel"] + params["bias"]
+
+
+def critic(params, observation, action):
+    """[critic, batch, outputs]: one hidden layer with ReLU on the observation and the action together."""
+    both = jnp.concatenate([observation, action], 1)
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(len(jax.tree.leaves(params)[0]))]
+    return jnp.stack([dense(one["value"], jnp.maximum(dense(one["Dense_0"], both), 0)) for one in each])
+
+
+def gaussian(actor, observation, noise):
+    """An action and its log-probability: appendix C of Haarnoja et al. 2018b."""
+    mean, log_std = dense(actor["mean"], observation), jnp.clip(dense(actor["log_std"], observation), -20, 2)
+    u = mean + jnp.exp(log_std) * noise
+    normal = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
+    return jnp.tanh(u), (normal + 2 * jnp.log(jnp.cosh(u))).sum(1)  # 1 − tanh² = 1 / cosh²
+
+
+def descended(loss, params):
+    return jax.tree.map(lambda x, slope: x - RATE * slope, params, jax.grad(loss)(params))
+
+
+def moved(target, params, share=TAU):
+    return jax.tree.map(lambda old, new: (1 - share) * old + share * new, target, params)
+
+
+def same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(left, right, rtol=2e-4, atol=2e-5)
+
+
+def squared(outputs, goals):
+    """Equation 5 of Haarnoja et al. 2018b, of each critic."""
+    return 0.5 * ((outputs[..., 0] - goals[:, 0]) ** 2).sum(0)
+
+
+def quantile_huber(outputs, goals):
+    """Equations 10 and 11 of Kuznetsov et al. 2020, of each critic."""
+    levels = (2 * jnp.arange(1, QUANTILES + 1) - 1) / (2 * QUANTILES)
+    u = goals[None, :, None, :] - outputs[..., None]  # [critic, batch, quantile, goal]
+    huber = jnp.where(jnp.abs(u) <= 1, 0.5 * u**2, jnp.abs(u) - 0.5)
+    return (jnp.abs(levels[:, None] - (u < 0)) * huber).sum((0, 2, 3)) / (QUANTILES * goals.shape[1])
+
+
+@pytest.mark.parametrize("name", ["sac", "tqc"])
+def test_an_update_of_sac_and_of_tqc(name):
+    own = {"quantiles": QUANTILES, "drop": DROP} if name == "tqc" else {}
+    algorithm = getattr(rl, name)(SEEN, ACTIONS, Same(), **OPTIONS, **own)
+    before, after, batch, key = updated(algorithm)
+    noise = jax.random.normal(key, (2, BATCH, 2))
+    actor, critics = before.params["actor"], before.params["critics"]
+    alpha = jnp.exp(actor["log_temperature"])
+
+    action, log_prob = gaussian(actor["network"], batch.next_observation, noise[0])
+    following = critic(before.target, batch.next_observation, action)
+    if name == "tqc":
+        pooled = jnp.sort(jnp.concatenate(list(following), 1), 1)[:, : 2 * (QUANTILES - DROP)]
+    else:
+        pooled = following.min(0)
+    goals = batch.reward[:, None] + batch.discount[:, None] * (pooled - alpha * log_prob[:, None])
+    loss = quantile_huber if name == "tqc" else squared
+    critics = descended(lambda c: loss(critic(c, batch.observation, batch.action), goals).mean(), critics)
+    same(after.params["critics"], critics)
+    same(after.target, moved(before.target, critics))
+
+    def of_actor(network):
+        action, log_prob = gaussian(network, batch.observation, noise[1])
+        values = critic(critics, batch.observation, action)
+        value = values.mean((0, 2)) if name == "tqc" else jnp.minimum(values[0, :, 0], values[1, :, 0])
+        return (alpha * log_prob - value).mean()
+
+    same(after.params["actor"]["network"], descended(of_actor, actor["network"]))
+    log_prob = gaussian(actor["network"], batch.observation, noise[1])[1]
+    slope = -(log_prob - 2).mean()  # the entropy that is sought is minus the numbers in an action
+    np.testing.assert_allclose(after.params["actor"]["log_temperature"], -RATE * slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+def test_an_update_of_td3(delay):
+    algorithm = rl.td3(SEEN, ACTIONS, Same(), target_noise=0.4, policy_delay=delay, **OPTIONS)
+    before, after, batch, key = updated(algorithm)
+
+    def policy(actor, observation):
+        return jnp.tanh(dense(actor["mean"], observation))
+
+    smoothing = jnp.clip(0.4 * jax.random.normal(key, (BATCH, 2)), -0.5, 0.5)
+    assert (jnp.abs(smoothing) == 0.5).any()
+    action = jnp.clip(policy(before.target["actor"], batch.next_observation) + smoothing, -1, 1)
+    following = critic(before.target["critics"], batch.next_observation, action).min(0)
+    goals = batch.reward[:, None] + batch.discount[:, None] * following
+    critics = descended(
+        lambda c: squared(critic(c, batch.observation, batch.action), goals).mean(), before.params["critics"]
+    )
+    same(after.params["critics"], critics)
+
+    def of_actor(actor):
+        return -critic(critics, batch.observation, policy(actor, batch.observation))[0].mean()
+
+    actor = descended(of_actor, before.params["actor"]) if delay == 1 else before.params["actor"]
+    same(after.params["actor"], actor)
+    params = {"actor": actor, "critics": critics}
+    same(after.target, moved(before.target, params) if delay == 1 else before.target)
