@@ -17,6 +17,7 @@ from rl import (
 from rl.algorithms import (
     a2c,
     alphazero,
+    crossq,
     ddpg,
     dqn,
     expected_sarsa,
@@ -51,6 +52,7 @@ __all__ = [
     "algorithms",
     "alphazero",
     "check_env",
+    "crossq",
     "ddpg",
     "distributions",
     "dqn",

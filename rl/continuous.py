@@ -14,7 +14,7 @@ from rl.bounds import Bounds, bounds
 from rl.exploration import Noise
 from rl.networks import MLP, Actor, Critic, ensemble, torso
 from rl.off_policy import ReplayAgent
-from rl.spaces import encode, is_image, zeros
+from rl.spaces import encode, is_grid, is_image, zeros
 from rl.types import Carry, TimeStep
 from rl.value_heads import quantile_loss
 
@@ -92,6 +92,24 @@ def truncated_quantiles(quantiles: int = 25, drop: int = 2, huber: float = 1.0) 
     return ValueRule(quantiles, lambda outputs: outputs.mean((0, 2)), following, loss)
 
 
+def torsos(
+    observation_space: gymnasium.Space, network: nn.Module | None, widths: tuple[int, ...]
+) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+    """The torso of an actor, that of a critic, and the widths of the layers that follow it in a critic.
+
+    Args:
+        observation_space: see `actor_critics`.
+        network: see `actor_critics`.
+        widths: see `actor_critics`.
+    """
+    if network is None and (is_image(observation_space) or is_grid(observation_space)):
+        network = torso(observation_space)
+    if network is not None:
+        return network, network.clone(), widths[-1:]
+    encoded = encode(observation_space)
+    return MLP(encoded, widths, nn.relu), MLP(encoded, ()), widths
+
+
 def actor_critics(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -118,16 +136,9 @@ def actor_critics(
         ValueError: for unsupported spaces.
     """
     box = bounds(action_space)
-    if network is None and is_image(observation_space):
-        network = torso(observation_space)
-    if network is None:
-        plain = MLP(encode(observation_space), ())
-        actor = Actor(MLP(encode(observation_space), widths, nn.relu), box.size, spread)
-        critic = Critic(plain, widths, outputs)
-    else:
-        actor = Actor(network, box.size, spread)
-        critic = Critic(network.clone(), widths[-1:], outputs)
-    critics = ensemble(critic, count)
+    of_actor, of_critic, following = torsos(observation_space, network, widths)
+    actor = Actor(of_actor, box.size, spread)
+    critics = ensemble(Critic(of_critic, following, outputs), count)
 
     def init(key: Array) -> tuple[PyTree, PyTree]:
         actor_key, critics_key = jax.random.split(key)

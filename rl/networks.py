@@ -248,18 +248,28 @@ class Critic(nn.Module):
         torso: network from observations to features, to which the action is joined.
         widths: features of the layers after that.
         outputs: numbers per pair.
+        normalized: the input and each layer's output are normalized over the batch (Bhatt et al. 2024), whose running
+            statistics are the collection "batch_stats".
+        training: normalize by the statistics of the batch, instead of the running ones.
     """
 
     torso: nn.Module
     widths: Sequence[int] = (256, 256)
     outputs: int = 1
+    normalized: bool = False
+    training: bool = False
 
     @nn.compact
     def __call__(self, observation: Any, action: Float[Array, "batch size"]) -> Float[Array, "batch outputs"]:
-        x = jnp.concatenate([self.torso(observation), action], -1)
+        x = self._normalized(jnp.concatenate([self.torso(observation), action], -1))
         for width in self.widths:
-            x = nn.relu(nn.Dense(width)(x))
+            x = self._normalized(nn.relu(nn.Dense(width)(x)))
         return nn.Dense(self.outputs, name="value")(x)
+
+    def _normalized(self, x: Array) -> Array:
+        if not self.normalized:
+            return x
+        return nn.BatchNorm(use_running_average=not self.training, momentum=0.99, epsilon=1e-3)(x)
 
 
 def ensemble(critic: nn.Module, count: int) -> nn.Module:
@@ -272,7 +282,7 @@ def ensemble(critic: nn.Module, count: int) -> nn.Module:
     fields = {name: getattr(critic, name) for name in critic.__dataclass_fields__ if name not in ("parent", "name")}
     several = nn.vmap(
         type(critic),
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True},
         in_axes=None,  # type: ignore[arg-type]
         axis_size=count,

@@ -2,6 +2,7 @@
 
 from rl.algorithms.a2c import a2c
 from rl.algorithms.alphazero import alphazero
+from rl.algorithms.crossq import crossq
 from rl.algorithms.dqn import dqn, rainbow
 from rl.algorithms.expected_sarsa import expected_sarsa
 from rl.algorithms.ppo import ppo
@@ -15,6 +16,7 @@ from rl.algorithms.tqc import tqc
 __all__ = [
     "a2c",
     "alphazero",
+    "crossq",
     "ddpg",
     "dqn",
     "expected_sarsa",

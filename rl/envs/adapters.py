@@ -129,7 +129,8 @@ def from_pgx(env: Any, max_steps: int | None = None) -> Environment:
         state = env.step(state, action, key)
         return state, outcome(state)
 
-    space = spaces.Box(0, 1, seen.shape, np.bool_) if truths else spaces.Box(-np.inf, np.inf, seen.shape, np.float32)
+    low, high, dtype = (0, 1, np.bool_) if truths else (-np.inf, np.inf, np.float32)
+    space = spaces.Box(low, high, seen.shape, dtype)  # type: ignore[arg-type]  # Gymnasium's types leave out booleans
     adapted = Environment(f"pgx/{env.id}", reset, step, space, spaces.Discrete(env.num_actions))
     return adapted if max_steps is None else time_limit(adapted, max_steps)
 

@@ -48,6 +48,11 @@ CONTINUOUS = {
     )
     for name in ("sac", "td3", "ddpg", "tqc")
 }
+CONTINUOUS["crossq"] = lambda env, **options: rl.crossq(
+    env.observation_space, env.action_space, torso(),
+    **{name: value for name, value in _FROM_REPLAY.items() if name != "tau"}
+    | {"width": 64, "optimizer": optax.adam(3e-3, b1=0.5)} | options,
+)  # fmt: skip
 
 
 # What others in a battery see as well runs in `make test-slow`, or for diagnosis alone: it takes minutes to compile.

@@ -1,4 +1,4 @@
-"""SAC, TQC, TD3 and DDPG: known answers on the device and on the host, actions in their bounds, laws of learners."""
+"""SAC, TQC, CrossQ, TD3 and DDPG: known answers on the device and on the host, actions in bounds, laws of learners."""
 
 from functools import partial
 
@@ -30,6 +30,7 @@ everywhere = partial(on_runners, tuple(CONTINUOUS))
 
 def trained(runner, name, env, updates=300, **options):
     algorithm = CONTINUOUS[name](env, **options)
+    updates *= 4 if name == "crossq" else 1  # until running statistics have followed
     if runner == "device":
         learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, NUM_ENVS), updates))
         state, _ = learner.step(learner.init(jax.random.key(0)), None)
@@ -47,9 +48,11 @@ def values(name, algorithm, agent, *observations):
     """Mean value of the greedy action: others an actor without randomness tries seldom."""
     seen = jnp.asarray(observations, jnp.float32)[:, None]
     count, outputs = {"ddpg": (1, 1), "tqc": (2, 25)}.get(name, (2, 1))
-    critics = rl.networks.ensemble(rl.networks.Critic(torso(), (256,), outputs), count)
+    critic = rl.networks.Critic(torso(), (64 if name == "crossq" else 256,), outputs, normalized=name == "crossq")
+    critics = rl.networks.ensemble(critic, count)
     units = actions(algorithm, agent, *observations)  # its bounds are -1 and 1
-    return critics.apply({"params": agent.params["critics"]}, seen, units).mean((0, 2))
+    given = {"params": agent.params["critics"], "batch_stats": agent.params.get("statistics", {})}
+    return critics.apply(given, seen, units).mean((0, 2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +126,7 @@ def test_quantile_goals_and_losses_beside_a_plain_loop():
 @everywhere("tqc", on_host=("td3",))
 def test_a_discounted_value(runner, name):
     env = probes.two_steps(UNIT)
-    options = {"temperature": 1e-4} if name in ("sac", "tqc") else {}
+    options = {"temperature": 1e-4} if name in ("sac", "tqc", "crossq") else {}
     algorithm, agent = trained(runner, name, env, 400, **options)
     np.testing.assert_allclose(values(name, algorithm, agent, 0.0, 1.0), [DISCOUNT, 1], atol=0.1)
 
@@ -131,7 +134,7 @@ def test_a_discounted_value(runner, name):
 @everywhere("sac", on_host=("sac",))
 def test_a_truncated_episode_goes_on(runner, name):
     env = probes.endless(UNIT)
-    options = {"temperature": 1e-4} if name in ("sac", "tqc") else {}
+    options = {"temperature": 1e-4} if name in ("sac", "tqc", "crossq") else {}
     algorithm, agent = trained(runner, name, env, 400, **options)
     np.testing.assert_allclose(values(name, algorithm, agent, 0.0), [1 / (1 - DISCOUNT)], atol=0.1)
 
@@ -189,7 +192,7 @@ def test_an_agent_over_data_is_that_of_one_device(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sac", "td3"])
+@pytest.mark.parametrize("name", ["sac", "td3", "crossq"])
 def test_resume_is_to_the_bit(name, tmp_path):
     noise = rl.exploration.ornstein_uhlenbeck(0.3)
     learner = jdl.jit(jdl.scan(small(name, noise=noise, normalize_observations=True), 2))
@@ -209,7 +212,7 @@ def test_resume_is_to_the_bit(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sac", "td3"])
+@pytest.mark.parametrize("name", ["sac", "td3", "crossq"])
 def test_a_seed_among_others_is_that_seed_alone(name):
     together = jdl.jit(jdl.seeds(jdl.scan(small(name), 3), 3, placement="map"))
     alone = jdl.jit(jdl.seeds(jdl.scan(small(name), 3), [2]))

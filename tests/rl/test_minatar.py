@@ -47,7 +47,7 @@ def test_the_original_has_the_same_spaces(game):
     assert gymnasium_id(f"pgx:minatar-{game}") == original.spec.id == f"MinAtar/{GAMES[game]}-v1"
     assert original.observation_space == twin.observation_space
     assert original.action_space == twin.action_space
-    state, outcome = jax.eval_shape(reset, jax.random.key(0))
+    _, outcome = jax.eval_shape(reset, jax.random.key(0))
     assert outcome.observation.dtype == bool
     assert outcome.action_mask is None
     assert gymnasium.make(original.spec.id).spec.kwargs["use_minimal_action_set"]
@@ -90,7 +90,7 @@ def test_actions_and_channels_mean_the_same(game):
 
 
 def test_cars_drive_as_fast():
-    twin, reset, _, original = both("freeway")
+    _, reset, _, original = both("freeway")
     ours = jax.vmap(reset)(jax.random.split(jax.random.key(0), 400))[1].observation.sum((1, 2)).mean(0)
     theirs = np.mean([original.reset(seed=seed)[0].sum((0, 1)) for seed in range(400)], 0)
     np.testing.assert_allclose(ours, theirs, atol=0.25)

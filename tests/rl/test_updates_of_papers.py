@@ -1,4 +1,4 @@
-"""One update of SAC, TQC and TD3 beside the papers' equations, written anew here on the plain arrays of the networks."""
+"""One update of SAC, TQC, CrossQ and TD3 beside the papers' equations, written anew here on the networks' arrays."""
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ OPTIONS = {
     "num_envs": 1, "num_steps": TIME, "updates_per_rollout": 1, "batch_size": BATCH, "capacity": 64,
     "learning_starts": 1, "discount": DISCOUNT, "tau": TAU, "optimizer": optax.sgd(RATE),
 }  # fmt: skip
+LAYERS = "BatchNorm_0", "BatchNorm_1"  # of CrossQ's critics
 
 
 class Same(nn.Module):
@@ -41,13 +42,19 @@ def rollout():
     )  # fmt: skip
 
 
+def shaken(tree):
+    keys = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(tree))))
+    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), tree)
+
+
 def updated(algorithm):
     """The agent before and after an update, the transitions it learned from, and the key of that update."""
     agent = algorithm.init(jax.random.key(1))
     # Targets of their own: else they equal the critics, and a mistake about which is which does not show.
-    noises = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(agent.target))))
-    target = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noises), x.shape), agent.target)
-    agent = agent.replace(target=target)
+    agent = agent.replace(target=shaken(agent.target))
+    if "statistics" in agent.params:
+        statistics = jax.tree.map(jnp.abs, shaken(agent.params["statistics"]))
+        agent = agent.replace(params=agent.params | {"statistics": statistics})
     key, experience = jax.random.key(3), rollout()
     after, _ = algorithm.update(agent, experience, key)
     buffer = replay(SEEN, ACTIONS, capacity=64, num_envs=1)
@@ -162,3 +169,49 @@ def test_an_update_of_td3(delay):
     same(after.params["actor"], actor)
     params = {"actor": actor, "critics": critics}
     same(after.target, moved(before.target, params) if delay == 1 else before.target)
+
+
+def test_an_update_of_crossq():
+    options = {name: value for name, value in OPTIONS.items() if name != "tau"}
+    before, after, batch, key = updated(rl.crossq(SEEN, ACTIONS, Same(), width=16, policy_delay=1, **options))
+    noise = jax.random.normal(key, (2, BATCH, 2))
+    actor, statistics = before.params["actor"], before.params["statistics"]
+    action, log_prob = gaussian(actor["network"], batch.next_observation, noise[0])
+
+    def normalized(params, x, known, found):
+        """By the batch's own moments, which are kept as "found", or by known ones."""
+        mean, var = (x.mean(0), ((x - x.mean(0)) ** 2).mean(0)) if known is None else (known["mean"], known["var"])
+        found.append({"mean": mean, "var": var})
+        return params["scale"] * (x - mean) / jnp.sqrt(var + 1e-3) + params["bias"]
+
+    def values(params, observation, action, known):
+        """[critic, batch], and the moments of the two layers of each critic."""
+        outputs, moments = [], []
+        for i in range(2):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+            of = [None, None] if known is None else [jax.tree.map(lambda x, i=i: x[i], known[n]) for n in LAYERS]
+            found = []
+            x = normalized(one[LAYERS[0]], jnp.concatenate([observation, action], 1), of[0], found)
+            x = normalized(one[LAYERS[1]], jnp.maximum(dense(one["Dense_0"], x), 0), of[1], found)
+            outputs.append(dense(one["value"], x)[:, 0])
+            moments.append(dict(zip(LAYERS, found, strict=True)))
+        return jnp.stack(outputs), jax.tree.map(lambda *x: jnp.stack(x), *moments)
+
+    both = jnp.concatenate([batch.observation, batch.next_observation]), jnp.concatenate([batch.action, action])
+
+    def of_critics(params):
+        now, then = jnp.split(values(params, *both, None)[0], 2, axis=1)
+        goals = batch.reward + batch.discount * (jax.lax.stop_gradient(then).min(0) - log_prob)
+        return (0.5 * (now - goals) ** 2).sum(0).mean()
+
+    _, found = values(before.params["critics"], *both, None)
+    statistics = jax.tree.map(lambda old, new: 0.99 * old + 0.01 * new, statistics, found)
+    same(after.params["statistics"], statistics)
+    critics = descended(of_critics, before.params["critics"])
+    same(after.params["critics"], critics)
+
+    def of_actor(network):
+        action, log_prob = gaussian(network, batch.observation, noise[1])
+        return (log_prob - values(critics, batch.observation, action, statistics)[0].min(0)).mean()
+
+    same(after.params["actor"]["network"], descended(of_actor, actor["network"]))
