@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jdl.core.accumulators import Mean
 from rl.bounds import Bounds, bounds
-from rl.exploration import Noise
-from rl.networks import MLP, Actor, Critic, ensemble, torso
+from rl.exploration import Noise, StateDependent
+from rl.networks import MLP, Actor, Critic, StateDependentActor, ensemble, torso
 from rl.off_policy import ReplayAgent
 from rl.spaces import encode, is_grid, is_image, zeros
 from rl.types import Carry, TimeStep
@@ -25,14 +25,15 @@ class ActorCritics(NamedTuple):
     Attributes:
         bounds: of the actions.
         init: `(key) -> (actor parameters, critic parameters)`.
-        actor: `(actor parameters, observation [batch, ...]) -> (means, log_std)`, each [batch, size].
+        actor: `(actor parameters, observation [batch, ...]) -> (means, log_std)`, each [batch, size]; where exploration
+            depends on the state, a third argument is the weights of the noise, and the means are moved by it.
         critics: `(critic parameters, observation [batch, ...], units [batch, size]) -> [critic, batch, outputs]`, for
             actions in units of their bounds.
     """
 
     bounds: Bounds
     init: Callable[[Array], tuple[PyTree, PyTree]]
-    actor: Callable[[PyTree, Any], tuple[Array, Array]]
+    actor: Callable[..., tuple[Array, Array]]
     critics: Callable[[PyTree, Any, Array], Float[Array, "critic batch outputs"]]
 
 
@@ -119,6 +120,7 @@ def actor_critics(
     outputs: int = 1,
     spread: bool = True,
     widths: tuple[int, ...] = (256, 256),
+    exploration: StateDependent | None = None,
 ) -> ActorCritics:
     """An actor, and critics that each see the observation and the action.
 
@@ -131,13 +133,17 @@ def actor_critics(
         outputs: numbers that a critic gives for a pair of observation and action.
         spread: the actor has standard deviations.
         widths: features of the layers.
+        exploration: the actor's standard deviations depend on the state that way.
 
     Raises:
         ValueError: for unsupported spaces.
     """
     box = bounds(action_space)
     of_actor, of_critic, following = torsos(observation_space, network, widths)
-    actor = Actor(of_actor, box.size, spread)
+    if exploration is None:
+        actor: nn.Module = Actor(of_actor, box.size, spread)
+    else:
+        actor = StateDependentActor(of_actor, box.size, exploration.log_std)
     critics = ensemble(Critic(of_critic, following, outputs), count)
 
     def init(key: Array) -> tuple[PyTree, PyTree]:
@@ -146,8 +152,8 @@ def actor_critics(
         units = jnp.zeros((1, box.size))
         return actor.init(actor_key, example)["params"], critics.init(critics_key, example, units)["params"]
 
-    def act(params: PyTree, observation: Any) -> tuple[Array, Array]:
-        return cast(tuple, actor.apply({"params": params}, observation))
+    def act(params: PyTree, observation: Any, *weights: Array) -> tuple[Array, Array]:
+        return cast(tuple, actor.apply({"params": params}, observation, *weights))
 
     def value(params: PyTree, observation: Any, units: Array) -> Array:
         return cast(Array, critics.apply({"params": params}, observation, units))

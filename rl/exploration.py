@@ -90,6 +90,63 @@ def normal(std: float) -> Noise:
     )
 
 
+class StateDependent(NamedTuple):
+    """Exploration by noise that is a function of the state; make it with `state_dependent`.
+
+    Attributes:
+        steps: how many the same function is used for.
+        log_std: logarithm of the standard deviations of its weights, at the start.
+    """
+
+    steps: int
+    log_std: float
+
+    def init(self, num_envs: int, features: int, size: int) -> Any:
+        """The carry at the start of an episode: standard normal weights, and how many steps they have been used for.
+
+        Args:
+            num_envs: number of environments.
+            features: of the actor, before its last layer.
+            size: numbers in an action.
+        """
+        return jnp.zeros((num_envs, features, size)), jnp.zeros(num_envs, jnp.int32)
+
+    def step(self, carry: Any, first: Bool[Array, " env"], key: Array) -> tuple[Any, Float[Array, "env features size"]]:
+        """The next carry, and the weights to act with, drawn anew at the start of an episode and every `steps` steps.
+
+        Args:
+            carry: of the step before.
+            first: True where an episode begins.
+            key: a random key.
+        """
+        weights, used = carry
+        anew = first | (used == 0)
+        weights = jnp.where(anew[:, None, None], jax.random.normal(key, weights.shape), weights)
+        used = jnp.where(anew, 1, used + 1)
+        return (weights, used % self.steps), weights
+
+
+def state_dependent(steps: int = 8, log_std: float = -3.0) -> StateDependent:
+    """State-dependent exploration (gSDE): the same state has the same noise for a while, so that actions are smooth.
+
+        ε(s) = z(s) (W ∘ σ),    W ~ N(0, 1),    π(· | s) = N(μ(s), Σᵢ zᵢ(s)² σᵢ²) in each dimension
+
+    z are the features of the actor before its last layer, and σ is learned by the policy gradient, without one into z.
+
+    Args:
+        steps: how many W is used for; a new episode has a new one.
+        log_std: log σ at the start.
+
+    Raises:
+        ValueError: for `steps` below 1.
+
+    Source: Raffin et al. 2021, section 3.
+    """
+    if steps < 1:
+        raise ValueError(f"rl.exploration.state_dependent(steps={steps}): at least 1")
+    return StateDependent(steps, log_std)
+
+
 def _check_std(name: str, std: float) -> None:
     if std < 0:
         raise ValueError(f"rl.exploration.{name}(std={std}): at least 0")

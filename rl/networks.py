@@ -241,6 +241,35 @@ class Actor(nn.Module):
         return mean, jnp.clip(nn.Dense(self.size, name="log_std")(features), -20.0, 2.0)
 
 
+class StateDependentActor(nn.Module):
+    """An `Actor` whose standard deviations come from its features: the noise is a linear function of them.
+
+    Attributes:
+        torso: network from observations to features.
+        size: numbers in an action.
+        log_std: at the start, of each weight of that function.
+
+    Source: Raffin et al. 2021, equations 6 to 8.
+    """
+
+    torso: nn.Module
+    size: int
+    log_std: float = -3.0
+
+    @nn.compact
+    def __call__(
+        self, observation: Any, weights: Float[Array, "batch features size"] | None = None
+    ) -> tuple[Float[Array, "batch size"], Float[Array, "batch size"]]:
+        """Means, and log_std; with standard normal `weights`, the means are moved by the noise that these make."""
+        features = self.torso(observation)
+        mean = nn.Dense(self.size, name="mean")(features)
+        log_std = self.param("log_std", nn.initializers.constant(self.log_std), (features.shape[-1], self.size))
+        fixed = jax.lax.stop_gradient(features)
+        if weights is not None:
+            mean = mean + jnp.einsum("bf,bfs->bs", fixed, weights * jnp.exp(log_std))
+        return mean, 0.5 * jnp.log(fixed**2 @ jnp.exp(2 * log_std) + 1e-6)
+
+
 class Critic(nn.Module):
     """A value of an observation and an action together, or several numbers that stand for its distribution.
 

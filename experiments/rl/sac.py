@@ -36,6 +36,7 @@ class Config(rl.Training):
     n_step: int | None = None
     width: int | None = None  # of CrossQ's critics
     noise: float | None = None  # standard deviation of Ornstein-Uhlenbeck noise; 0 for none
+    state_dependent: int | None = None  # steps that a function from states to noise is kept for (gSDE); 0 for none
     normalize_observations: bool | None = None
 
 
@@ -117,6 +118,7 @@ COMMON = {
     "policy_delay": 1,
     "n_step": 1,
     "noise": 0.0,
+    "state_dependent": 0,
     "width": 256,
     "normalize_observations": False,
 }
@@ -139,6 +141,8 @@ def algorithm(config: Config, observation_space: Space, action_space: Space) -> 
     """SAC, TQC or CrossQ with Adam."""
     chosen = settings(config)
     noise = rl.exploration.ornstein_uhlenbeck(chosen["noise"]) if chosen["noise"] else None
+    if chosen["state_dependent"]:
+        noise = rl.exploration.state_dependent(chosen["state_dependent"])
     method = getattr(rl, config.method)
     # Momentum of the gradients counts for less in CrossQ, whose goals move at each update.
     optimizer = optax.adam(chosen["learning_rate"], b1=0.5 if config.method == "crossq" else 0.9)

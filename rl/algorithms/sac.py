@@ -14,7 +14,7 @@ from jdl.core.accumulators import Last, Mean
 from jdl.core.update import apply_gradients
 from rl.continuous import LEAST, ValueRule, actor_critics, check_tau, every, explored
 from rl.distributions import Squashed
-from rl.exploration import Noise
+from rl.exploration import Noise, StateDependent
 from rl.off_policy import Learning, ReplayAgent, check_counts, off_policy, own_part
 from rl.replay.replay import Memory, replay
 from rl.replay.transitions import Transitions
@@ -42,7 +42,7 @@ def sac(
     policy_delay: int = 1,
     values: ValueRule = LEAST,
     n_step: int = 1,
-    noise: Noise | None = None,
+    noise: Noise | StateDependent | None = None,
     stack: int = 1,
     memory: Memory = "device",
     normalize_observations: bool = False,
@@ -71,7 +71,8 @@ def sac(
         policy_delay: updates of the critics for each update of the actor.
         values: what the critics learn; the least of their values counts, or quantiles (`rl.tqc`).
         n_step: rewards summed before bootstrapping.
-        noise: added to the actions while exploring (`rl.exploration`), for rewards that independent noise never finds.
+        noise: added to the actions while exploring (`rl.exploration`), for rewards that independent noise never finds;
+            `rl.exploration.state_dependent` takes the place of the policy's own noise.
         stack: frames in an observation, as for `rl.replay.replay`.
         memory: where the replay's observations lie, as for `rl.replay.replay`.
         normalize_observations: by running moments; real-valued parts alone.
@@ -90,7 +91,10 @@ def sac(
     check_tau("sac", tau)
     if temperature is not None and temperature < 0:
         raise ValueError(f"sac(temperature={temperature}): at least 0; None to learn it")
-    nets = actor_critics(observation_space, action_space, network, count=critics, outputs=values.outputs)
+    dependent, noise = (noise, None) if isinstance(noise, StateDependent) else (None, noise)
+    nets = actor_critics(
+        observation_space, action_space, network, count=critics, outputs=values.outputs, exploration=dependent
+    )
     buffer = replay(
         observation_space,
         action_space,
@@ -121,7 +125,12 @@ def sac(
         if greedy:
             return nets.bounds.action(distribution.mode()), carry, ()
         draw_key, key = jax.random.split(key)
-        units = distribution.sample(draw_key)
+        if dependent is None:
+            units = distribution.sample(draw_key)
+        else:
+            carry, weights = dependent.step(carry, timestep.first, draw_key)
+            network_params = agent.params["actor"]["network"]
+            units = nets.bounds.unit(nets.actor(network_params, timestep.observation, weights)[0])
         action, carry = explored(nets.bounds, agent, units, timestep, carry, key, noise, learning_starts)
         return action, carry, ()
 
@@ -179,6 +188,11 @@ def sac(
         value = Mean((values.value(outputs) * batch.weight).sum(), weight)
         return (values.loss(outputs, part["goals"]) * batch.weight).sum(), weight, {"value": value}
 
+    def initial_carry(num_envs: int) -> Carry:
+        if dependent is not None:
+            return dependent.init(num_envs, *jax.eval_shape(nets.init, jax.random.key(0))[0]["log_std"].shape)
+        return () if noise is None else noise.init(num_envs, nets.bounds.size)
+
     def also(agent: ReplayAgent) -> dict[str, Last]:
         return {"temperature": Last(jnp.asarray(weight_of_entropy(agent.params["actor"]), jnp.float32))}
 
@@ -189,7 +203,7 @@ def sac(
         init=init,
         act=act,
         learn=learn,
-        initial_carry=lambda envs: () if noise is None else noise.init(envs, nets.bounds.size),
+        initial_carry=initial_carry,
         also=also,
         num_steps=num_steps,
         updates_per_rollout=num_steps * num_envs if updates_per_rollout is None else updates_per_rollout,
