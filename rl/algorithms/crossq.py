@@ -164,7 +164,8 @@ def crossq(
         critic_params, critic_state = apply_gradients(
             optimizer, grads, states["critics"], critic_params, loss, critic_loss, part, key
         )
-        statistics = measured.pop("statistics")
+        # Flax promotes running statistics to wider types, and a state must keep its types.
+        statistics = jax.tree.map(lambda new, old: new.astype(old.dtype), measured.pop("statistics"), statistics)
 
         def actor_loss(actor: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
             """As in `rl.sac`, by the critics as they are outside of training."""

@@ -169,8 +169,16 @@ def small(name, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sac", "td3"])
-@pytest.mark.parametrize("split", [jdl.pmap, lambda learner: jdl.accumulate(learner, 2)], ids=["pmap", "accumulate"])
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        pytest.param("sac", jdl.pmap, id="sac-pmap"),
+        pytest.param("td3", jdl.pmap, id="td3-pmap"),
+        pytest.param("crossq", jdl.pmap, id="crossq-pmap"),  # with `accumulate` statistics are each micro-batch's
+        pytest.param("sac", lambda learner: jdl.accumulate(learner, 2), id="sac-accumulate"),
+        pytest.param("td3", lambda learner: jdl.accumulate(learner, 2), id="td3-accumulate"),
+    ],
+)
 def test_gradients_are_the_same_however_they_are_split(name, split, x64):
     key = jax.random.key(2)
     options = {"policy_delay": 1}
@@ -183,9 +191,10 @@ def test_gradients_are_the_same_however_they_are_split(name, split, x64):
 
 
 @pytest.mark.slow
-def test_an_agent_over_data_is_that_of_one_device(x64):
+@pytest.mark.parametrize("name", ["sac", "crossq"])
+def test_an_agent_over_data_is_that_of_one_device(name, x64):
     key = jax.random.key(2)
-    one, split = jdl.jit(small("sac")), jdl.jit(jdl.distribute(small("sac"), "data", "2"))
+    one, split = jdl.jit(small(name)), jdl.jit(jdl.distribute(small(name), "data", "2"))
     results = [learner.step(learner.init(key), None)[0].agent.params for learner in (one, split)]
     for left, right in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(left, right, atol=1e-9 if left.dtype == np.float64 else 2e-6)
