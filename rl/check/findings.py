@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rl.distributions import head
-from rl.spaces import is_image, zeros
+from rl.spaces import is_grid, is_image, zeros
 
 
 class Checked(NamedTuple):
@@ -94,11 +94,11 @@ def look_at_spaces(findings: Findings, observation_space: Any, action_space: Any
     except ValueError as error:
         findings.wrong("action_space", str(error))
     for part in leaves_of(observation_space):
-        if isinstance(part, spaces.Box) and len(part.shape) == 3 and not is_image(part):
+        if isinstance(part, spaces.Box) and len(part.shape) == 3 and not (is_image(part) or is_grid(part)):
             findings.note(
                 "picture",
-                f"observations of {part} look like pictures, but only uint8 ones of at least 36 x 36 get a "
-                "convolutional network; these are flattened: give a network of your own",
+                f"observations of {part} look like pictures, but only uint8 ones of at least 36 x 36, and boolean ones "
+                "of at least 8 x 8, get a convolutional network; these are flattened: give a network of your own",
             )
         if isinstance(part, spaces.Box) and part.dtype == np.float64:
             findings.note("float64", "float64 observations become float32 on their way to the network")
