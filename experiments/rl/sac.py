@@ -126,7 +126,12 @@ CROSSQ = {"policy_delay": 3, "learning_rate": 1e-3}  # Bhatt et al. 2024, table 
 TUNED: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {"learning_rate": 1e-3, "capacity": 20_000},
     "MountainCarContinuous-v0": {"total_steps": 50_000, "capacity": 50_000, "noise": 0.5},
-    "HalfCheetah-v5": {"total_steps": 100_000, "capacity": 300_000, "learning_starts": 5000},
+    "HalfCheetah-v5": {
+        "total_steps": 100_000,
+        "capacity": 300_000,
+        "learning_starts": 5000,
+        "learning_rate": 1e-3,
+    },
     "Hopper-v5": {"total_steps": 200_000, "capacity": 200_000, "learning_starts": 5000},
     "LunarLanderContinuous-v3": {"total_steps": 200_000, "capacity": 200_000, "learning_starts": 5000},
 }
