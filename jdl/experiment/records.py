@@ -30,6 +30,7 @@ from jdl.training.runs import Run
 
 FOLDER = "results"
 _NOT_DECIDING = ("folder", "fetch")  # fields of a Config that do not change the result: where the data are
+_DECLARATIONS = {"RECORDS", "SMOKE", "RENAMED", "TUNED"}
 _BAR = re.compile(r"(>=|<=) *(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 
 
@@ -129,7 +130,7 @@ class Declared(NamedTuple):
         if self.measured is None:
             return True
         same = self.measured["config"] == _deciding(self.config) and len(self.measured["seeds"]) == self.record.seeds
-        return not same or self.measured["fingerprint"] != fingerprint(self.module)
+        return not same or self.measured["fingerprint"] != fingerprint(self.module, self.config)
 
     @property
     def intervals(self) -> dict[str, Interval]:
@@ -241,28 +242,36 @@ def write(made: Declared, run: Run) -> Path:
         "devices": environment["devices"],
         "versions": environment["packages"],
         "git": environment["git"],
-        "fingerprint": fingerprint(made.module),
+        "fingerprint": fingerprint(made.module, made.config),
     }
     made.path.parent.mkdir(exist_ok=True)
     write_json(made.path, record)
     return made.path
 
 
-def fingerprint(module: ModuleType) -> str:
+def fingerprint(module: ModuleType, config: Any) -> str:
     """Compute a digest of an experiment's program, by which a record knows that the experiment has changed.
 
-    Comments, docstrings and the declarations RECORDS, SMOKE and RENAMED do not count. The digest covers the
-    experiment's file only: a change in a module that it imports does not make a record stale.
+    Comments, docstrings and the declarations RECORDS, SMOKE and RENAMED do not count, nor constants that only these
+    use. Of TUNED, settings by the value of a field such as `env`, those of the record's config count. The digest covers
+    the experiment's file only: a change in a module that it imports does not make a record stale.
 
     Args:
         module: the experiment.
+        config: the record's config.
     """
     tree = ast.parse(file_of(module).read_text())
-    tree.body = [node for node in tree.body if not _declares(node)]
+    tree.body = _counting(tree.body)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    text = ast.dump(tree)
+    if (tuned := getattr(module, "TUNED", None)) is not None:
+        chosen = {str(value).rpartition(":")[2] for value in vars(config).values()}  # env may have a module in front
+        text += json.dumps(
+            as_json(encode({name: tuned[name] for name in sorted(tuned) if name in chosen})), sort_keys=True
+        )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def parsed(bar: str) -> tuple[str, float]:
@@ -285,9 +294,33 @@ def file_of(module: ModuleType) -> Path:
     return Path(str(module.__file__))
 
 
-def _declares(node: ast.stmt) -> bool:
-    targets = node.targets if isinstance(node, ast.Assign) else []
-    return any(isinstance(target, ast.Name) and target.id in ("RECORDS", "SMOKE", "RENAMED") for target in targets)
+def _counting(body: list[ast.stmt]) -> list[ast.stmt]:
+    """The statements of an experiment without its declarations, and without constants that only those use."""
+    declared = [node for node in body if _assigned(node) & _DECLARATIONS]
+    rest = [node for node in body if node not in declared]
+    while True:
+        used = {part.id for node in rest for part in ast.walk(node) if isinstance(part, ast.Name) and _is_read(part)}
+        unused = [
+            node for node in rest if (names := _assigned(node)) and not names & used and _mentioned(names, declared)
+        ]
+        if not unused:
+            return rest
+        declared += unused
+        rest = [node for node in rest if node not in unused]
+
+
+def _assigned(node: ast.stmt) -> set[str]:
+    """The names that an assignment gives a value."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+
+
+def _mentioned(names: set[str], nodes: list[ast.stmt]) -> bool:
+    return any(isinstance(part, ast.Name) and part.id in names for node in nodes for part in ast.walk(node))
+
+
+def _is_read(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Load)
 
 
 def _deciding(config: Any) -> dict[str, Any]:

@@ -93,6 +93,27 @@ def test_a_record_is_stale_once_the_program_changes_and_not_for_words(folder, ca
         assert rows(capsys)["number"]["stale"] is True
 
 
+def test_settings_that_are_tuned_for_others_make_no_record_stale(folder, capsys):
+    file = folder / "experiments" / "sums" / "number.py"
+    tuned = EXPERIMENT + "\nSMALL = {'rate': 1}\nTUNED = {'1.0': SMALL, 'other': SMALL}\n"
+    file.write_text(tuned)
+    jdl_(capsys, "run", "number", "--seeds", 3, "--record")
+    for unchanged in (
+        tuned.replace("'other': SMALL", "'other': {'rate': 2}"),
+        tuned.replace("'other': SMALL", "'other': SMALL, 'third': {}"),
+        tuned.replace("SMALL", "LITTLE"),
+    ):
+        file.write_text(unchanged)
+        assert rows(capsys)["number"]["stale"] is False
+    for changed in (
+        tuned.replace("'rate': 1", "'rate': 2"),
+        tuned.replace("'1.0': SMALL, ", ""),
+        tuned + "print(SMALL)\n",
+    ):
+        file.write_text(changed)
+        assert rows(capsys)["number"]["stale"] is True
+
+
 def test_what_is_not_declared_is_named_by_its_options(folder, capsys):
     jdl_(capsys, "run", "number", "--size", 4, "--fetch", "--record")
     assert (folder / "experiments" / "sums" / "results" / "number-size-4.0.json").is_file()
