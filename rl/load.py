@@ -33,13 +33,14 @@ class LoadedAgent:
         """Forget what was remembered: a new episode begins."""
         self._carry = None
 
-    def act(self, observation: Any, action_mask: Any = None) -> np.ndarray:
+    def act(self, observation: Any, action_mask: Any = None, reward: float = 0.0) -> np.ndarray:
         """The greedy action for one observation.
 
         Args:
             observation: as the environment returns it, without a batch axis.
             action_mask: [actions]; the actions that are allowed, if the environment gives a mask beside the
                 observation (in its info), as Taxi does. By default all, or those of the observation's own mask.
+            reward: of the step before, for agents that use it (`rl.offline.decision_transformer`).
 
         Returns:
             The action, as the environment takes it.
@@ -49,7 +50,7 @@ class LoadedAgent:
         """
         if self.space is not None:
             _check(observation, self.space, self.run)
-        batch = {"input": observation} | ({} if action_mask is None else {"action_mask": np.asarray(action_mask) > 0})
+        batch = {"input": observation, "reward": np.float32(reward)} | ({} if action_mask is None else {"action_mask": np.asarray(action_mask) > 0})
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
         assert self.run.learner.predict is not None  # learners of `rl` have one
         result = self.run.learner.predict(self.run.state, {**batch, "carry": self._carry})

@@ -22,11 +22,13 @@ class TimeStep(NamedTuple):
         first: [env], bool; True where an episode begins, so recurrent state must be reset.
         action_mask: [env, actions], bool; True for the allowed actions (for several choices, `rl.spaces.choices`, the
             masks of all of them side by side). None if every action is always allowed.
+        reward: [env], float32; the reward of the step before. None while learning: only evaluation and its kin give it.
     """
 
     observation: Any
     first: Any
     action_mask: Any = None
+    reward: Any = None
 
 
 class Experience(NamedTuple):

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import gymnasium
+
 from rl.envs.adapters import from_brax, from_functional, from_gymnax, from_pgx
 from rl.envs.as_gymnasium import AsGymnasium
 from rl.envs.classic_control import acrobot, cartpole, mountain_car, mountain_car_continuous, pendulum
 from rl.envs.environment import Environment, Outcome, auto_reset, time_limit
+from rl.envs.icu_sepsis import clinicians, icu_sepsis, icu_sepsis_table
 from rl.envs.libraries import LIBRARIES, gymnasium_id, is_of_a_library, of_a_library
 from rl.envs.partly_observed import (
     DECKS,
@@ -22,6 +25,7 @@ from rl.envs.partly_observed import (
 from rl.envs.toy_text import expected_return, from_table, greedy, optimal_values, table, toy_text
 
 register()
+gymnasium.register("ICUSepsis-v0", "rl.envs.icu_sepsis:ICUSepsis", max_episode_steps=500)
 
 TWINS: dict[str, Callable[..., Environment]] = {
     "CartPole-v1": cartpole,
@@ -31,6 +35,7 @@ TWINS: dict[str, Callable[..., Environment]] = {
     "Pendulum-v1": pendulum,
     "CartPoleNoVel-v1": cartpole_without_velocities,
     "PendulumNoVel-v1": pendulum_without_velocity,
+    "ICUSepsis-v0": icu_sepsis,
     **{f"MemoryChain{length}-v0": partial(memory_chain, length) for length in LENGTHS},
     **{name: partial(repeat_first, decks) for name, decks in DECKS.items()},
     **{
@@ -89,6 +94,7 @@ __all__ = [
     "auto_reset",
     "cartpole",
     "cartpole_without_velocities",
+    "clinicians",
     "expected_return",
     "from_brax",
     "from_functional",
@@ -98,6 +104,8 @@ __all__ = [
     "greedy",
     "gymnasium_id",
     "hidden",
+    "icu_sepsis",
+    "icu_sepsis_table",
     "is_compiled",
     "make",
     "memory_chain",

@@ -52,7 +52,10 @@ class AsGymnasium(gymnasium.Env):
 
     def _seen(self, outcome: Outcome) -> tuple[Any, dict]:
         mask = outcome.action_mask
-        return jax.tree.map(np.asarray, outcome.observation), {} if mask is None else {"action_mask": np.asarray(mask)}
+        observation = jax.tree.map(np.asarray, outcome.observation)
+        if isinstance(self.observation_space, gymnasium.spaces.Discrete):
+            observation = int(observation)
+        return observation, {} if mask is None else {"action_mask": np.asarray(mask)}
 
 
 @functools.lru_cache(maxsize=16)  # the copies of an environment in a vector share what is compiled

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from scipy import sparse
 
 from rl.envs.environment import Environment, Outcome, time_limit
 
@@ -32,7 +33,7 @@ class Table(NamedTuple):
 
 
 def table(env: gymnasium.Env) -> Table:
-    """The table of a Gymnasium environment that has one (`env.unwrapped.P`).
+    """The table of a Gymnasium environment that has one (`env.unwrapped.P`, or `rules`, a `Table`).
 
     Args:
         env: the environment.
@@ -40,6 +41,8 @@ def table(env: gymnasium.Env) -> Table:
     Raises:
         ValueError: for an environment without one.
     """
+    if isinstance(known := getattr(env.unwrapped, "rules", None), Table):
+        return known
     transitions, start = (getattr(env.unwrapped, name, None) for name in ("P", "initial_state_distrib"))
     if transitions is None or start is None:
         raise ValueError(f"{env} has no table of transitions (P); of Gymnasium's, FrozenLake, CliffWalking and Taxi do")
@@ -116,21 +119,27 @@ def greedy(values: Float[np.ndarray, " states"], rules: Table, discount: float) 
     return (rules.probability * outcomes).sum(-1).argmax(-1)
 
 
-def expected_return(policy: Int[np.ndarray, " states"], rules: Table, horizon: int) -> float:
-    """The exact expected undiscounted return of a policy.
+def expected_return(
+    policy: Int[np.ndarray, " states"] | Float[np.ndarray, "states actions"],
+    rules: Table,
+    horizon: int,
+    discount: float = 1.0,
+) -> float:
+    """The exact expected return of a policy.
 
     Args:
-        policy: an action per state.
+        policy: an action per state, or the probability of each action in each state.
         rules: the table of the environment.
         horizon: steps after which an episode is cut off.
+        discount: γ.
     """
-    states = np.arange(len(policy))
-    probability, after, reward, over = (part[states, policy] for part in rules[:4])
+    chosen = policy if policy.ndim == 2 else np.eye(rules.probability.shape[1])[policy]
+    reward = (chosen[..., None] * rules.probability * rules.reward).sum((1, 2))
+    goes_on = _continuation(rules)
     there, total = rules.start.copy(), 0.0
-    for _ in range(horizon):
-        total += there @ (probability * reward).sum(-1)
-        moved = there[:, None] * probability * ~over
-        there = np.bincount(after.ravel(), moved.ravel(), len(policy))
+    for time in range(horizon):
+        total += discount**time * there @ reward
+        there = (there[:, None] * chosen).ravel() @ goes_on
     return float(total)
 
 
@@ -144,10 +153,24 @@ def optimal_values(rules: Table, discount: float, tolerance: float = 1e-10) -> F
 
     Source: Sutton and Barto, section 4.4.
     """
+    expected = (rules.probability * rules.reward).sum(-1)
+    goes_on = _continuation(rules)
     values = np.zeros(len(rules.start))
     while True:
-        outcomes = rules.reward + discount * ~rules.terminated * values[rules.next_state]
-        better = (rules.probability * outcomes).sum(-1).max(-1)
+        better = (expected + discount * (goes_on @ values).reshape(expected.shape)).max(-1)
         if np.abs(better - values).max() < tolerance:
             return better
         values = better
+
+
+def _continuation(rules: Table) -> sparse.csr_array:
+    """The probability of each next state from each pair of state and action, [states * actions, states].
+
+    Zero where the episode ends.
+    """
+    states, actions, _ = rules.probability.shape
+    pair = np.arange(states * actions).reshape(states, actions, 1)
+    places = np.broadcast_to(pair, rules.probability.shape).ravel(), rules.next_state.ravel()
+    return sparse.csr_array(
+        ((rules.probability * ~rules.terminated).ravel(), places), shape=(states * actions, states)
+    )

@@ -26,22 +26,22 @@ def predictor(algorithm: Algorithm, action_space: gymnasium.Space) -> Callable[[
 
     Returns:
         `(state, batch) -> actions`, as the environment takes them. `batch` is the observations or has them as "input";
-        then it may also have an "action_mask" [batch, actions]. Observations may have theirs as a part of that name.
+        then it may also have an "action_mask" [batch, actions] and the last "reward" [batch]. Observations may have theirs as a part of that name.
         Where `batch` has a "carry", what was remembered before or None, the result is a dict of "action" and "carry".
     """
     as_taken = legal(action_space)
 
     def predict(state: State, batch: Batch) -> Any:
-        observation, mask = batch, None
+        observation, mask, reward = batch, None, None
         if isinstance(batch, dict) and "input" in batch:
-            observation, mask = batch["input"], batch.get("action_mask")
+            observation, mask, reward = batch["input"], batch.get("action_mask"), batch.get("reward")
         if isinstance(observation, Mapping) and "action_mask" in observation:
             mask = observation["action_mask"]
         size = len(jax.tree.leaves(observation)[0])
         remembers = isinstance(batch, dict) and "input" in batch and "carry" in batch
         before = batch["carry"] if remembers else None
         carry = algorithm.initial_carry(size) if before is None else before
-        timestep = TimeStep(observation, jnp.full(size, before is None), mask)
+        timestep = TimeStep(observation, jnp.full(size, before is None), mask, reward)
         action, carry, _ = algorithm.act(state.agent, carry, timestep, state.key, True)
         return {"action": as_taken(action), "carry": carry} if remembers else as_taken(action)
 

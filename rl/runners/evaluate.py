@@ -85,11 +85,13 @@ def evaluate(
     try:
         observation, info = environments.reset(seed=seed)
         running, first = np.ones(count, bool), np.ones(count, bool)
-        seen = TimeStep(observation, first, mask_of(observation, info))
+        reward = np.zeros(count, np.float32)
+        seen = TimeStep(observation, first, mask_of(observation, info), reward)
         _check_fit(lambda: act(agent, carry, seen, key, 0), env, environments)
         returns, lengths = np.zeros(count), np.zeros(count)
         for time in range(max_steps):
-            action, carry = act(agent, carry, TimeStep(observation, first, mask_of(observation, info)), key, time)
+            seen = TimeStep(observation, first, mask_of(observation, info), np.asarray(reward, np.float32))
+            action, carry = act(agent, carry, seen, key, time)
             observation, reward, terminated, truncated, info = environments.step(np.asarray(action))
             returns[running] += np.asarray(reward, float)[running]
             lengths += running
