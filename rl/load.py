@@ -50,7 +50,8 @@ class LoadedAgent:
         """
         if self.space is not None:
             _check(observation, self.space, self.run)
-        batch = {"input": observation, "reward": np.float32(reward)} | ({} if action_mask is None else {"action_mask": np.asarray(action_mask) > 0})
+        batch = {"input": observation, "reward": np.float32(reward)}
+        batch |= {} if action_mask is None else {"action_mask": np.asarray(action_mask) > 0}
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
         assert self.run.learner.predict is not None  # learners of `rl` have one
         result = self.run.learner.predict(self.run.state, {**batch, "carry": self._carry})

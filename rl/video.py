@@ -99,9 +99,7 @@ def _episode(algorithm: Algorithm, agent: Agent, env: str, seed: int, max_steps:
     for time in range(max_steps):
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], observation)
         masks = {"action_mask": [info["action_mask"]]} if "action_mask" in info else {}
-        timestep = TimeStep(
-            batch, np.array([time == 0]), mask_of(batch, masks), np.array([reward], np.float32)
-        )
+        timestep = TimeStep(batch, np.array([time == 0]), mask_of(batch, masks), np.array([reward], np.float32))
         action, carry = act(carry, timestep, time)
         observation, reward, terminated, truncated, info = world.step(np.asarray(action)[0])
         frames.append(_frame(world))

@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from typing import Any, Literal
 
+import flax.linen as nn
 import gymnasium
 import jax
 import numpy as np
@@ -32,6 +33,8 @@ class Config:
     medium_steps: int | None = None  # steps of training of the agent that plays the medium set
     expert_steps: int | None = None  # of the agent of the mixed set, whose replay is the set of that name
     episodes: int | None = None  # of each own set
+    widths: tuple[int, ...] | None = None  # features of the layers of the networks
+    learning_rate: float | None = None
     discount: float | None = None
     alpha: float | None = None  # of TD3+BC, and of CQL
     expectile: float | None = None  # of IQL
@@ -48,7 +51,8 @@ RECORDS = {
         {"method": method, "data": data},
         seeds=5,
         statistic="iqm",
-        shown=("return", "return of the data"),
+        bars={"gain over the data": ">= 0" if method != "bc" else ">= -50"},
+        shown=("return", "return of the data", "gain over the data"),
         beside="the mean return of the recorded episodes",
     )
     for data in ("medium", "replay", "mixed")
@@ -59,13 +63,15 @@ COMMON = {
     "updates": 20_000,
     "batch_size": 256,
     "episodes": 100,
+    "widths": (256, 256),
+    "learning_rate": 3e-4,
     "discount": 0.99,
     "medium_steps": 2_000,
     "expert_steps": 5_000,
     "context": 20,
 }
 TUNED: dict[str, dict[str, Any]] = {
-    "Pendulum-v1": {"behavior_rate": 1e-3},
+    "Pendulum-v1": {"behavior_rate": 1e-3, "widths": (64, 64), "learning_rate": 1e-3},
     "HalfCheetah-v5": {"updates": 100_000, "medium_steps": 30_000, "expert_steps": 100_000},
 }
 OPTIONS = {"td3_bc": ("alpha", "discount"), "cql": ("alpha", "discount"), "iql": ("expectile", "beta", "discount")}
@@ -94,8 +100,12 @@ def algorithm(
         scale = max(1.0, float(np.abs(returns).max()))
         limit = gymnasium.spec(rl.envs.gymnasium_id(config.env)).max_episode_steps or 1000
         aim = {"target_return": float(returns.max()), "return_scale": scale, "max_steps": limit}
-        options |= {**aim, "context": chosen["context"]}
-    return getattr(offline, config.method)(observation_space, action_space, **options)
+        return offline.decision_transformer(
+            observation_space, action_space, **options, **aim, context=chosen["context"]
+        )
+    network = rl.networks.MLP(rl.spaces.encode(observation_space), chosen["widths"], nn.relu)
+    options["optimizer"] = optax.adam(chosen["learning_rate"])
+    return getattr(offline, config.method)(observation_space, action_space, network, **options)
 
 
 def learner(config: Config, data: offline.Dataset | None = None) -> jdl.Learner:
@@ -127,7 +137,7 @@ def dataset(config: Config) -> offline.Dataset:
 
 
 def recorded(env: str, kind: str, chosen: dict[str, Any]) -> offline.Dataset:
-    """Episodes of random actions, of a half-trained agent, of it and a trained one, or what that one saw in training."""
+    """Episodes of random actions, of a half-trained agent, of it and a trained one, or what the latter saw."""
     count = chosen["episodes"]
     if kind == "random":
         return offline.record_random(env, episodes=count, seed=BEHAVIOR_SEED)
@@ -179,5 +189,9 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     run.save_arrays("scores", returns=scores.returns, lengths=scores.lengths)
     first = jax.tree.map(lambda leaf: leaf[0], jax.device_get(state.agent))
     rl.video(trained, first, config.env, run.path / "video.gif", seed=10_000)
-    recorded_return = np.full(len(run.seeds), data.returns.mean())
-    return {"return": scores.returns.mean(-1), "return of the data": recorded_return}
+    returns, of_data = scores.returns.mean(-1), data.returns.mean()
+    return {
+        "return": returns,
+        "return of the data": np.full(len(returns), of_data),
+        "gain over the data": returns - of_data,
+    }

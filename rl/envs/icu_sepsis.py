@@ -10,7 +10,6 @@ It is a benchmark for algorithms. Its authors, and we, warn against medical conc
 import functools
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +20,8 @@ from rl.envs.toy_text import Table, from_table
 
 NAME = "ICUSepsis-v0"
 MAX_STEPS = 500
-_ENDS = 713, 714, 715  # death, survival, and the state after either
+_SURVIVAL = 714
+_ENDS = 713, _SURVIVAL, 715  # the first is death, the last is the state after either
 
 
 def icu_sepsis() -> Environment:
@@ -40,13 +40,12 @@ def icu_sepsis_table() -> Table:
     Raises:
         LookupError: if the package is not installed.
     """
-    given = _arrays()
-    probability = given["tx_mat"]
+    probability = _array("tx_mat")
     width = int((probability > 0).sum(-1).max())
     outcome = np.argsort(-probability, -1, kind="stable")[..., :width].astype(np.int32)
     chance = np.take_along_axis(probability, outcome, -1)
-    reward = np.take_along_axis(given["r_mat"], outcome, -1).astype(np.float32)
-    return Table(chance, outcome, reward, np.isin(outcome, _ENDS), given["d_0"])
+    reward = (outcome == _SURVIVAL).astype(np.float32)  # as in its table of rewards, which takes a second to read
+    return Table(chance, outcome, reward, np.isin(outcome, _ENDS), _array("d_0"))
 
 
 def clinicians() -> Float[np.ndarray, "states actions"]:
@@ -55,7 +54,7 @@ def clinicians() -> Float[np.ndarray, "states actions"]:
     Raises:
         LookupError: if the package is not installed.
     """
-    policy = _arrays()["expert_policy"]
+    policy = _array("expert_policy")
     total = policy.sum(-1, keepdims=True)
     return np.where(total > 0, policy / np.where(total > 0, total, 1), 1 / policy.shape[1])
 
@@ -73,10 +72,9 @@ def _shared() -> Environment:
     return icu_sepsis()
 
 
-@functools.cache
-def _arrays() -> dict[str, Any]:
+def _array(name: str) -> np.ndarray:
     found = importlib.util.find_spec("icu_sepsis")
     if found is None or found.origin is None:
         raise LookupError(f"{NAME} reads the table of the package icu-sepsis: pip install 'jdl[health]'")
     with np.load(Path(found.origin).parent / "envs" / "assets" / "dynamics.npz") as file:
-        return {name: file[name] for name in ("tx_mat", "r_mat", "d_0", "expert_policy")}
+        return file[name]

@@ -171,6 +171,7 @@ def _continuation(rules: Table) -> sparse.csr_array:
     states, actions, _ = rules.probability.shape
     pair = np.arange(states * actions).reshape(states, actions, 1)
     places = np.broadcast_to(pair, rules.probability.shape).ravel(), rules.next_state.ravel()
-    return sparse.csr_array(
-        ((rules.probability * ~rules.terminated).ravel(), places), shape=(states * actions, states)
-    )
+    chances = (rules.probability * ~rules.terminated).ravel()
+    matrix = sparse.csr_array((chances, places), shape=(states * actions, states))
+    matrix.eliminate_zeros()
+    return matrix

@@ -8,7 +8,6 @@ import optax
 from jaxtyping import Array, PyTree
 
 import jdl
-from jdl.core.accumulators import Mean
 from jdl.core.update import apply_gradients
 from rl.normalize import Moments
 from rl.off_policy import Learning, own_part

@@ -105,7 +105,9 @@ def cql(
         part = own_part(part, size)
 
         grads, loss, measured = jdl.gradients(critic_loss, critics, part, key, separable=True)
-        critics, critic_state = apply_gradients(optimizer, grads, states["critics"], critics, loss, critic_loss, part, key)
+        critics, critic_state = apply_gradients(
+            optimizer, grads, states["critics"], critics, loss, critic_loss, part, key
+        )
 
         def actor_loss(actor: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
             batch, alpha = part["transitions"], jnp.exp(actor["log_temperature"])
@@ -117,7 +119,9 @@ def cql(
             return each.sum(), total, {"entropy": Mean(-log_prob.sum(), total)}
 
         grads, mean, improved = jdl.gradients(actor_loss, actor, part, key, separable=True)
-        actor, actor_state = apply_gradients(actor_optimizer, grads, states["actor"], actor, mean, actor_loss, part, key)
+        actor, actor_state = apply_gradients(
+            actor_optimizer, grads, states["actor"], actor, mean, actor_loss, part, key
+        )
         params = {"actor": actor, "critics": critics}
         target = optax.incremental_update(critics, target, tau)
         learning = Learning(params, target, {"actor": actor_state, "critics": critic_state}, count + 1)

@@ -132,7 +132,7 @@ def from_episodes(
         before, after = (jax.tree.map(lambda leaf: leaf[part], observation) for part in (slice(-1), slice(1, None)))  # noqa: B023
         rows.append((before, action, reward, final & ended, final, after))
     arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
-    return Dataset(*arrays, observation_space, action_space, env)
+    return _dataset(arrays, observation_space, action_space, env)
 
 
 def join(*sets: Dataset) -> Dataset:
@@ -151,7 +151,7 @@ def join(*sets: Dataset) -> Dataset:
             if ours != theirs:
                 raise ValueError(f"these data sets do not belong together: their {name}s are {ours} and {theirs}")
     arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(one[:6] for one in sets))
-    return Dataset(*arrays, *first[6:])
+    return _dataset(arrays, *first[6:])
 
 
 def check_spaces(dataset: Dataset, env: str, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
@@ -173,6 +173,11 @@ def check_spaces(dataset: Dataset, env: str, observation_space: gymnasium.Space,
                 f"the data set was recorded with {name} {found}, {env} has {wanted}; learn from a set of {env}, or "
                 f"evaluate in {dataset.env or 'the environment of the set'}"
             )
+
+
+def _dataset(arrays: tuple[Any, ...], *described: Any) -> Dataset:
+    fields: Any = (*arrays, *described)
+    return Dataset(*fields)
 
 
 def _checked(number: int, episode: Episode, *types: Any) -> tuple[Any, np.ndarray, np.ndarray, bool]:

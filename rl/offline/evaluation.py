@@ -92,7 +92,7 @@ def fitted_q_evaluation(
 
     @jax.jit
     def all_of_them(agents: Agent, keys: Array, data: dict[str, Any], first: Any) -> Array:
-        return jax.lax.map(lambda pair: one(*pair, data, first), (agents, keys))
+        return jax.lax.map(lambda pair: one(pair[0], pair[1], data, first), (agents, keys))
 
     agents = jax.device_put(jax.device_get(agents))
     return np.asarray(all_of_them(agents, keys, learned, first))

@@ -71,9 +71,7 @@ def iql(
         keys = jax.random.split(key, 3)
         value = state_value.init(keys[2], zeros(observation_space, 1))["params"]
         params = {"actor": policy.init(keys[0]), "critics": critics.init(keys[1]), "value": value}
-        states = {
-            name: (actor_optimizer if name == "actor" else optimizer).init(part) for name, part in params.items()
-        }
+        states = {name: (actor_optimizer if name == "actor" else optimizer).init(part) for name, part in params.items()}
         return params, jax.tree.map(jnp.copy, params["critics"]), states
 
     def act(params: PyTree, carry: Carry, timestep: TimeStep, key: Array, greedy: bool) -> tuple[Any, Carry]:

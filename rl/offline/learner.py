@@ -99,9 +99,10 @@ def offline(
 def learner(
     algorithm: Algorithm, action_space: gymnasium.Space, batch_size: int = 256, *, context: int | None = None
 ) -> Learner:
-    """A learner that draws batches of recorded transitions: `jdl.fit(jdl.jit(learner), dataset.transitions, steps=...)`.
+    """A learner that draws batches of recorded transitions.
 
-    Each batch is drawn anew with replacement. `predict` acts greedily on a batch of observations.
+    Train it by `jdl.fit(jdl.jit(learner), dataset.transitions, steps=...)`. Each batch is drawn anew with replacement.
+    `predict` acts greedily on a batch of observations.
 
     Args:
         algorithm: one of `rl.offline`.

@@ -1,8 +1,8 @@
 """Data sets on disk, in the format of Minari (`pip install 'jdl[offline]'`)."""
 
+import itertools
 import warnings
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import jax
@@ -16,8 +16,8 @@ def load(name: str | Path) -> Dataset:
     """Read a local Minari data set.
 
     Args:
-        name: its id, such as "pendulum/medium-v0", looked up in Minari's folder (`MINARI_DATASETS_PATH`); or the path of
-            its directory. Minari itself downloads (`minari download ID`).
+        name: its id, such as "pendulum/medium-v0", looked up in Minari's folder (`MINARI_DATASETS_PATH`); or the path
+            of its directory. Minari itself downloads (`minari download ID`).
 
     Raises:
         LookupError: if Minari is not installed, and for a data set that is not there; the message lists those that are.
@@ -57,7 +57,9 @@ def save(dataset: Dataset, name: str, *, description: str = "", algorithm: str =
     """
     minari = imported("minari")
     if name in minari.list_local_datasets():
-        raise ValueError(f"the Minari data set {name!r} exists; give another version, or delete it: minari delete {name}")
+        raise ValueError(
+            f"the Minari data set {name!r} exists; give another version, or delete it: minari delete {name}"
+        )
     buffers = [
         minari.data_collector.EpisodeBuffer(
             id=number,
@@ -93,7 +95,7 @@ def split(dataset: Dataset) -> list[Episode]:
         dataset: the data set.
     """
     bounds = [*dataset.starts, len(dataset.reward)]
-    return [_episode(dataset, slice(*pair)) for pair in zip(bounds, bounds[1:], strict=False)]
+    return [_episode(dataset, slice(*pair)) for pair in itertools.pairwise(bounds)]
 
 
 def _episode(dataset: Dataset, steps: slice) -> Episode:
@@ -107,5 +109,3 @@ def _episode(dataset: Dataset, steps: slice) -> Episode:
 
 def _last_of(steps: int, value: bool) -> np.ndarray:
     return (np.arange(steps) == steps - 1) & value
-
-

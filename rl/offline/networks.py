@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import gymnasium
-import jax
 import jax.numpy as jnp
 from gymnasium import spaces
 from jaxtyping import Array, Float, PyTree

@@ -84,7 +84,9 @@ def td3_bc(
         goals = batch.reward[:, None] + batch.discount[:, None] * following
         part = own_part({"transitions": batch, "goals": goals}, len(batch.reward))
         grads, loss, measured = jdl.gradients(critic_loss, critics, part, key, separable=True)
-        critics, critic_state = apply_gradients(optimizer, grads, states["critics"], critics, loss, critic_loss, part, key)
+        critics, critic_state = apply_gradients(
+            optimizer, grads, states["critics"], critics, loss, critic_loss, part, key
+        )
 
         # λ is a mean over the whole batch, wherever its parts are: the losses weigh by it what each part has summed.
         values = nets.critics(critics, batch.observation, policy(actor, batch.observation))[0, :, 0]

@@ -26,7 +26,8 @@ def predictor(algorithm: Algorithm, action_space: gymnasium.Space) -> Callable[[
 
     Returns:
         `(state, batch) -> actions`, as the environment takes them. `batch` is the observations or has them as "input";
-        then it may also have an "action_mask" [batch, actions] and the last "reward" [batch]. Observations may have theirs as a part of that name.
+        then it may also have an "action_mask" [batch, actions], and the last "reward" [batch]. Observations may have
+        their mask as a part of that name.
         Where `batch` has a "carry", what was remembered before or None, the result is a dict of "action" and "carry".
     """
     as_taken = legal(action_space)
