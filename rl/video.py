@@ -16,7 +16,8 @@ import numpy as np
 from jdl.runtime.files import write_bytes
 from rl.envs.libraries import gymnasium_id
 from rl.envs.mujoco import without_notices
-from rl.runners.vector import mask_of, spaces_of
+from rl.envs.shared_policy import agents_of
+from rl.runners.vector import Vector, make_vec, mask_of, spaces_of
 from rl.spaces import legal
 from rl.types import Agent, Algorithm, TimeStep
 
@@ -42,15 +43,17 @@ def video(
         has other observations (Atari), or if it cannot render here, which is told on stderr: the packages that it
         renders with may be missing, or OpenGL, without which MuJoCo draws nothing.
     """
-    env = gymnasium_id(env)
+    env, count = gymnasium_id(env), agents_of(env)
+    play = _episode if count == 1 else _episode_of_agents
     with without_notices(env):
-        single = gymnasium.make(env)
+        single = gymnasium.make(env) if count == 1 else make_vec(env, count)
     single.close()
-    if "rgb_array" not in single.metadata.get("render_modes", ()) or single.observation_space != spaces_of(env)[0]:
+    other = isinstance(single, gymnasium.Env) and single.observation_space != spaces_of(env)[0]
+    if "rgb_array" not in single.metadata.get("render_modes", ()) or other:
         return None
     try:
         with _no_display(), without_notices(env):
-            frames = _episode(algorithm, agent, env, seed, max_steps)
+            frames = play(algorithm, agent, env, seed, max_steps)
     except _CannotRender as error:
         print(f"no video of {env}: {error}", file=sys.stderr)
         return None
@@ -124,3 +127,31 @@ def _frame(world: gymnasium.Env) -> np.ndarray:
     """A picture [height, width, 3], uint8; MinAtar's colors are numbers from 0 to 1."""
     picture = np.asarray(world.render())
     return picture if picture.dtype == np.uint8 else (255 * picture).astype(np.uint8)
+
+
+def _episode_of_agents(algorithm: Algorithm, agent: Agent, env: str, seed: int, max_steps: int) -> list[np.ndarray]:
+    """As `_episode`, of an environment whose agents share the policy (`rl.envs.SharedPolicy`)."""
+    world = Vector(make_vec(env, agents_of(env), render_mode="rgb_array"))
+    as_taken, keys = legal(world.action_space), jax.random.split(jax.random.key(seed), max_steps)
+
+    @jax.jit
+    def act(carry: Any, timestep: TimeStep, time: int) -> tuple[Any, Any]:
+        action, carry, _ = algorithm.act(agent, carry, timestep, keys[time], True)
+        return as_taken(action), carry
+
+    seen, carry, running = world.reset(seed), algorithm.initial_carry(world.num_envs), np.ones(world.num_envs, bool)
+    frames = [_picture(world)]
+    for time in range(max_steps):
+        action, carry = act(carry, TimeStep(*seen), time)
+        step = world.step(np.asarray(action))
+        seen, running = step.seen, running & ~(step.terminated | step.truncated)
+        frames.append(_picture(world))
+        if not running.any():
+            break
+    world.close()
+    return frames
+
+
+def _picture(world: Vector) -> np.ndarray:
+    """What the first copy shows."""
+    return np.asarray(next(iter(world.envs.render() or ())))

@@ -22,10 +22,16 @@ from rl.envs.partly_observed import (
     register,
     repeat_first,
 )
+from rl.envs.shared_policy import ENTRY, SharedPolicy, agents_of
+from rl.envs.spread import SPREADS, Spread
 from rl.envs.toy_text import expected_return, from_table, greedy, optimal_values, table, toy_text
 
 register()
 gymnasium.register("ICUSepsis-v0", "rl.envs.icu_sepsis:ICUSepsis", max_episode_steps=500)
+for count in SPREADS:
+    gymnasium.register(
+        f"Spread{count}-v0", vector_entry_point=ENTRY, kwargs={"make": Spread, "count": count}, disable_env_checker=True
+    )
 
 TWINS: dict[str, Callable[..., Environment]] = {
     "CartPole-v1": cartpole,
@@ -86,11 +92,15 @@ __all__ = [
     "DECKS",
     "LENGTHS",
     "LIBRARIES",
+    "SPREADS",
     "TWINS",
     "AsGymnasium",
     "Environment",
     "Outcome",
+    "SharedPolicy",
+    "Spread",
     "acrobot",
+    "agents_of",
     "auto_reset",
     "cartpole",
     "cartpole_without_velocities",

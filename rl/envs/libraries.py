@@ -64,7 +64,8 @@ def gymnasium_id(name: str) -> str:
     """The id of the Gymnasium environment in which the agents of an environment are scored.
 
     It is the name itself, except for those of a library. What gymnax copied from Gymnasium and pgx from MinAtar is
-    scored in the original; anything else in the library's own environment, stepped by the host (`AsGymnasium`).
+    scored in the original; anything else in the library's own environment, stepped by the host (`AsGymnasium`, or
+    `SharedPolicy` for PettingZoo's).
 
     MinAtar's environments are registered here, with a limit of 10,000 steps.
 
@@ -76,19 +77,21 @@ def gymnasium_id(name: str) -> str:
     """
     if name.startswith("MinAtar/"):
         _register_minatar()
-    if not is_of_a_library(name):
-        return name
     library, _, own = name.partition(":")
+    if not is_of_a_library(name) and library != "pettingzoo":
+        return name
     if library == "gymnax" and own in gymnasium.registry:
         return own
     if library == "pgx" and own.startswith(_MINATAR):
         _register_minatar()
         return f"MinAtar/{own.removeprefix(_MINATAR).title().replace('_', '')}-v1"  # as minatar names its games
-    known = f"{library}/{own}"
+    known = f"{library}/{own.replace('/', '.')}"
     if known not in gymnasium.registry:
-        entry = "rl.envs.as_gymnasium:AsGymnasium"
+        entry: dict[str, Any] = {"entry_point": "rl.envs.as_gymnasium:AsGymnasium", "kwargs": {"env": name}}
+        if library == "pettingzoo":
+            entry = {"vector_entry_point": "rl.envs.shared_policy:SharedPolicy", "kwargs": {"make": own}}
         try:
-            gymnasium.register(known, entry, kwargs={"env": name}, disable_env_checker=True)
+            gymnasium.register(known, **entry, disable_env_checker=True)
         except gymnasium.error.Error as error:
             raise LookupError(f"{name!r} names no environment: give {library}'s own name after the colon") from error
     return known

@@ -10,6 +10,7 @@ import numpy as np
 from flax.errors import FlaxError
 from jaxtyping import Float
 
+from rl.envs.shared_policy import agents_of
 from rl.runners.vector import make_vec, mask_of
 from rl.spaces import legal
 from rl.types import Agent, Algorithm, TimeStep
@@ -47,7 +48,8 @@ def evaluate(
         algorithm: the algorithm that trained the agent.
         agent: the agent; with `runs`, leaves [runs, ...].
         env: id of the Gymnasium environment, or a name of a library's (`pgx:2048`).
-        episodes: episodes to play, per run.
+        episodes: episodes to play, per run. Where an environment has several agents, each has an episode of its own,
+            and there may be some more, so that all agents are counted.
         runs: size of the leading axis of the agent's leaves (`jdl.seeds`); None for a single agent.
         seed: of the environments' resets and of the agent.
         greedy: take the most likely action instead of sampling.
@@ -60,6 +62,7 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"evaluate(episodes={episodes}): at least 1 episode")
+    episodes += -episodes % agents_of(env)
     shape = (episodes,) if runs is None else (runs, episodes)
     count = episodes * (runs or 1)
     environments = make_vec(env, count, **dict(options or {}))

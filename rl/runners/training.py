@@ -23,7 +23,7 @@ from rl.types import Algorithm
 from rl.video import video
 
 # Environments are reset with seed, seed + 1, ...: evaluation begins far from the seeds that training uses.
-_EVALUATION_SEED = 10_000
+EVALUATION_SEED = 10_000
 
 type Runner = Literal["auto", "device", "host"]
 type Make = Callable[[gymnasium.Space, gymnasium.Space], Algorithm]  # (observation space, action space) -> algorithm
@@ -119,7 +119,7 @@ def experiment(
         if config.runner == "auto" and config.on_host:
             print(f"{config.env} has no compiled twin: training on the host", file=sys.stderr)
         scored = envs.gymnasium_id(config.env)
-        if scored != config.env:
+        if scored != config.env and envs.is_compiled(config.env):
             there = scored.partition("/")[0] == config.env.partition(":")[0]
             where = "there, too, stepped by the host" if there else f"in {scored}"
             print(f"{config.env} is compiled; its agents are scored {where}", file=sys.stderr)
@@ -201,11 +201,11 @@ def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
         chosen["env"],
         episodes=chosen["num_episodes"],
         runs=len(run.seeds),
-        seed=_EVALUATION_SEED,
+        seed=EVALUATION_SEED,
     )
     run.save_arrays("scores", returns=scores.returns, lengths=scores.lengths)
     first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), jax.device_get(trained.agents))
-    video(trained.algorithm, first, chosen["env"], run.path / "video.gif", seed=_EVALUATION_SEED)
+    video(trained.algorithm, first, chosen["env"], run.path / "video.gif", seed=EVALUATION_SEED)
     means = {"return": scores.returns.mean(-1), "length": scores.lengths.mean(-1)}
     return trained._replace(scores={**means, **trained.scores})
 

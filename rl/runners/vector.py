@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from rl.envs.libraries import gymnasium_id
 from rl.envs.mujoco import extra_of, without_notices
+from rl.envs.shared_policy import agents_of
 from rl.spaces import choices
 
 
@@ -52,6 +53,9 @@ class Stepped(NamedTuple):
 
 class Vector:
     """A vector environment that behaves the same in each of the three autoreset modes of Gymnasium 1.1 and later.
+
+    Where a reset takes a step, an environment may wait for others before it is reset: `info["waiting"]`, [env], is True
+    where it does not run, and the steps from its end to its reset are not valid (`rl.envs.SharedPolicy`).
 
     Args:
         envs: the vector environment, whose `metadata["autoreset_mode"]` is its mode.
@@ -102,10 +106,10 @@ class Vector:
                 f"{self.envs} was reset to {_shown(observation)}, which is not in its observation space "
                 f"{self.envs.observation_space}; rl.check_env says more"
             )
-        self._ended = self._nobody
+        self._ended = self._waiting(info)
         mask = mask_of(observation, info)
         self.masked = mask is not None
-        return Seen(observation, ~self._nobody, self._checked(mask, self._nobody))
+        return Seen(observation, ~self._nobody, self._checked(mask, self._ended))
 
     def step(self, action: np.ndarray) -> Stepped:
         """Act in every environment; an ended episode is followed by a reset, now or at the next step by its mode.
@@ -117,12 +121,13 @@ class Vector:
             ValueError: for a mask that forbids every action.
         """
         observation, reward, terminated, truncated, info = self.envs.step(action)
-        mask = self._mask(observation, info, terminated)
+        waiting = self._waiting(info)
+        mask = self._mask(observation, info, terminated | waiting)
         ended = terminated | truncated
         if self.resets_take_a_step:
-            was_reset, self._ended = self._ended, ended
-            seen = Seen(observation, was_reset, mask)
-            return Stepped(seen, observation, mask, reward, terminated, truncated, ~was_reset)
+            ignored, self._ended = self._ended, ended | waiting
+            seen = Seen(observation, ignored & ~waiting, mask)
+            return Stepped(seen, observation, mask, reward, terminated, truncated, ~ignored)
         reached, reached_mask = observation, mask
         if ended.any():
             if self.mode is AutoresetMode.SAME_STEP:
@@ -139,6 +144,9 @@ class Vector:
     def close(self) -> None:
         """Close the environments."""
         self.envs.close()
+
+    def _waiting(self, info: Mapping[str, Any]) -> np.ndarray:
+        return np.asarray(info.get("waiting", self._nobody), bool)
 
     def _mask(self, observation: Any, info: Mapping[str, Any], over: np.ndarray) -> Any:
         if not self.masked:
@@ -166,7 +174,8 @@ def make_vec(name: str, num_envs: int, vectorization: str | None = None, **optio
 
     Args:
         name: id of the Gymnasium environment, or a name of a library's (`pgx:2048`).
-        num_envs: number of environments.
+        num_envs: number of environments; where an environment has several agents (`rl.envs.SharedPolicy`), a multiple
+            of their number.
         vectorization: "sync", "async" or "vector_entry_point"; None for Gymnasium's choice.
         **options: further keywords of `gymnasium.make_vec`.
 
@@ -197,7 +206,7 @@ def spaces_of(name: str, vectorization: str | None = None) -> tuple[gymnasium.Sp
         name: id of the Gymnasium environment.
         vectorization: see `make_vec`.
     """
-    envs = make_vec(name, 1, vectorization)
+    envs = make_vec(name, agents_of(name), vectorization)
     envs.close()
     return envs.single_observation_space, envs.single_action_space
 
