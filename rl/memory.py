@@ -37,11 +37,17 @@ class Memory(nn.Module):
         torso: network from observations to features, without memory.
         width: numbers that are remembered, which are also the features.
         cell: "gru" or "lstm".
+        gate_bias: added to what the gates of the cell are the sigmoid of. They begin half open where it is 0, and what
+            was seen n steps ago has faded by 2⁻ⁿ; with the logarithm of n, most of it is left.
+
+    Source: Tallec and Ollivier 2018, "Can recurrent neural networks warp time?", section 2, which draws it for each
+    number and has the opposite sign in the input gate of an LSTM.
     """
 
     torso: nn.Module
     width: int = 64
     cell: Literal["gru", "lstm"] = "gru"
+    gate_bias: float = 0.0
 
     def initial_carry(self, batch: int) -> Carry:
         """Zeros, [batch, width]; a pair of them for an LSTM."""
@@ -56,7 +62,7 @@ class Memory(nn.Module):
         flat = jax.tree.map(lambda leaf: jnp.reshape(leaf, (time * batch, *jnp.shape(leaf)[2:])), observation)
         features = self.torso(flat).reshape(time, batch, -1)
         steps = nn.scan(_Step, variable_broadcast="params", split_rngs={"params": False})
-        _, (carries, outputs) = steps(self.width, self.cell, name="cell")(carry, (features, first))
+        _, (carries, outputs) = steps(self.width, self.cell, self.gate_bias, name="cell")(carry, (features, first))
         return carries, outputs
 
 
@@ -65,18 +71,24 @@ class _Step(nn.Module):
 
     width: int
     cell: str
+    gate_bias: float
 
     @nn.compact
     def __call__(self, carry: Carry, now: tuple[Array, Array]) -> tuple[Carry, tuple[Carry, Array]]:
         features, first = now
         carry = jax.tree.map(lambda leaf: jnp.where(first[:, None], 0, leaf), carry)
-        cell = nn.GRUCell(self.width) if self.cell == "gru" else nn.OptimizedLSTMCell(self.width)
-        carry, output = cell(carry, features)
+        gate = nn.sigmoid if self.gate_bias == 0 else lambda x: nn.sigmoid(x + self.gate_bias)
+        kind = nn.GRUCell if self.cell == "gru" else nn.OptimizedLSTMCell
+        carry, output = kind(self.width, gate_fn=gate)(carry, features)
         return carry, (carry, output)
 
 
 def memory(
-    space: gymnasium.Space, width: int = 64, cell: Literal["gru", "lstm"] = "gru", widths: tuple[int, ...] = (64,)
+    space: gymnasium.Space,
+    width: int = 64,
+    cell: Literal["gru", "lstm"] = "gru",
+    widths: tuple[int, ...] = (64,),
+    gate_bias: float = 0.0,
 ) -> Memory:
     """A memory on the usual torso for an observation space (`rl.networks.torso`).
 
@@ -85,13 +97,14 @@ def memory(
         width: numbers that are remembered.
         cell: "gru" or "lstm".
         widths: features of each layer below the cell.
+        gate_bias: see `Memory`; for rewards that depend on something long ago, the logarithm of the steps since.
 
     Raises:
         ValueError: for unsupported spaces, and for an unknown cell.
     """
     if cell not in ("gru", "lstm"):
         raise ValueError(f'memory(cell={cell!r}): it is "gru" or "lstm"')
-    return Memory(torso(space, widths), width, cell)
+    return Memory(torso(space, widths), width, cell, gate_bias)
 
 
 class RecurrentActorCritic(nn.Module):

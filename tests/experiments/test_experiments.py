@@ -20,6 +20,7 @@ FIGURES = {
     "embeddings": "Projections of features",
     "transfer": "Accuracy by labeled pictures",
     "alphazero": "A game with itself",
+    "memory_lengths": "Share of right answers by length",
 }
 FASHION = "fashion_mnist", "capsules", "overfitting", "embeddings"
 

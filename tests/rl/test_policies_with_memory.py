@@ -43,6 +43,23 @@ def test_a_sequence_is_its_steps_and_an_episode_begins_without_a_past(cell):
     assert not np.allclose(features, model.apply(params, carry, seen, jnp.zeros_like(first))[1])
 
 
+@pytest.mark.parametrize("bias", [0.0, 3.0])
+def test_what_a_cell_keeps_of_the_past_fades_as_its_gates_say(bias):
+    """Where all parameters are zero, nothing is written: a state fades by the sigmoid of the bias at each step."""
+    space = spaces.Box(-1, 1, (2,), np.float32)
+    keep = 1 / (1 + np.exp(-bias))
+    for cell in ("gru", "lstm"):
+        model = memory(space, 4, cell, gate_bias=bias)
+        carry = jax.tree.map(lambda leaf: leaf + 0.5, model.initial_carry(1))
+        given = jnp.ones((5, 1, 2)), jnp.zeros((5, 1), bool)
+        params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), carry, *given))
+        carries, features = model.apply(params, carry, *given)
+        state = jax.tree.leaves(carries)[0]
+        np.testing.assert_allclose(state[:, 0, 0], 0.5 * keep ** np.arange(1, 6), rtol=1e-6)
+        shown = state if cell == "gru" else keep * np.tanh(state)
+        np.testing.assert_allclose(features, shown, rtol=1e-6)
+
+
 @pytest.fixture
 def rollout():
     """A rollout of three environments, some of whose episodes are cut off."""
