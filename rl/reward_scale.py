@@ -68,7 +68,7 @@ def scaled_rewards(
     recall = algorithm.recall
     if recall is not None:
         algorithm = algorithm._replace(recall=lambda agent, *rollout: recall(agent.agent, *rollout))
-    return algorithm._replace(init=init, act=act, update=update)
+    return algorithm._replace(init=init, act=act, update=update, beliefs=None)  # they are of scaled returns
 
 
 def discounted(

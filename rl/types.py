@@ -75,6 +75,8 @@ class Algorithm(NamedTuple):
         recall: optional, `(agent, carry, timestep, action) -> extras`; carry is [env, ...], all else [time, env, ...].
             Computes what learning needs from the agent that acted (log-probabilities, values) for a whole rollout at
             once, which is cheaper than step by step in `act`.
+        beliefs: optional, `(agent, timestep) -> (returns, probabilities, discount)`, for pictures: the discounted
+            returns that each action may have and their probabilities, both [env, actions, n], and the discount.
     """
 
     init: Callable[[Array], Agent]
@@ -83,3 +85,4 @@ class Algorithm(NamedTuple):
     update: Callable[..., tuple[Agent, Any]]
     num_steps: int
     recall: Callable[..., Any] | None = None
+    beliefs: Callable[..., tuple[Any, Any, Any]] | None = None

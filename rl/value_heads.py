@@ -31,6 +31,7 @@ class ValueHead(NamedTuple):
         loss: `(outputs [batch, n], goals [batch, n], levels [batch, n] or None) -> [batch]`.
         drawn: levels of quantiles are drawn anew at each use, and the network takes them as input.
         mean: the output is the mean itself, so that an error is a difference of returns.
+        distribution: `(outputs [..., n]) -> (returns [..., n], probabilities [..., n])`; None for the mean alone.
     """
 
     outputs: int
@@ -39,6 +40,7 @@ class ValueHead(NamedTuple):
     loss: Callable[[Array, Array, Array | None], Float[Array, " batch"]]
     drawn: bool = False
     mean: bool = False
+    distribution: Callable[[Array], tuple[Array, Array]] | None = None
 
 
 def mean(huber: float | None = None) -> ValueHead:
@@ -86,6 +88,7 @@ def categorical(low: float, high: float, atoms: int = 51) -> ValueHead:
         lambda outputs: (jax.nn.softmax(outputs) * returns).sum(-1),
         goals,
         lambda outputs, goals, levels: optax.softmax_cross_entropy(outputs, goals),
+        distribution=lambda outputs: (jnp.broadcast_to(returns, outputs.shape), jax.nn.softmax(outputs)),
     )
 
 
@@ -109,6 +112,7 @@ def quantiles(count: int = 200, huber: float = 1.0) -> ValueHead:
         lambda outputs: outputs.mean(-1),
         _shifted,
         lambda outputs, goals, levels: quantile_loss(outputs, goals, midpoints, huber),
+        distribution=_equally_likely,
     )
 
 
@@ -134,6 +138,7 @@ def implicit(count: int = 64, huber: float = 1.0) -> ValueHead:
         _shifted,
         lambda outputs, goals, levels: quantile_loss(outputs, goals, levels, huber),
         drawn=True,
+        distribution=_equally_likely,
     )
 
 
@@ -153,6 +158,10 @@ def quantile_loss(
     errors = goals[..., None, :] - outputs[..., :, None]
     weight = jnp.abs(levels[..., :, None] - (errors < 0))
     return (weight * optax.huber_loss(errors, delta=huber) / huber).mean(-1).sum(-1)
+
+
+def _equally_likely(outputs: Array) -> tuple[Array, Array]:
+    return outputs, jnp.full_like(outputs, 1 / outputs.shape[-1])
 
 
 def _shifted(reward: Array, discount: Array, following: Array) -> Array:

@@ -24,7 +24,8 @@ def write_report(run: Run) -> Path:
     - "predictions" (logits `[runs, examples, classes]` or `[examples, classes]`, integer target, input, and optionally
       class_names): the confusion matrix and the most confident mistakes.
     - "scores" (returns `[runs, episodes]`): the interquartile mean and the performance profile.
-    It ends with the figures of `Run.save_figure`. A run that is not finished has a report too.
+    It ends with the figures of `Run.save_figure`, or else those of its first part that has some. A run that is not
+    finished has a report too.
 
     Args:
         run: the run; runs in folders within it (one for each table of `tabular`, for instance) are shown with it.
@@ -130,8 +131,9 @@ def _episode(run: Run) -> list[str]:
 
 
 def _own_figures(run: Run) -> list[str]:
-    """Show the figures that the experiment saved with `Run.save_figure`."""
-    files = sorted((run.path / "figures").glob("*.json"))
+    """Show the figures that the experiment saved with `Run.save_figure`, or else those of the first part with some."""
+    each = [sorted((folder.path / "figures").glob("*.json")) for folder in (run, *_parts(run))]
+    files = next((files for files in each if files), [])
     texts = [json.loads(file.read_text()) for file in files]
     return [
         html.image(text["title"], html.read(file.with_suffix(".png")), text["note"])

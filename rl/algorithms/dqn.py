@@ -19,7 +19,7 @@ import jdl
 from jdl.core import seam
 from jdl.core.accumulators import Last, Mean
 from jdl.core.update import apply_gradients
-from rl import value_heads
+from rl import normalize, value_heads
 from rl.distributions import FORBIDDEN
 from rl.exploration import Schedule, at
 from rl.networks import Values, torso
@@ -169,6 +169,13 @@ def dqn(
         explore = jax.random.uniform(which, best.shape) < at(epsilon, agent.steps)
         return jnp.where(explore, jax.random.categorical(what, allowed), best), carry, ()
 
+    def beliefs(agent: ReplayAgent, timestep: TimeStep) -> tuple[Array, Array, Any]:
+        assert head.distribution is not None
+        seen = timestep.observation
+        if agent.observations is not None:
+            seen = normalize.normalized(agent.observations, seen)
+        return *head.distribution(outputs(agent.params, seen, midpoints(len(timestep.first)), None)), discount
+
     def learn(learning: Learning, batch: Transitions, key: Array) -> tuple[Learning, Array | None, dict[str, Mean]]:
         params, target_params, opt_state, count = learning
         keys = jax.random.split(jax.random.fold_in(key, _NOISE), 4)
@@ -210,7 +217,7 @@ def dqn(
             measured["error"] = errors
         return (losses * batch.weight).sum(), counted.sum(), measured
 
-    return off_policy(
+    algorithm = off_policy(
         "dqn",
         observation_space,
         buffer,
@@ -226,6 +233,7 @@ def dqn(
         importance=importance,
         normalize_observations=normalize_observations,
     )
+    return algorithm if head.distribution is None else algorithm._replace(beliefs=beliefs)
 
 
 def _taken(outputs: Float[Array, "batch actions n"], action: Array) -> Float[Array, "batch n"]:

@@ -39,6 +39,7 @@ def evaluate(
     greedy: bool = True,
     max_steps: int = 100_000,
     options: Mapping[str, Any] | None = None,
+    watch: Callable[[np.ndarray, np.ndarray], Any] | None = None,
 ) -> Scores:
     """Play episodes of a registered environment, each in a separate copy of the environment.
 
@@ -55,6 +56,8 @@ def evaluate(
         greedy: take the most likely action instead of sampling.
         max_steps: limit on the length of an episode.
         options: keywords for `gymnasium.make`.
+        watch: called at each step with the actions [env, ...], as the environments take them, and with which of the
+            episodes go on, [env]; of several runs, those of the first come first.
 
     Raises:
         ValueError: for an agent that was trained on other spaces, for an episode longer than `max_steps`, and for
@@ -95,7 +98,10 @@ def evaluate(
         for time in range(max_steps):
             seen = TimeStep(observation, first, mask_of(observation, info), np.asarray(reward, np.float32))
             action, carry = act(agent, carry, seen, key, time)
-            observation, reward, terminated, truncated, info = environments.step(np.asarray(action))
+            action = np.asarray(action)
+            if watch is not None:
+                watch(action, running)
+            observation, reward, terminated, truncated, info = environments.step(action)
             returns[running] += np.asarray(reward, float)[running]
             lengths += running
             running &= ~(terminated | truncated)  # later steps are of another episode, or only reset

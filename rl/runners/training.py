@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import jdl
 from jdl.runtime import processes
-from rl import envs
+from rl import envs, figures
 from rl.runners.evaluate import evaluate
 from rl.runners.on_device import episodes, on_device
 from rl.runners.on_host import learn_on_host, on_host
@@ -190,11 +190,13 @@ def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
     Args:
         make: `(observation space, action space) -> algorithm`.
         chosen: the result of `settings`.
-        run: the run; the scores of each episode and a video of the first agent are saved in its directory.
+        run: the run; the scores of each episode, a video of the first agent and figures (`rl.figures`) are saved in its
+            directory.
     """
     evaluated = episodes(chosen["num_episodes"])  # raises for a wrong number before anything is trained
     trained = _on_host(make, chosen, run) if chosen["runner"] == "host" else _on_device(make, chosen, run, evaluated)
     trained = trained._replace(agents=processes.local(trained.agents))
+    counted = figures.Actions(spaces_of(chosen["env"])[1], len(run.seeds))
     scores = evaluate(
         trained.algorithm,
         trained.agents,
@@ -202,10 +204,12 @@ def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
         episodes=chosen["num_episodes"],
         runs=len(run.seeds),
         seed=EVALUATION_SEED,
+        watch=counted,
     )
     run.save_arrays("scores", returns=scores.returns, lengths=scores.lengths)
     first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), jax.device_get(trained.agents))
     video(trained.algorithm, first, chosen["env"], run.path / "video.gif", seed=EVALUATION_SEED)
+    figures.save(trained.algorithm, first, chosen["env"], run, scores.returns, counted, seed=EVALUATION_SEED)
     means = {"return": scores.returns.mean(-1), "length": scores.lengths.mean(-1)}
     return trained._replace(scores={**means, **trained.scores})
 
