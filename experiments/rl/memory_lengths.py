@@ -2,15 +2,19 @@
 
 A bit is shown, and asked for `length` steps later. By bsuite's rule a length is solved if the regret of the episodes of
 training, 1 minus their mean return, is less than 0.75; a guess has 1. At length 1 the bit is still shown when it is
-asked for, so that nothing needs to be remembered.
+asked for, so that nothing needs to be remembered. Lengths are a population: a few of them, with all seeds, are one
+program, in which the shorter ones rest until the longest is over.
 
 Run:       jdl run memory_lengths --seeds 5
 Result:    not measured yet
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
@@ -20,11 +24,12 @@ import rl
 
 SOLVED = 0.75  # regret, as a share of that of a guess
 EASY = 30  # up to this length, all are to be solved
+LIMITS = 10, 25, 50, 100  # up to these, lengths are trained together
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hyper-parameters; they are the same for all lengths, and each rollout is one episode."""
+    """Hyper-parameters, the same for all lengths; each rollout is one episode of every environment."""
 
     cells: tuple[str, ...] = ("gru", "lstm", "none")
     lengths: tuple[int, ...] = rl.envs.LENGTHS
@@ -51,27 +56,48 @@ RECORDS = {
 }
 
 
-def updates(config: Config) -> int:
-    """Updates for each length: in each, every environment plays one episode."""
-    return config.episodes // config.num_envs
+def groups(config: Config) -> list[tuple[int, ...]]:
+    """The lengths, in groups that are trained in one program each, as long as the longest of them."""
+    limits = sorted({*LIMITS, max(config.lengths)})
+    each = [tuple(n for n in config.lengths if low < n <= high) for low, high in itertools.pairwise((0, *limits))]
+    return [group for group in each if group]
 
 
-def algorithm(config: Config, cell: str, length: int) -> rl.Algorithm:
-    """PPO whose rollout is one episode of this length."""
-    env = rl.envs.memory_chain(length)
-    count = updates(config) * config.epochs * config.minibatches
-    schedule = optax.linear_schedule(config.learning_rate, 0.0, count)
+def resting(env: rl.envs.Environment, steps: int) -> rl.envs.Environment:
+    """The environment, which rests at the end of an episode until it had so many steps: they show and earn nothing."""
+
+    def reset(key: Any) -> tuple[Any, rl.envs.Outcome]:
+        state, outcome = env.reset(key)
+        return (state, jnp.zeros((), jnp.int32), jnp.zeros((), bool)), outcome
+
+    def step(now: Any, action: Any, key: Any) -> tuple[Any, rl.envs.Outcome]:
+        state, time, rests = now
+        state, outcome = env.step(state, action, key)
+        over = rests | outcome.terminated
+        seen = jnp.where(over, 0, outcome.observation)
+        reward = jnp.where(rests, 0, outcome.reward)
+        ended = outcome._replace(observation=seen, reward=reward, terminated=time + 1 == steps)
+        return (state, time + 1, over), ended
+
+    return env._replace(reset=reset, step=step)
+
+
+def algorithm(config: Config, cell: str, steps: int) -> rl.Algorithm:
+    """PPO whose rollout is one episode of so many steps."""
+    env = rl.envs.memory_chain(1)
+    count = config.episodes // config.num_envs * config.epochs * config.minibatches
     network = None
     if cell != "none":
         layers = (config.width,)
         network = rl.memory.memory(env.observation_space, config.width, cell, layers, config.gate_bias)  # type: ignore[arg-type]
+    schedule = optax.linear_schedule(config.learning_rate, 0.0, count)
     return rl.ppo(
         env.observation_space,
         env.action_space,
         network,
         optimizer=optax.chain(optax.clip_by_global_norm(0.5), optax.adam(schedule, eps=1e-5)),
         shared=True,
-        num_steps=length + 1,
+        num_steps=steps,
         epochs=config.epochs,
         minibatches=config.minibatches,
         discount=1.0,
@@ -80,45 +106,52 @@ def algorithm(config: Config, cell: str, length: int) -> rl.Algorithm:
     )
 
 
+def one(config: Config, cell: str, steps: int, length: Any) -> jdl.Learner:
+    """One run; the length may be traced."""
+    return rl.on_device(algorithm(config, cell, steps), resting(rl.envs.memory_chain(length), steps), config.num_envs)
+
+
 def learner(config: Config) -> jdl.Learner:
     """One run of the first cell, on the first length."""
-    return one(config, config.cells[0], config.lengths[0])
-
-
-def one(config: Config, cell: str, length: int) -> jdl.Learner:
-    """One run."""
-    env = rl.envs.memory_chain(length)
-    return rl.on_device(algorithm(config, cell, length), env, config.num_envs)
+    return one(config, config.cells[0], config.lengths[0] + 1, config.lengths[0])
 
 
 def main(config: Config, run: jdl.Run) -> dict[str, Any]:
-    """Train each cell on each length, all seeds together, and score the final agents in Gymnasium."""
-    count = updates(config)
-    per_call = max(1, count // 25)
+    """Train each cell on each length, and score the final agents in Gymnasium."""
     scores: dict[str, Any] = {}
     for cell in config.cells:
-        solved, right = {}, {}
-        for length in config.lengths:
-            training = jdl.jit(jdl.seeds(jdl.scan(one(config, cell, length), per_call), run.seeds))
-            steps = count // per_call * per_call
-            part = run.part(f"{cell}-{length}")
-            fitted = jdl.fit(training, None, steps=steps, log_every=per_call, run=part)
-            solved[length] = 1 - np.mean([row["train/return"] for row in fitted.rows], 0) < SOLVED
-            played = rl.evaluate(
-                algorithm(config, cell, length),
-                fitted.state.agent,
-                f"MemoryChain{length}-v0",
-                episodes=config.num_episodes,
-                runs=len(run.seeds),
-            )
-            right[length] = (1 + played.returns.mean(-1)) / 2
-        scores[f"lengths solved ({cell})"] = sum(solved.values())
+        regret, right = {}, {}
+        for group in groups(config):
+            found = trained(config, cell, group, run)
+            regret |= {length: found[length][0] for length in group}
+            right |= {length: found[length][1] for length in group}
+        scores[f"lengths solved ({cell})"] = sum(each < SOLVED for each in regret.values())
         easy = [right[length] for length in config.lengths if length <= EASY]
         scores[f"accuracy up to length {EASY} ({cell})"] = np.min(easy, 0)  # of the worst of them
         scores |= {f"share right ({cell})/length {length}": share for length, share in right.items()}
     note = f"Greedy agents after {config.episodes} episodes; mean and 95% interval over {len(run.seeds)} seeds."
     run.save_figure("Share of right answers by length", picture(config, scores), note)
     return scores
+
+
+def trained(config: Config, cell: str, group: tuple[int, ...], run: jdl.Run) -> dict[int, tuple[Any, Any]]:
+    """Regret in training and share of right answers of the final agents, [seed] each, by length."""
+    count, steps, seeds = config.episodes // config.num_envs, max(group) + 1, len(run.seeds)
+    per_call = max(1, count // 25)
+    lengths = jdl.population(lambda length: jdl.scan(one(config, cell, steps, length), per_call), jnp.array(group))
+    training = jdl.jit(jdl.seeds(lengths, run.seeds))
+    part = run.part(f"{cell}-{group[0]}-to-{group[-1]}", seeds=range(seeds * len(group)))
+    fitted = jdl.fit(training, None, steps=count // per_call * per_call, log_every=per_call, run=part)
+    regret = 1 - np.mean([row["train/return"] for row in fitted.rows], 0).reshape(seeds, len(group))
+    found = {}
+    for place, length in enumerate(group):
+        agents = jax.tree.map(
+            lambda leaf, place=place: leaf.reshape(seeds, len(group), *leaf.shape[1:])[:, place], fitted.state.agent
+        )
+        name, episodes = f"MemoryChain{length}-v0", config.num_episodes
+        played = rl.evaluate(algorithm(config, cell, steps), agents, name, episodes=episodes, runs=seeds)
+        found[length] = (regret[:, place], (1 + played.returns.mean(-1)) / 2)
+    return found
 
 
 def picture(config: Config, scores: dict[str, Any]) -> Figure:

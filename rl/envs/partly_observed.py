@@ -52,21 +52,22 @@ def pendulum_without_velocity() -> Environment:
     return hidden(pendulum(), "PendulumNoVel-v1", _HIDDEN["PendulumNoVel-v1"][1])
 
 
-def memory_chain(length: int) -> Environment:
+def memory_chain(length: int | Array) -> Environment:
     """A bit is shown at the start, for two steps, and asked for `length` steps later; the reward is 1 or -1.
 
     An observation has the time that is left, a number that is always zero (it would say which of several bits is asked
     for), and the bit as -1 or 1, or 0 where it is not shown. An episode has `length` + 1 steps.
 
     Args:
-        length: steps from the bit to the question.
+        length: steps from the bit to the question; may be traced (`jdl.population`).
 
     Raises:
         ValueError: for a length below 1.
 
     Source: Osband et al. 2020, "Behaviour suite for reinforcement learning", memory_len.
     """
-    if length < 1:
+    known = isinstance(length, int)
+    if known and length < 1:
         raise ValueError(f"memory_chain(length={length}): at least 1")
 
     def observe(bit: Array, time: Array) -> Array:
@@ -84,7 +85,8 @@ def memory_chain(length: int) -> Environment:
         return (bit, time + 1), Outcome(observe(bit, time), reward, asked, np.False_)
 
     space = spaces.Box(-1, 1, (3,), np.float32)
-    return Environment(f"MemoryChain{length}-v0", reset, step, space, spaces.Discrete(2))
+    name = f"MemoryChain{length}-v0" if known else "MemoryChain"
+    return Environment(name, reset, step, space, spaces.Discrete(2))
 
 
 def repeat_first(decks: int = 1) -> Environment:

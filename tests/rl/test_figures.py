@@ -50,7 +50,9 @@ def test_discounted_returns_are_the_sums():
 
 
 @pytest.mark.parametrize(
-    "head", [value_heads.categorical(-2, 3, 11), value_heads.quantiles(7), value_heads.implicit(7)], ids=["c51", "qr", "iqn"]
+    "head",
+    [value_heads.categorical(-2, 3, 11), value_heads.quantiles(7), value_heads.implicit(7)],
+    ids=["c51", "qr", "iqn"],
 )
 def test_the_mean_of_a_distribution_is_the_value(head):
     outputs = jnp.asarray(rng.normal(size=(5, 2, head.outputs)), jnp.float32)

@@ -176,3 +176,20 @@ def test_environments_are_what_minibatches_are_made_of():
         learner.step(learner.init(jax.random.key(0)), None)
     with pytest.raises(ValueError, match=r'memory\(cell=.rnn.\): it is "gru" or "lstm"'):
         memory(env.observation_space, cell="rnn")
+
+
+def test_a_chain_may_be_given_its_length_as_data():
+    def played(length):
+        env = rl.envs.memory_chain(length)
+        state, outcome = env.reset(jax.random.key(1))
+        seen = [outcome.observation]
+        for _ in range(3):
+            state, outcome = env.step(state, 1, jax.random.key(0))
+            seen.append(jnp.stack([*outcome.observation, outcome.reward, outcome.terminated])[:5])
+        return jnp.stack(seen[1:])
+
+    together = jax.jit(jax.vmap(played))(jnp.array([1, 2]))
+    for length, one in zip((1, 2), together, strict=True):
+        np.testing.assert_allclose(one, played(length), atol=1e-6)
+    assert together[0, 1, 4] == 1  # the chain of length 1 has its question in the second step
+    assert together[1, 1, 4] == 0
