@@ -9,6 +9,8 @@ import gymnasium
 from rl.envs.adapters import from_brax, from_functional, from_gymnax, from_pgx
 from rl.envs.as_gymnasium import AsGymnasium
 from rl.envs.classic_control import acrobot, cartpole, mountain_car, mountain_car_continuous, pendulum
+from rl.envs.driving import driving
+from rl.envs.driving import register as register_driving
 from rl.envs.environment import Environment, Outcome, auto_reset, time_limit
 from rl.envs.icu_sepsis import clinicians, icu_sepsis, icu_sepsis_table
 from rl.envs.libraries import LIBRARIES, gymnasium_id, is_of_a_library, of_a_library
@@ -32,6 +34,7 @@ for count in SPREADS:
     gymnasium.register(
         f"Spread{count}-v0", vector_entry_point=ENTRY, kwargs={"make": Spread, "count": count}, disable_env_checker=True
     )
+register_driving()
 
 TWINS: dict[str, Callable[..., Environment]] = {
     "CartPole-v1": cartpole,
@@ -39,6 +42,7 @@ TWINS: dict[str, Callable[..., Environment]] = {
     "MountainCarContinuous-v0": mountain_car_continuous,
     "Acrobot-v1": acrobot,
     "Pendulum-v1": pendulum,
+    "Driving-v0": driving,
     "CartPoleNoVel-v1": cartpole_without_velocities,
     "PendulumNoVel-v1": pendulum_without_velocity,
     "ICUSepsis-v0": icu_sepsis,
@@ -105,6 +109,7 @@ __all__ = [
     "cartpole",
     "cartpole_without_velocities",
     "clinicians",
+    "driving",
     "expected_return",
     "from_brax",
     "from_functional",

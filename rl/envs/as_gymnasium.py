@@ -16,14 +16,15 @@ class AsGymnasium(gymnasium.Env):
     """A compiled environment as Gymnasium's, stepped by the host. Its resets follow the seed; masks are in the info.
 
     Args:
-        env: the environment, or the name of one of a library (`pgx:2048`).
+        env: the environment, or the name of one of a library (`pgx:2048`), or a function that makes one. What is
+            compiled is shared by all that have the same name or function.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012
 
-    def __init__(self, env: Environment | str, render_mode: str | None = None) -> None:
+    def __init__(self, env: Environment | str | Callable[[], Environment], render_mode: str | None = None) -> None:
         self.render_mode = render_mode
-        self._reset, self._step, compiled = _named(env) if isinstance(env, str) else _functions(env)
+        self._reset, self._step, compiled = _functions(env) if isinstance(env, Environment) else _shared(env)
         self.observation_space, self.action_space = compiled.observation_space, compiled.action_space
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
@@ -59,8 +60,8 @@ class AsGymnasium(gymnasium.Env):
 
 
 @functools.lru_cache(maxsize=16)  # the copies of an environment in a vector share what is compiled
-def _named(name: str) -> tuple[Callable, Callable, Environment]:
-    return _functions(of_a_library(name))
+def _shared(env: str | Callable[[], Environment]) -> tuple[Callable, Callable, Environment]:
+    return _functions(of_a_library(env) if isinstance(env, str) else env())
 
 
 def _functions(env: Environment) -> tuple[Callable, Callable, Environment]:
