@@ -12,6 +12,7 @@ from rl import (
     offline,
     returns,
     search,
+    sensors,
     spaces,
     value_heads,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "sarsa",
     "scaled_rewards",
     "search",
+    "sensors",
     "settings",
     "spaces",
     "td3",

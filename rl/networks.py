@@ -4,19 +4,21 @@ A torso is any Flax module that takes a batch of observations from the space, no
 [batch, features].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import gymnasium
 import jax
 import jax.numpy as jnp
+from gymnasium import spaces
 from jaxtyping import Array, Float
 
 import jdl
-from rl.spaces import encode, is_grid, is_image
+from rl.spaces import encode, has_image, is_grid, is_image
 
 _orthogonal = nn.initializers.orthogonal
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # features, size and stride of the convolutions of Mnih et al. 2015
 
 
 class MLP(nn.Module):
@@ -47,24 +49,28 @@ class NatureCNN(nn.Module):
     """The convolutional network of Mnih et al. 2015, for uint8 images [batch, height, width, channels].
 
     Attributes:
-        width: features of the dense layer at the end.
+        width: features of the dense layer at the end; None for no such layer.
         channels_first: images are [batch, channels, height, width], as Gymnasium stacks frames.
         noisy: the dense layer is `NoisyDense`.
+        convolutions: features, size and stride of each; others than the paper's make a smaller network.
     """
 
-    width: int = 512
+    width: int | None = 512
     channels_first: bool = False
     noisy: bool = False
+    convolutions: Sequence[tuple[int, int, int]] = NATURE
 
     @nn.compact
     def __call__(self, observation: Any) -> Float[Array, "batch features"]:
         x = jnp.moveaxis(observation, 1, -1) if self.channels_first else observation
         x = x.astype(jnp.float32) / 255
-        for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+        for features, size, stride in self.convolutions:
             conv = jdl.nn.Conv(
                 features, (size, size), (stride, stride), padding="VALID", kernel_init=_orthogonal(2**0.5)
             )
             x = nn.relu(conv(x))
+        if self.width is None:
+            return x.reshape(len(x), -1)
         dense = NoisyDense(self.width) if self.noisy else nn.Dense(self.width, kernel_init=_orthogonal(2**0.5))
         return nn.relu(dense(x.reshape(len(x), -1)))
 
@@ -88,31 +94,108 @@ class MinAtarCNN(nn.Module):
         return nn.relu(dense(x.reshape(len(x), -1)))
 
 
+class Fusion(nn.Module):
+    """A torso for each part of an observation; what they find is joined and mixed.
+
+    Each part has a last layer of its own, all of the same width, so that hundreds of features of a picture do not
+    outweigh a vector of two numbers.
+
+    Attributes:
+        parts: a torso for each part, in the structure of the observation: a dict or a tuple.
+        widths: features of the layer that each part has for itself, then of the layers that mix all of them.
+        activation: applied after each layer.
+        noisy: the layers are `NoisyDense`.
+    """
+
+    parts: Any
+    widths: Sequence[int] = (64, 64)
+    activation: Callable[[Array], Array] = nn.tanh
+    noisy: bool = False
+
+    @nn.compact
+    def __call__(self, observation: Any) -> Float[Array, "batch features"]:
+        parts = self.parts.items() if isinstance(self.parts, Mapping) else enumerate(self.parts)
+        found = {name: part(observation[name]) for name, part in parts}
+        for width in self.widths[:1]:
+            found = {name: self._layer(f"own_{name}", width, features) for name, features in found.items()}
+        x = jnp.concatenate(list(found.values()), -1)
+        for number, width in enumerate(self.widths[1:]):
+            x = self._layer(f"mixing_{number}", width, x)
+        return x
+
+    def _layer(self, name: str, width: int, x: Array) -> Array:
+        if self.noisy:
+            return self.activation(NoisyDense(width, name=name)(x))
+        return self.activation(nn.Dense(width, kernel_init=_orthogonal(2**0.5), name=name)(x))
+
+
 def torso(
     space: gymnasium.Space,
     widths: Sequence[int] = (64, 64),
     activation: Callable[[Array], Array] = nn.tanh,
     noisy: bool = False,
+    convolutions: Sequence[tuple[int, int, int]] = NATURE,
 ) -> nn.Module:
     """A torso for an observation space: `NatureCNN` for uint8 images, `MinAtarCNN` for grids, `MLP` for all else.
 
-    Images smaller than 36 x 36 are too small for these convolutions and get an `MLP` as well, and so do grids smaller
-    than 8 x 8.
+    A Dict or Tuple with an image among its parts has a torso for each of them (`Fusion`); the parts of any other are
+    one vector. Images smaller than 36 x 36 are too small for these convolutions and get an `MLP` as well, and so do
+    grids smaller than 8 x 8.
 
     Args:
         space: any space that `rl.spaces.encode` takes.
-        widths: features of each layer of the `MLP`.
-        activation: of the `MLP`.
+        widths: features of each layer of the `MLP` or `Fusion`.
+        activation: of the `MLP` or `Fusion`.
         noisy: the dense layers are `NoisyDense`.
+        convolutions: features, size and stride of those of `NatureCNN`.
 
     Raises:
         ValueError: for unsupported spaces.
     """
+    widths = tuple(widths)
     if is_grid(space):
         return MinAtarCNN(noisy=noisy)
-    if not is_image(space):
-        return MLP(encode(space), tuple(widths), activation, noisy)
-    return NatureCNN(channels_first=space.shape[0] < space.shape[-1], noisy=noisy)  # type: ignore[index]
+    if is_image(space):
+        return _of_images(space, 512, noisy, convolutions)
+    if not has_image(space):
+        return MLP(encode(space), widths, activation, noisy)
+
+    def of_part(part: gymnasium.Space) -> nn.Module:  # without dense layers, where `Fusion` gives it one
+        if is_image(part):
+            return _of_images(part, None, noisy, convolutions)
+        return torso(part, widths if has_image(part) else (), activation, noisy, convolutions)
+
+    if isinstance(space, spaces.Dict):
+        return Fusion({name: of_part(part) for name, part in space.spaces.items()}, widths, activation, noisy)
+    assert isinstance(space, spaces.Tuple)
+    return Fusion(tuple(map(of_part, space.spaces)), widths, activation, noisy)
+
+
+def independent(module: nn.Module) -> nn.Module:
+    """A copy of a module that has parameters of its own throughout.
+
+    `module.clone()` does not copy modules in the fields of a module: beside the original it would share theirs.
+
+    Args:
+        module: a module that is not bound.
+    """
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return independent(value)
+        if isinstance(value, Mapping):
+            return {name: copied(part) for name, part in value.items()}
+        return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
+
+    fields = {name: getattr(module, name) for name in module.__dataclass_fields__ if name not in ("parent", "name")}
+    return module.clone(**{name: copied(value) for name, value in fields.items()})
+
+
+def _of_images(
+    space: gymnasium.Space, width: int | None, noisy: bool, convolutions: Sequence[tuple[int, int, int]]
+) -> NatureCNN:
+    shape = space.shape or ()
+    return NatureCNN(width, shape[0] < shape[-1], noisy, convolutions)
 
 
 class ActorCritic(nn.Module):

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from rl import normalize, spaces
 from rl.distributions import head
 from rl.memory import RecurrentActorCritic, Remembering
-from rl.networks import ActorCritic, torso
+from rl.networks import ActorCritic, independent, torso
 from rl.returns import generalized_advantages
 from rl.types import Carry, Experience, TimeStep
 
@@ -104,7 +104,9 @@ def policy(
     outputs = head(action_space)
     recurrent = isinstance(body, Remembering)
     kind = RecurrentActorCritic if recurrent else ActorCritic
-    model: Any = kind(body, None if shared else body.clone(), outputs.outputs, outputs.stds)
+    # `clone` lets a second memory share the torso below its cell, as runs with a memory have been saved.
+    other = body.clone() if recurrent else independent(body)
+    model: Any = kind(body, None if shared else other, outputs.outputs, outputs.stds)
 
     def init(key: Array) -> PolicyAgent:
         example = spaces.zeros(observation_space, 1)

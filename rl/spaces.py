@@ -36,6 +36,17 @@ def is_grid(space: gymnasium.Space) -> bool:
     return min(space.shape[:2]) >= 8
 
 
+def has_image(space: gymnasium.Space) -> bool:
+    """Whether observations are images, or a Dict or Tuple with an image among its parts.
+
+    Args:
+        space: an observation space.
+    """
+    if isinstance(space, spaces.Dict):
+        return any(map(has_image, space.spaces.values()))
+    return any(map(has_image, space.spaces)) if isinstance(space, spaces.Tuple) else is_image(space)
+
+
 def zeros(space: gymnasium.Space, *batch: int) -> Any:
     """An observation of zeros, in the structure and types in which environments with this space return it.
 

@@ -18,7 +18,7 @@ from rl.runners.evaluate import evaluate
 from rl.runners.on_device import episodes, on_device
 from rl.runners.on_host import learn_on_host, on_host
 from rl.runners.vector import make_vec, spaces_of
-from rl.spaces import is_image
+from rl.spaces import has_image
 from rl.types import Algorithm
 from rl.video import video
 
@@ -60,7 +60,7 @@ class Training:
     @property
     def one_core(self) -> bool:
         """Whether a process that trains this is faster on a core of its own, which it is not with convolutions."""
-        return self.on_host and not is_image(spaces_of(self.env, self.vectorization)[0])
+        return self.on_host and not has_image(spaces_of(self.env, self.vectorization)[0])
 
     def separate(self, run: jdl.Run) -> bool:
         """Whether the seeds of a run should be trained in separate processes (`jdl.separately`).
