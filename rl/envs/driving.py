@@ -21,7 +21,7 @@ from rl.envs.environment import Environment, Outcome, time_limit
 
 MAX_STEPS = 300
 RADIUS = 40.0  # m, mean of the center line's
-LIMITS = (0.15, 0.10, 0.06, 0.04)  # of the size of each pair (aₖ, bₖ): bends of at least 10 m radius
+LIMITS = (0.15, 0.10, 0.06, 0.04)  # of the size of each pair (aₖ, bₖ): bends of at least 8 m radius
 HALF_WIDTH = 4.0  # m, of the road
 PIXELS = 36  # of 1 m each
 AHEAD = 28.0  # m that the camera sees in front of the car; it sees 8 m behind it, and 18 m to each side
