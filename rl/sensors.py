@@ -81,7 +81,7 @@ def only(make: Make, space: gymnasium.Space, chosen: Sequence[str]) -> Algorithm
     Raises:
         ValueError: for a space without several sensors, for a name that it does not have, and for no name.
     """
-    _check(space, chosen, "only")
+    _check(space, chosen, "only(chosen")
     assert isinstance(space, spaces.Dict)
     if not chosen:
         raise ValueError(f"only(chosen={tuple(chosen)}): name at least one of {names(space)}")
@@ -139,7 +139,7 @@ def failing(
     """
     sensors = names(space)
     assert isinstance(space, spaces.Dict)
-    _check(space, dropped, "dropped")
+    _check(space, dropped, "failing(dropped")
     if not 0 <= probability < 1:
         raise ValueError(f"failing(probability={probability}): from 0 to below 1")
     if set(dropped) == set(sensors):
@@ -233,4 +233,4 @@ def drawn(key: Array, lane: Array, episode: Array, count: int, probability: floa
 def _check(space: gymnasium.Space, given: Sequence[str], argument: str) -> None:
     unknown = [name for name in given if name not in names(space)]
     if unknown or isinstance(given, str):
-        raise ValueError(f"{argument}={given!r}: name some of the sensors {names(space)}, as in ({names(space)[0]!r},)")
+        raise ValueError(f"{argument}={given!r}): name some of the sensors {names(space)}, as in ({names(space)[0]!r},)")

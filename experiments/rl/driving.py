@@ -43,7 +43,7 @@ RECORDS = {
 }
 
 COMMON = {
-    "total_steps": 500_000,
+    "total_steps": 400_000,
     "num_envs": 32,
     "num_steps": 64,
     "epochs": 4,
