@@ -194,8 +194,8 @@ def independent(module: nn.Module) -> nn.Module:
 def _of_images(
     space: gymnasium.Space, width: int | None, noisy: bool, convolutions: Sequence[tuple[int, int, int]]
 ) -> NatureCNN:
-    shape = space.shape or ()
-    return NatureCNN(width, shape[0] < shape[-1], noisy, convolutions)
+    channels_first = space.shape[0] < space.shape[-1]  # type: ignore[index]
+    return NatureCNN(width, channels_first, noisy, convolutions)
 
 
 class ActorCritic(nn.Module):

@@ -1,9 +1,9 @@
 """Agents with several sensors, the parts of a Dict observation: some of them alone, or each missing now and then.
 
 What is missing is a property of the agent here, not of the environment: all agents train and are scored in the same
-environment, whichever sensors they have. An episode's missing sensors follow from a key in the agent and from the number
-of the episode, which is in the agent's carry. So acting and every later look at the same steps (log-probabilities,
-values, updates, a replay) see the same zeros, and nothing more is stored.
+environment, whichever sensors they have. An episode's missing sensors follow from a key in the agent and from the
+number of the episode, which is in the agent's carry. So acting and every later look at the same steps
+(log-probabilities, values, updates, a replay) see the same zeros, and nothing more is stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -113,9 +113,7 @@ def only(make: Make, space: gymnasium.Space, chosen: Sequence[str]) -> Algorithm
     return inner._replace(act=act, update=update)
 
 
-def failing(
-    make: Make, space: gymnasium.Space, probability: float = 0.5, *, dropped: Sequence[str] = ()
-) -> Algorithm:
+def failing(make: Make, space: gymnasium.Space, probability: float = 0.5, *, dropped: Sequence[str] = ()) -> Algorithm:
     """An algorithm whose sensors fail at random while it explores, so that it learns to do without any of them.
 
     In each episode each sensor fails with a probability, but never all of them: then one that is drawn stays. A sensor
@@ -233,4 +231,6 @@ def drawn(key: Array, lane: Array, episode: Array, count: int, probability: floa
 def _check(space: gymnasium.Space, given: Sequence[str], argument: str) -> None:
     unknown = [name for name in given if name not in names(space)]
     if unknown or isinstance(given, str):
-        raise ValueError(f"{argument}={given!r}): name some of the sensors {names(space)}, as in ({names(space)[0]!r},)")
+        raise ValueError(
+            f"{argument}={given!r}): name some of the sensors {names(space)}, as in ({names(space)[0]!r},)"
+        )

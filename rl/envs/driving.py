@@ -132,7 +132,7 @@ def untimed() -> Environment:
     high = np.array([1, GRIP, 1], np.float32)
     seen = spaces.Dict({
         "camera": spaces.Box(0, 255, (PIXELS, PIXELS, 1), np.uint8),
-        "state": spaces.Box(high * np.float32([0, -1, -1]), high, dtype=np.float32),
+        "state": spaces.Box(high * np.array([0, -1, -1], np.float32), high, dtype=np.float32),
     })  # fmt: skip
     return Environment("Driving-v0", _reset, _step, seen, spaces.Box(-1, 1, (2,), np.float32))
 
@@ -214,11 +214,11 @@ def picture(car: Car) -> np.ndarray:
     Returns:
         uint8, [240, 360, 3].
     """
-    grass, road, dark, light = np.uint8([[88, 140, 80], [70, 70, 74], [30, 30, 34], [225, 225, 225]])
+    grass, road, dark, light = np.array([[88, 140, 80], [70, 70, 74], [30, 30, 34], [225, 225, 225]], np.uint8)
     half = 62.0  # m
     axis = (np.arange(240) + 0.5) / 240 * 2 * half - half
     x, y = np.meshgrid(axis, -axis)
-    aside = np.abs(np.asarray(offset(car.track, x.astype(np.float32), y.astype(np.float32))))[..., None]
+    aside = np.abs(np.asarray(offset(car.track, jnp.float32(x), jnp.float32(y))))[..., None]
     shown = np.where(aside < HALF_WIDTH, road, grass)
     shown = np.where(np.abs(aside - HALF_WIDTH) < 0.3, light, shown)
     cosine, sine = np.cos(car.heading), np.sin(car.heading)

@@ -64,6 +64,24 @@ def test_the_distance_from_the_center_line_is_that_to_the_nearest_of_many_points
         np.testing.assert_allclose(on_it, 0, atol=1e-4)
 
 
+def test_cars_begin_on_the_center_line_and_along_it(cars):
+    for i in range(8):
+        points = curve(np.asarray(cars.track[i], float))
+        aside, at = nearest(points, np.asarray(cars.position[i], float))
+        assert abs(aside) < 1.01
+        along = (np.roll(points, -1, 0) - points)[at] * float(cars.direction[i])
+        turn = (float(cars.heading[i]) - np.arctan2(along[1], along[0]) + np.pi) % (2 * np.pi) - np.pi
+        assert abs(turn) < 0.13
+    assert set(np.asarray(cars.direction)) == {-1, 1}
+
+
+def test_the_slope_of_the_center_line_is_that_of_its_formula(cars):
+    angle, track = np.linspace(0, 6, 50), np.asarray(cars.track[0], float)
+    wanted = sum(k * (track[1, k - 2] * np.cos(k * angle) - track[0, k - 2] * np.sin(k * angle)) for k in range(2, 6))
+    _, slope = driving.center_line(cars.track[0], *np.float32([np.cos(angle), np.sin(angle)]))
+    np.testing.assert_allclose(slope, 40 * wanted, atol=1e-3)
+
+
 def test_bends_have_a_radius_of_at_least_8_meters_and_the_road_does_not_touch_itself():
     states, _ = jax.jit(jax.vmap(driving.untimed().reset))(jax.random.split(KEY, 100))
     for track in np.asarray(states.track, float):
