@@ -14,6 +14,8 @@ from rl.envs.driving import register as register_driving
 from rl.envs.environment import Environment, Outcome, auto_reset, time_limit
 from rl.envs.icu_sepsis import clinicians, icu_sepsis, icu_sepsis_table
 from rl.envs.libraries import LIBRARIES, gymnasium_id, is_of_a_library, of_a_library
+from rl.envs.market import best_growth, market, market_leaked
+from rl.envs.market import register as register_markets
 from rl.envs.partly_observed import (
     DECKS,
     LENGTHS,
@@ -35,6 +37,7 @@ for count in SPREADS:
         f"Spread{count}-v0", vector_entry_point=ENTRY, kwargs={"make": Spread, "count": count}, disable_env_checker=True
     )
 register_driving()
+register_markets()
 
 TWINS: dict[str, Callable[..., Environment]] = {
     "CartPole-v1": cartpole,
@@ -43,6 +46,8 @@ TWINS: dict[str, Callable[..., Environment]] = {
     "Acrobot-v1": acrobot,
     "Pendulum-v1": pendulum,
     "Driving-v0": driving,
+    "Market-v0": market,
+    "MarketLeaked-v0": market_leaked,
     "CartPoleNoVel-v1": cartpole_without_velocities,
     "PendulumNoVel-v1": pendulum_without_velocity,
     "ICUSepsis-v0": icu_sepsis,
@@ -106,6 +111,7 @@ __all__ = [
     "acrobot",
     "agents_of",
     "auto_reset",
+    "best_growth",
     "cartpole",
     "cartpole_without_velocities",
     "clinicians",
@@ -123,6 +129,8 @@ __all__ = [
     "icu_sepsis_table",
     "is_compiled",
     "make",
+    "market",
+    "market_leaked",
     "memory_chain",
     "mountain_car",
     "mountain_car_continuous",

@@ -238,7 +238,8 @@ def test_gymnasium_and_compiled_agree(env):
             assert (terminated, truncated) == (outcome.terminated, outcome.truncated)
 
 
-@pytest.mark.parametrize("name", ["", pytest.param("Driving-v0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", "Driving-v0"])
 def test_nothing_is_wrong_with_it(env, name):
     found = rl.check_env(name or env, steps=60)
     assert not found.problems
