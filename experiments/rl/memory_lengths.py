@@ -11,7 +11,7 @@ Result:    not measured yet
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 import jdl
 import rl
+from rl.runners.training import EVALUATION_SEED
 
 SOLVED = 0.75  # regret, as a share of that of a guess
 EASY = 30  # up to this length, all are to be solved
@@ -41,6 +42,13 @@ class Config:
     minibatches: int = 4
     learning_rate: float = 3e-3  # decays to zero over the run
     num_episodes: int = 200  # of the final evaluation, per seed and length
+
+
+class Measured(NamedTuple):
+    """Results of one cell on one length, [seed] each."""
+
+    regret: np.ndarray  # 1 minus the mean return of training
+    right: np.ndarray  # share of right answers of the final agent
 
 
 SMOKE = {"cells": ("gru", "none"), "lengths": (1, 3), "episodes": 800, "num_episodes": 5}
@@ -119,23 +127,27 @@ def learner(config: Config) -> jdl.Learner:
 def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     """Train each cell on each length, and score the final agents in Gymnasium."""
     scores: dict[str, Any] = {}
+    measured = {}
     for cell in config.cells:
-        regret, right = {}, {}
+        found = {}
         for group in groups(config):
-            found = trained(config, cell, group, run)
-            regret |= {length: found[length][0] for length in group}
-            right |= {length: found[length][1] for length in group}
-        scores[f"lengths solved ({cell})"] = sum(each < SOLVED for each in regret.values())
-        easy = [right[length] for length in config.lengths if length <= EASY]
-        scores[f"accuracy up to length {EASY} ({cell})"] = np.min(easy, 0)  # of the worst of them
-        scores |= {f"share right ({cell})/length {length}": share for length, share in right.items()}
-    note = f"Greedy agents after {config.episodes} episodes; mean and 95% interval over {len(run.seeds)} seeds."
-    run.save_figure("Share of right answers by length", picture(config, scores), note)
+            found |= trained(config, cell, group, run)
+        measured[cell] = found
+        scores[f"lengths solved ({cell})"] = sum(each.regret < SOLVED for each in found.values())
+        easy = [found[length].right for length in config.lengths if length <= EASY]
+        if easy:
+            scores[f"accuracy up to length {EASY} ({cell})"] = np.min(easy, 0)  # of the worst of them
+        scores |= {f"share right ({cell})/length {length}": each.right for length, each in found.items()}
+    note = (
+        f"Left, greedy agents after {config.episodes} episodes; right, 1 minus the mean return of these episodes, "
+        f"below {SOLVED} if a length is solved. Mean and 95% interval over {len(run.seeds)} seed(s)."
+    )
+    run.save_figure("Share of right answers by length", picture(config, measured), note)
     return scores
 
 
-def trained(config: Config, cell: str, group: tuple[int, ...], run: jdl.Run) -> dict[int, tuple[Any, Any]]:
-    """Regret in training and share of right answers of the final agents, [seed] each, by length."""
+def trained(config: Config, cell: str, group: tuple[int, ...], run: jdl.Run) -> dict[int, Measured]:
+    """The results of a group of lengths."""
     count, steps, seeds = config.episodes // config.num_envs, max(group) + 1, len(run.seeds)
     per_call = max(1, count // 25)
     lengths = jdl.population(lambda length: jdl.scan(one(config, cell, steps, length), per_call), jnp.array(group))
@@ -148,30 +160,38 @@ def trained(config: Config, cell: str, group: tuple[int, ...], run: jdl.Run) -> 
         agents = jax.tree.map(
             lambda leaf, place=place: leaf.reshape(seeds, len(group), *leaf.shape[1:])[:, place], fitted.state.agent
         )
-        name, episodes = f"MemoryChain{length}-v0", config.num_episodes
-        played = rl.evaluate(algorithm(config, cell, steps), agents, name, episodes=episodes, runs=seeds)
-        found[length] = (regret[:, place], (1 + played.returns.mean(-1)) / 2)
+        played = rl.evaluate(
+            algorithm(config, cell, steps),
+            agents,
+            f"MemoryChain{length}-v0",
+            episodes=config.num_episodes,
+            runs=seeds,
+            seed=EVALUATION_SEED * length,
+        )
+        found[length] = Measured(regret[:, place], (1 + played.returns.mean(-1)) / 2)
     return found
 
 
-def picture(config: Config, scores: dict[str, Any]) -> Figure:
-    """The share of right answers of each cell over the lengths."""
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axis = figure.subplots()
+def picture(config: Config, measured: dict[str, dict[int, Measured]]) -> Figure:
+    """The share of right answers and the regret of each cell over the lengths."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
     names = {"gru": "GRU", "lstm": "LSTM", "none": "no memory"}
-    for cell, color, shift in zip(config.cells, ("#3b6fb6", "#d9622b", "#8a94a3"), (-0.12, 0.12, 0.0), strict=False):
-        shares = [np.asarray(scores[f"share right ({cell})/length {length}"]) for length in config.lengths]
-        between = [jdl.statistics.mean_interval(share) for share in shares]
-        mean = np.array([one.mean for one in between])
-        ends = np.array([(one.low, one.high) for one in between]).T
-        errors = np.nan_to_num(np.abs(ends - mean))
-        places = np.arange(len(shares)) + shift
-        axis.errorbar(places, mean, errors, label=names.get(cell, cell), color=color, marker="o", markersize=4)
-    axis.axhline(0.5, color="#8a94a3", linewidth=0.8, linestyle=":")
-    axis.set_xticks(range(len(config.lengths)), [str(length) for length in config.lengths], fontsize=8)
-    axis.set_ylim(0.4, 1.03)
-    axis.set_xlabel("steps between the bit and the question")
-    axis.set_ylabel("share right")
-    axis.legend(frameon=False, fontsize=8, loc="lower left")
-    axis.spines[["top", "right"]].set_visible(False)
+    shown = (("right", "share right", 0.5), ("regret", "regret in training", SOLVED))
+    for axis, (what, label, line) in zip(figure.subplots(1, 2), shown, strict=True):
+        for cell, color, shift in zip(
+            config.cells, ("#3b6fb6", "#d9622b", "#8a94a3"), (-0.12, 0.12, 0.0), strict=False
+        ):
+            between = [jdl.statistics.mean_interval(getattr(each, what)) for each in measured[cell].values()]
+            mean = np.array([one.mean for one in between])
+            ends = np.array([(one.low, one.high) for one in between]).T
+            errors = np.nan_to_num(np.abs(ends - mean))
+            places = np.arange(len(mean)) + shift
+            axis.errorbar(places, mean, errors, label=names.get(cell, cell), color=color, marker="o", markersize=4)
+        axis.axhline(line, color="#8a94a3", linewidth=0.8, linestyle=":")
+        axis.set_xticks(range(len(config.lengths)), [str(length) for length in config.lengths], fontsize=7)
+        axis.set_ylim(-0.03, 1.1)
+        axis.set_xlabel("steps between the bit and the question")
+        axis.set_ylabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=8, loc="lower left")
     return figure
