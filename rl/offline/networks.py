@@ -10,9 +10,10 @@ from gymnasium import spaces
 from jaxtyping import Array, Float, PyTree
 
 from rl.bounds import bounds
+from rl.continuous import torsos
 from rl.distributions import Normal, head
-from rl.networks import MLP, Critic, Values, ensemble, torso
-from rl.spaces import encode, is_image, zeros
+from rl.networks import Critic, Values, ensemble, torso
+from rl.spaces import zeros
 
 
 class PolicyOutputs(nn.Module):
@@ -152,9 +153,8 @@ def offline_critics(
 
         return Critics(lambda key: several.init(key, example, None)["params"], chosen)
     box = bounds(action_space)
-    plain = network is None and not is_image(observation_space)
-    below = MLP(encode(observation_space), ()) if plain else body(observation_space, network)
-    pairs = ensemble(Critic(below, (256, 256) if plain else (256,)), count)
+    _, below, widths = torsos(observation_space, network, (256, 256))
+    pairs = ensemble(Critic(below, widths), count)
 
     def value(params: PyTree, observation: Any, action: Any) -> Array:
         return cast(Array, pairs.apply({"params": params}, observation, box.units(action)))[..., 0]
