@@ -49,7 +49,7 @@ RECORDS = {
         seeds=5,
         bars={"return (without state)": ">= 35", "return (without camera)": ">= 0"},
         shown=("return", "return (without camera)", "return (without state)"),
-        beside="bars: each sensor alone",
+        beside="bars: about what the other sensor earns alone",
     ),
 }
 
