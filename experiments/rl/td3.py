@@ -3,7 +3,7 @@
 Run:       jdl run td3 --seeds 10                      (Pendulum-v1)
            jdl run td3 --method ddpg --seeds 10
            jdl run td3 --env HalfCheetah-v5 --seeds 3
-Result:    not measured yet
+Result:    return -152.9 [-160, -145.8] (10 seeds, 107 min)
 """
 
 import dataclasses
