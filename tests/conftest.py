@@ -42,6 +42,12 @@ def compiled_once(tmp_path_factory):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def recorded_elsewhere(tmp_path_factory):
+    """Data sets that tests record do not lie among the user's own."""
+    os.environ["MINARI_DATASETS_PATH"] = str(tmp_path_factory.mktemp("minari"))
+
+
 # Their subject is what the compiler makes of programs that should agree to the bit, or of the whole of a program: they
 # and what is slow are compiled as a user's program is. All else is very many small programs, held to tolerances or
 # run twice: there the compiler may save its effort.

@@ -28,6 +28,9 @@ FASHION = "fashion_mnist", "capsules", "overfitting", "embeddings"
 def skip_without_data(name):
     if name in FASHION and not images.DEBIAN_FOLDER.is_dir():
         pytest.skip("no Fashion-MNIST: apt-get install dataset-fashion-mnist")
+    for needed, package in (("offline", "minari"), ("icu_sepsis", "icu_sepsis")):
+        if name == needed:
+            pytest.importorskip(package)
     if name == "transfer" and not (STAMPS.is_dir() or "JDL_STAMPS" in os.environ):
         pytest.skip("no Tux Paint stamps: apt-get install tuxpaint-stamps-default")
 
