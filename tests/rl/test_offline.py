@@ -366,7 +366,8 @@ def test_td3_bc_by_its_equations():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), after.params["actor"], expected)
 
 
-@pytest.mark.parametrize("name", ["td3_bc", pytest.param("cql", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["td3_bc", "cql"])
 @pytest.mark.parametrize(
     "transform", [jdl.pmap, lambda learner: jdl.accumulate(learner, 4)], ids=["pmap", "accumulate"]
 )
@@ -383,6 +384,7 @@ def test_transforms_change_nothing(name, transform, x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8), *results)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
     data = bandit(BOX, 100)
     learner = jdl.jit(offline.learner(MAKE["td3_bc"](BOX, moments=data.moments()), BOX, 32))

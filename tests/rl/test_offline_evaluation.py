@@ -131,6 +131,7 @@ def test_acting_sees_what_learning_saw(action_space):
     np.testing.assert_allclose(actions[-1], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_reaches_the_return_that_it_is_asked_for():
     """Each action is worth its number; asked for a return, the model repeats the episodes that had it."""
     draw = np.random.default_rng(0)
