@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jdl.core.accumulators import Mean
 from rl.bounds import Bounds, bounds
+from rl.distributions import Squashed
 from rl.exploration import Noise, StateDependent
 from rl.networks import MLP, Actor, Critic, StateDependentActor, ensemble, torso
 from rl.off_policy import ReplayAgent
@@ -206,6 +207,48 @@ def explored(
         units = box.clipped(units + added)
     early = agent.steps < learning_starts
     return box.action(jnp.where(early, box.random(random_key, len(units)), units)), carry
+
+
+def soft_actor_loss(
+    policy: Callable[[PyTree, Any], Squashed],
+    value: Callable[[Any, Array], Float[Array, " batch"]],
+    temperature: float | None,
+    sought: float,
+) -> Callable[[PyTree, dict[str, Any], Array], tuple[Array, Array, dict[str, Mean]]]:
+    """The loss of an actor that climbs the value and the entropy (Haarnoja et al. 2018b, equations 7 and 18).
+
+    A learned temperature falls while the entropy is above what is sought, and rises below.
+
+    Args:
+        policy: `(actor, observation) -> distribution`.
+        value: `(observation, units) -> [batch]`.
+        temperature: α; None where the actor has its logarithm, "log_temperature", which is learned.
+        sought: the entropy that a learned temperature aims at, in nats.
+    """
+
+    def loss(actor: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
+        batch = part["transitions"]
+        units, log_prob = policy(actor, batch.observation).from_noise(part["noise"])
+        alpha = jax.lax.stop_gradient(weight_of_entropy(actor, temperature))
+        each = alpha * log_prob - value(batch.observation, units)
+        if temperature is None:
+            each = each - actor["log_temperature"] * jax.lax.stop_gradient(log_prob + sought)
+        weight = batch.weight.sum()
+        means = {"actor_loss": each, "entropy": -log_prob}
+        measured = {name: Mean((x * batch.weight).sum(), weight) for name, x in means.items()}
+        return (each * batch.weight).sum(), weight, measured
+
+    return loss
+
+
+def weight_of_entropy(actor: PyTree, temperature: float | None) -> Any:
+    """The temperature α: the given one, or else the actor's own.
+
+    Args:
+        actor: parameters, with "log_temperature" where the temperature is learned.
+        temperature: None if it is learned.
+    """
+    return jnp.exp(actor["log_temperature"]) if temperature is None else temperature
 
 
 def every(

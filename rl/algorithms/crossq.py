@@ -13,7 +13,7 @@ import jdl
 from jdl.core.accumulators import Last, Mean
 from jdl.core.update import apply_gradients
 from rl.bounds import bounds
-from rl.continuous import LEAST, every, explored, torsos
+from rl.continuous import LEAST, every, explored, soft_actor_loss, torsos, weight_of_entropy
 from rl.distributions import Squashed
 from rl.exploration import Noise
 from rl.networks import Actor, Critic, ensemble
@@ -125,9 +125,6 @@ def crossq(
         mean, log_std = cast(tuple, actor_net.apply({"params": actor["network"]}, observation))
         return Squashed(mean, log_std, box)
 
-    def weight_of_entropy(actor: PyTree) -> Any:
-        return jnp.exp(actor["log_temperature"]) if temperature is None else temperature
-
     def act(agent: ReplayAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool) -> tuple[Any, Carry, Any]:
         distribution = policy(agent.params["actor"], timestep.observation)
         if greedy:
@@ -142,7 +139,7 @@ def crossq(
         actor, critic_params, statistics = params["actor"], params["critics"], params["statistics"]
         noises = jax.random.normal(key, (2, batch_size, box.size))
         units, log_prob = policy(actor, batch.next_observation).from_noise(noises[0])
-        following = {"units": units, "entropy": -weight_of_entropy(actor) * log_prob}
+        following = {"units": units, "entropy": -weight_of_entropy(actor, temperature) * log_prob}
         part = own_part({"transitions": batch, "following": following, "noise": noises[1]}, batch_size)
 
         def critic_loss(params: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Any]]:
@@ -167,22 +164,12 @@ def crossq(
         # Flax promotes running statistics to wider types, and a state must keep its types.
         statistics = jax.tree.map(lambda new, old: new.astype(old.dtype), measured.pop("statistics"), statistics)
 
-        def actor_loss(actor: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
-            """As in `rl.sac`, by the critics as they are outside of training."""
-            batch, alpha = part["transitions"], weight_of_entropy(actor)
-            units, log_prob = policy(actor, batch.observation).from_noise(part["noise"])
+        def value(observation: Any, units: Array) -> Array:
+            """By the critics as they are outside of training."""
             given = {"params": critic_params, "batch_stats": statistics}
-            value = LEAST.value(cast(Array, frozen.apply(given, batch.observation, units)))
-            each = jax.lax.stop_gradient(alpha) * log_prob - value
-            if temperature is None:
-                each = each - actor["log_temperature"] * jax.lax.stop_gradient(log_prob + sought)
-            weight = batch.weight.sum()
-            means = {"actor_loss": each, "entropy": -log_prob}
-            return (
-                (each * batch.weight).sum(),
-                weight,
-                {name: Mean((x * batch.weight).sum(), weight) for name, x in means.items()},
-            )
+            return LEAST.value(cast(Array, frozen.apply(given, observation, units)))
+
+        actor_loss = soft_actor_loss(policy, value, temperature, sought)
 
         def improve() -> tuple[PyTree, Any, dict[str, Mean]]:
             grads, mean, measured = jdl.gradients(actor_loss, actor, part, key, separable=True)
@@ -197,7 +184,7 @@ def crossq(
         return learning, None, {"loss": loss, **measured, **improved}
 
     def also(agent: ReplayAgent) -> dict[str, Last]:
-        return {"temperature": Last(jnp.asarray(weight_of_entropy(agent.params["actor"]), jnp.float32))}
+        return {"temperature": Last(jnp.asarray(weight_of_entropy(agent.params["actor"], temperature), jnp.float32))}
 
     return off_policy(
         "crossq",

@@ -12,7 +12,16 @@ from jaxtyping import Array, PyTree
 import jdl
 from jdl.core.accumulators import Last, Mean
 from jdl.core.update import apply_gradients
-from rl.continuous import LEAST, ValueRule, actor_critics, check_tau, every, explored
+from rl.continuous import (
+    LEAST,
+    ValueRule,
+    actor_critics,
+    check_tau,
+    every,
+    explored,
+    soft_actor_loss,
+    weight_of_entropy,
+)
 from rl.distributions import Squashed
 from rl.exploration import Noise, StateDependent
 from rl.off_policy import Learning, ReplayAgent, check_counts, off_policy, own_part
@@ -117,9 +126,6 @@ def sac(
     def policy(actor: PyTree, observation: Any) -> Squashed:
         return Squashed(*nets.actor(actor["network"], observation), nets.bounds)
 
-    def weight_of_entropy(actor: PyTree) -> Any:
-        return jnp.exp(actor["log_temperature"]) if temperature is None else temperature
-
     def act(agent: ReplayAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool) -> tuple[Any, Carry, Any]:
         distribution = policy(agent.params["actor"], timestep.observation)
         if greedy:
@@ -140,7 +146,7 @@ def sac(
         noises = jax.random.normal(key, (2, batch_size, nets.bounds.size))
         units, log_prob = policy(actor, batch.next_observation).from_noise(noises[0])
         following = values.following(nets.critics(target, batch.next_observation, units))
-        following = following - (weight_of_entropy(actor) * log_prob)[:, None]
+        following = following - (weight_of_entropy(actor, temperature) * log_prob)[:, None]
         goals = batch.reward[:, None] + batch.discount[:, None] * following
         part = own_part({"transitions": batch, "goals": goals, "noise": noises[1]}, batch_size)
 
@@ -149,21 +155,10 @@ def sac(
             optimizer, grads, states["critics"], critic_params, loss, critic_loss, part, key
         )
 
-        def actor_loss(actor: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
-            """Climb the value and the entropy; the temperature falls while the entropy is above what is sought."""
-            batch, alpha = part["transitions"], weight_of_entropy(actor)
-            units, log_prob = policy(actor, batch.observation).from_noise(part["noise"])
-            value = values.value(nets.critics(critic_params, batch.observation, units))
-            each = jax.lax.stop_gradient(alpha) * log_prob - value
-            if temperature is None:
-                each = each - actor["log_temperature"] * jax.lax.stop_gradient(log_prob + sought)
-            weight = batch.weight.sum()
-            means = {"actor_loss": each, "entropy": -log_prob}
-            return (
-                (each * batch.weight).sum(),
-                weight,
-                {name: Mean((x * batch.weight).sum(), weight) for name, x in means.items()},
-            )
+        def value(observation: Any, units: Array) -> Array:
+            return values.value(nets.critics(critic_params, observation, units))
+
+        actor_loss = soft_actor_loss(policy, value, temperature, sought)
 
         def improve() -> tuple[PyTree, Any, dict[str, Mean]]:
             grads, mean, measured = jdl.gradients(actor_loss, actor, part, key, separable=True)
@@ -194,7 +189,7 @@ def sac(
         return () if noise is None else noise.init(num_envs, nets.bounds.size)
 
     def also(agent: ReplayAgent) -> dict[str, Last]:
-        return {"temperature": Last(jnp.asarray(weight_of_entropy(agent.params["actor"]), jnp.float32))}
+        return {"temperature": Last(jnp.asarray(weight_of_entropy(agent.params["actor"], temperature), jnp.float32))}
 
     return off_policy(
         "sac",

@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 import jdl
 from jdl.core.accumulators import Mean
 from jdl.core.update import apply_gradients
-from rl.continuous import LEAST, actor_critics, check_tau
+from rl.continuous import LEAST, actor_critics, check_tau, soft_actor_loss
 from rl.distributions import Squashed
 from rl.networks import Values
 from rl.normalize import Moments
@@ -109,15 +109,10 @@ def cql(
             optimizer, grads, states["critics"], critics, loss, critic_loss, part, key
         )
 
-        def actor_loss(actor: PyTree, part: dict[str, Any], key: Array) -> tuple[Array, Array, dict[str, Mean]]:
-            batch, alpha = part["transitions"], jnp.exp(actor["log_temperature"])
-            units, log_prob = policy(actor, batch.observation).from_noise(part["noise"])
-            value = LEAST.value(nets.critics(critics, batch.observation, units))
-            each = jax.lax.stop_gradient(alpha) * log_prob - value
-            each = each - actor["log_temperature"] * jax.lax.stop_gradient(log_prob + sought)
-            total = batch.weight.sum()
-            return each.sum(), total, {"entropy": Mean(-log_prob.sum(), total)}
+        def value(observation: Any, units: Array) -> Array:
+            return LEAST.value(nets.critics(critics, observation, units))
 
+        actor_loss = soft_actor_loss(policy, value, None, sought)
         grads, mean, improved = jdl.gradients(actor_loss, actor, part, key, separable=True)
         actor, actor_state = apply_gradients(
             actor_optimizer, grads, states["actor"], actor, mean, actor_loss, part, key
