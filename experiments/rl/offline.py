@@ -130,6 +130,12 @@ def dataset(config: Config) -> offline.Dataset:
     except LookupError as error:
         if "is not installed" in str(error):
             raise
+    space = rl.make_vec(config.env, 1).single_action_space
+    if config.data != "random" and not isinstance(space, gymnasium.spaces.Box):
+        raise ValueError(
+            f"data={config.data!r} is recorded by soft actor-critic, for Box actions, and {config.env} has {space}; "
+            "record a run of another algorithm (rl.offline.record_run, rl.offline.save) and give its id as data"
+        )
     print(f"recording {name}", file=sys.stderr)
     found = recorded(config.env, config.data, chosen)
     offline.save(found, name, algorithm="" if config.data == "random" else "soft actor-critic")

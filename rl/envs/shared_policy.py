@@ -180,7 +180,7 @@ def agents_of(name: str) -> int:
 
 
 def _pettingzoo(name: str, **options: Any) -> Any:
-    registry = imported("pettingzoo.env_registry")  # the import fills it
+    registry = imported("pettingzoo.env_registry", "'jdl[multi_agent]'")  # the import fills it
     try:
         return registry.registration.make("parallel", name, **options)
     except imported("pettingzoo.env_registry.exceptions").PettingZooRegistryError as error:

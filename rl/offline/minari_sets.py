@@ -23,7 +23,7 @@ def load(name: str | Path) -> Dataset:
         LookupError: if Minari is not installed, and for a data set that is not there; the message lists those that are.
         ValueError: for an episode that does not fit the spaces, and for numbers that are not finite.
     """
-    minari = imported("minari")
+    minari = imported("minari", "'jdl[offline]'")
     try:
         found = minari.MinariDataset(Path(name) / "data") if Path(name).is_dir() else minari.load_dataset(str(name))
     except (FileNotFoundError, ValueError) as error:
@@ -55,7 +55,7 @@ def save(dataset: Dataset, name: str, *, description: str = "", algorithm: str =
         LookupError: if Minari is not installed.
         ValueError: for a name that exists; nothing is overwritten.
     """
-    minari = imported("minari")
+    minari = imported("minari", "'jdl[offline]'")
     if name in minari.list_local_datasets():
         raise ValueError(
             f"the Minari data set {name!r} exists; give another version, or delete it: minari delete {name}"
