@@ -21,11 +21,13 @@ BARS = {  # by setting, vectorization and whether to act ahead: against SB3, aga
     ("ppo-256", "vector_entry_point", False): (3.0, 1.5),
     ("dqn", "sync", False): (3.0, 1.5),
     ("dqn", "sync", True): (3.0, 1.5),
+    ("sac", "sync", False): (1.5, 1.5),
 }
 WORDS = {
     "ppo-128": "PPO, 8 environments, 128 steps, 4 epochs of 256",
     "ppo-256": "PPO, 8 environments, 256 steps, 10 epochs of 64",
     "dqn": "DQN, the zoo's settings",
+    "sac": "SAC on HalfCheetah, batches of 256, an update a step",
 }
 
 
@@ -78,10 +80,24 @@ def make(
 
     import rl
 
-    num_envs = 1 if what == "dqn" else 8
-    envs = rl.make_vec("CartPole-v1", num_envs, vectorization)
+    num_envs = 8 if what.startswith("ppo") else 1
+    envs = rl.make_vec(peers.ENVS.get(what, "CartPole-v1"), num_envs, vectorization)
     spaces = envs.single_observation_space, envs.single_action_space
-    if what == "dqn":
+    if what == "sac":
+        theirs = peers.SAC
+        algorithm = rl.sac(
+            *spaces,
+            num_envs=1,
+            optimizer=optax.adam(theirs["learning_rate"]),
+            num_steps=theirs["train_freq"],
+            updates_per_rollout=theirs["gradient_steps"],
+            batch_size=theirs["batch_size"],
+            capacity=theirs["buffer_size"],
+            learning_starts=theirs["learning_starts"],
+            discount=theirs["gamma"],
+            tau=theirs["tau"],
+        )
+    elif what == "dqn":
         theirs = peers.DQN_ZOO
         algorithm = rl.dqn(
             *spaces,
@@ -120,7 +136,7 @@ def measured(what: str, vectorization: str, ahead: bool) -> None:
     import jdl
 
     _, learner, source, steps = make(what, vectorization, ahead=ahead)
-    count = {"ppo-128": 60, "ppo-256": 20, "dqn": 60}[what]
+    count = {"ppo-128": 60, "ppo-256": 20, "dqn": 60, "sac": 1000}[what]
 
     def measure() -> float:
         begin = time.perf_counter()

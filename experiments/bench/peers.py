@@ -23,20 +23,25 @@ DQN_ZOO = {
     "target_update_interval": 10, "train_freq": 256, "gradient_steps": 128, "exploration_fraction": 0.16,
     "exploration_final_eps": 0.04, "policy_kwargs": {"net_arch": [256, 256]},
 }  # fmt: skip
+SAC = {  # the defaults of both peers
+    "learning_rate": 3e-4, "batch_size": 256, "buffer_size": 100_000, "learning_starts": 500, "tau": 0.005,
+    "gamma": 0.99, "train_freq": 1, "gradient_steps": 1,
+}  # fmt: skip
+ENVS = {"sac": "HalfCheetah-v5"}
 
 
 def make(peer: str, algorithm: str, settings: dict[str, Any], num_envs: int, seed: int = 0) -> Any:
-    """A model of the peer's on CartPole."""
+    """A model of the peer's on CartPole, or on HalfCheetah for SAC."""
     from stable_baselines3.common.env_util import make_vec_env  # type: ignore
 
     if peer == "sb3":
         import stable_baselines3 as library  # type: ignore
         import torch  # type: ignore
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(2 if algorithm == "sac" else 1)  # the faster
     else:
         import sbx as library  # type: ignore
-    env = make_vec_env("CartPole-v1", num_envs, seed=seed)
+    env = make_vec_env(ENVS.get(algorithm, "CartPole-v1"), num_envs, seed=seed)
     extra = {"device": "cpu"} if peer == "sb3" else {}
     return getattr(library, algorithm.upper())("MlpPolicy", env, seed=seed, verbose=0, **settings, **extra)
 
@@ -45,9 +50,9 @@ def rate(peer: str, what: str) -> None:
     """Serve measurements of steps a second."""
     from experiments.bench.measure import serve
 
-    settings = {"ppo-128": FIRST, "ppo-256": SECOND, "dqn": DQN_ZOO}[what]
-    model = make(peer, what.split("-")[0], settings, 1 if what == "dqn" else 8)
-    steps = {"ppo-128": 30_720, "ppo-256": 12_288, "dqn": 10_240}[what]
+    settings = {"ppo-128": FIRST, "ppo-256": SECOND, "dqn": DQN_ZOO, "sac": SAC}[what]
+    model = make(peer, what.split("-")[0], settings, 8 if what.startswith("ppo") else 1)
+    steps = {"ppo-128": 30_720, "ppo-256": 12_288, "dqn": 10_240, "sac": 1000}[what]
     model.learn(steps)  # compiled, and past its warm-up
 
     def measure() -> float:

@@ -74,7 +74,7 @@ COMMON = {
     "network": "mlp",
     "total_steps": 400_000,
     "num_envs": 128,
-    "opening_moves": 4,
+    "opening_moves": 6,
     "num_steps": 16,
     "simulations": 16,
     "considered": 16,
@@ -88,7 +88,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "connect_four": {
         "total_steps": 10_000_000,
         "num_envs": 256,
-        "opening_moves": 24,
+        "opening_moves": 36,
         "num_steps": 32,
         "simulations": 32,
         "batch_size": 512,

@@ -45,13 +45,22 @@ class Config:
 
 
 SMOKE = {"updates": 8, "medium_steps": 200, "expert_steps": 400, "episodes": 2, "num_episodes": 2}
+
+
+def bars(method: str, data: str) -> dict[str, str]:
+    """No worse than the data; a clone of one agent within 5% of it, and of several agents held to nothing."""
+    if method == "bc":
+        return {"gain over the data": ">= -50"} if data == "medium" else {}
+    return {"gain over the data": ">= 0"}
+
+
 METHODS = ("bc", "td3_bc", "iql", "cql", "decision_transformer")
 RECORDS = {
     f"{method}-{data}": jdl.Record(
         {"method": method, "data": data},
         seeds=5,
         statistic="iqm",
-        bars={"gain over the data": ">= 0" if method != "bc" else ">= -50"},
+        bars=bars(method, data),
         shown=("return", "return of the data", "gain over the data"),
         beside="the mean return of the recorded episodes",
     )
@@ -125,11 +134,8 @@ def dataset(config: Config) -> offline.Dataset:
     steps = {"random": "", "medium": f"-{chosen['medium_steps']}", "replay": f"-{chosen['expert_steps']}"}
     counts = steps.get(config.data, f"-{chosen['medium_steps']}-{chosen['expert_steps']}")
     name = f"{config.env.lower()}/{config.data}{counts}-{chosen['episodes']}-v0"
-    try:
+    if name in offline.local():
         return offline.load(name)
-    except LookupError as error:
-        if "is not installed" in str(error):
-            raise
     space = rl.make_vec(config.env, 1).single_action_space
     if config.data != "random" and not isinstance(space, gymnasium.spaces.Box):
         raise ValueError(

@@ -66,8 +66,8 @@ def self_play(game: Game, opening_moves: int = 0) -> Environment:
 
     Args:
         game: the game.
-        opening_moves: a game begins after 0 to so many random moves, each number as often; where they would end it,
-            from the start.
+        opening_moves: a game begins after 0 to so many random moves, each number as often. They end it nowhere: a move
+            that would is not drawn, and a game that every move would end begins where it stands.
 
     Raises:
         ValueError: for a negative number of moves.
@@ -81,12 +81,13 @@ def self_play(game: Game, opening_moves: int = 0) -> Environment:
         number = jax.random.randint(number_key, (), 0, opening_moves + 1)
 
         def move(place: Array, position: Position) -> Position:
-            draw = jax.random.fold_in(key, place)
-            action = jax.random.categorical(draw, jnp.where(game.legal(position), 0.0, -jnp.inf))
-            return _where(place < number, game.step(position, action), position)
+            after = jax.vmap(game.step, (None, 0))(position, jnp.arange(game.actions))
+            goes_on = game.legal(position) & ~jax.vmap(game.ended)(after)
+            action = jax.random.categorical(jax.random.fold_in(key, place), jnp.where(goes_on, 0.0, -jnp.inf))
+            moved = jax.tree.map(lambda leaf: leaf[action], after)
+            return _where((place < number) & goes_on.any(), moved, position)
 
         position = jax.lax.fori_loop(0, opening_moves, move, start)
-        position = _where(game.ended(position), start, position)
         return position, _seen(game, position, position, jnp.float32(0))
 
     def step(position: Position, action: Any, key: Array) -> tuple[Position, Outcome]:

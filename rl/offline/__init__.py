@@ -7,7 +7,7 @@ from rl.offline.decision_transformer import decision_transformer
 from rl.offline.evaluation import WeightedEstimate, fitted_q_evaluation, weighted_importance_sampling
 from rl.offline.iql import iql
 from rl.offline.learner import learner
-from rl.offline.minari_sets import load, save, split
+from rl.offline.minari_sets import load, local, save, split
 from rl.offline.record import record, record_random, record_run, replay_of, replay_of_run
 from rl.offline.td3_bc import td3_bc
 
@@ -26,6 +26,7 @@ __all__ = [
     "join",
     "learner",
     "load",
+    "local",
     "record",
     "record_random",
     "record_run",

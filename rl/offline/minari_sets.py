@@ -12,6 +12,15 @@ from rl.envs.libraries import gymnasium_id, imported
 from rl.offline.dataset import Dataset, Episode, from_episodes
 
 
+def local() -> list[str]:
+    """The ids of the Minari data sets on this machine.
+
+    Raises:
+        LookupError: if Minari is not installed.
+    """
+    return sorted(imported("minari", "'jdl[offline]'").list_local_datasets())
+
+
 def load(name: str | Path) -> Dataset:
     """Read a local Minari data set.
 
@@ -27,7 +36,7 @@ def load(name: str | Path) -> Dataset:
     try:
         found = minari.MinariDataset(Path(name) / "data") if Path(name).is_dir() else minari.load_dataset(str(name))
     except (FileNotFoundError, ValueError) as error:
-        there = ", ".join(sorted(minari.list_local_datasets())) or "none"
+        there = ", ".join(local()) or "none"
         raise LookupError(
             f"there is no local Minari data set {str(name)!r}; there are: {there}. Record one (rl.offline.save), or "
             f"download it: minari download {name}"
@@ -56,7 +65,7 @@ def save(dataset: Dataset, name: str, *, description: str = "", algorithm: str =
         ValueError: for a name that exists; nothing is overwritten.
     """
     minari = imported("minari", "'jdl[offline]'")
-    if name in minari.list_local_datasets():
+    if name in local():
         raise ValueError(
             f"the Minari data set {name!r} exists; give another version, or delete it: minari delete {name}"
         )

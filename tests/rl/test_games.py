@@ -122,6 +122,16 @@ def test_matches():
     assert same == (10, 0, 10, 2)  # who moves first wins: one game for each side
 
 
+def test_openings_of_self_play_end_no_game():
+    env, keys = games.self_play(games.tic_tac_toe(), 9), jax.random.split(jax.random.key(0), 3000)
+    positions, outcome = jax.jit(jax.vmap(env.reset))(keys)
+    assert not np.asarray(outcome.terminated).any()
+    moves = np.bincount(np.count_nonzero(np.asarray(positions.stones), (1, 2)), minlength=10)
+    np.testing.assert_allclose(moves[:5] / len(keys), 1 / 10, atol=0.02)  # of the 10 numbers each as often
+    assert moves[9] == 0 < moves[8]  # every ninth move ends the game
+    assert not np.asarray(jax.vmap(games.tic_tac_toe().ended)(positions)).any()
+
+
 @pytest.mark.parametrize("at_once", [16, 128])
 def test_every_line(at_once):
     game = games.tic_tac_toe()

@@ -100,6 +100,7 @@ def test_minari_reads_what_is_written_and_the_other_way(minari_folder):
     ]  # fmt: skip
     data = offline.from_episodes(episodes, pictures, BOX)
     folder = offline.save(data, "driving/mine-v0", description="by hand")
+    assert "driving/mine-v0" in offline.local()
     for found in (offline.load("driving/mine-v0"), offline.load(folder)):
         for ours, theirs in zip(jax.tree.leaves(data[:6]), jax.tree.leaves(found[:6]), strict=True):
             assert ours.dtype == theirs.dtype
