@@ -104,9 +104,7 @@ def policy(
     outputs = head(action_space)
     recurrent = isinstance(body, Remembering)
     kind = RecurrentActorCritic if recurrent else ActorCritic
-    # `clone` lets a second memory share the torso below its cell, as runs with a memory have been saved.
-    other = body.clone() if recurrent else independent(body)
-    model: Any = kind(body, None if shared else other, outputs.outputs, outputs.stds)
+    model: Any = kind(body, None if shared else independent(body), outputs.outputs, outputs.stds)
 
     def init(key: Array) -> PolicyAgent:
         example = spaces.zeros(observation_space, 1)

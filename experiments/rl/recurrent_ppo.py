@@ -34,6 +34,7 @@ class Config(rl.Training):
     entropy_weight: float | None = None
     shared: bool | None = None  # one torso and memory for actor and critic
     normalize_observations: bool | None = None
+    normalize_rewards: bool | None = None  # divide them by the running standard deviation of returns
 
 
 SMOKE = {"total_steps": 2048, "num_episodes": 2}
@@ -68,11 +69,19 @@ COMMON = {
     "entropy_weight": 0.0,
     "shared": False,
     "normalize_observations": True,
+    "normalize_rewards": False,
 }
 RECALL = {"num_envs": 32, "epochs": 4, "minibatches": 4, "gae_lambda": 0.95, "discount": 0.99}
 TUNED: dict[str, dict[str, Any]] = {
     "RepeatFirstEasy-v0": {**RECALL, "total_steps": 1_000_000},
-    "PendulumNoVel-v1": {"discount": 0.9, "gae_lambda": 0.95},
+    "PendulumNoVel-v1": {
+        "num_envs": 4,
+        "num_steps": 256,
+        "minibatches": 4,
+        "discount": 0.9,
+        "gae_lambda": 0.95,
+        "normalize_rewards": True,
+    },
     **{f"MemoryChain{length}-v0": {**RECALL, "total_steps": 10_000 * (length + 1)} for length in rl.envs.LENGTHS},
 }
 
@@ -88,7 +97,10 @@ def algorithm(config: Config, observation_space: Space, action_space: Space) -> 
     network = None
     if config.cell != "none":
         network = rl.memory.memory(observation_space, chosen["width"], config.cell)
-    return rl.ppo(observation_space, action_space, network, optimizer=optimizer, **rl.options(rl.ppo, chosen))
+    plain = rl.ppo(observation_space, action_space, network, optimizer=optimizer, **rl.options(rl.ppo, chosen))
+    if not chosen["normalize_rewards"]:
+        return plain
+    return rl.scaled_rewards(plain, num_envs=chosen["num_envs"], discount=chosen["discount"])
 
 
 learner, main = rl.experiment(algorithm, settings)

@@ -89,6 +89,13 @@ def rollout():
     )  # fmt: skip
 
 
+def test_the_critic_shares_nothing_with_the_actor(rollout):
+    params = rollout[1].params
+    shapes = [jax.tree.map(jnp.shape, params[part]) for part in ("actor", "critic")]
+    assert shapes[0] == shapes[1]
+    assert set(shapes[0]) == {"torso", "cell"}
+
+
 def test_what_is_recalled_of_a_rollout_is_what_was_remembered_step_by_step(rollout):
     _, _, carries, experience = rollout
     for kept, wanted in zip(jax.tree.leaves(experience.extras.carry), jax.tree.leaves(carries), strict=True):
