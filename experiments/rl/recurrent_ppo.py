@@ -76,7 +76,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "RepeatFirstEasy-v0": {**RECALL, "total_steps": 1_000_000},
     "PendulumNoVel-v1": {
         "num_envs": 4,
-        "num_steps": 256,
+        "num_steps": 512,
         "minibatches": 4,
         "discount": 0.9,
         "gae_lambda": 0.95,
