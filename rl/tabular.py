@@ -98,12 +98,18 @@ def tabular(
             drawn = jax.random.categorical(jax.random.fold_in(key, t), jnp.log(probabilities))
             worth = backup(values, probabilities, jnp.where(end, drawn, next_action), allowed)
             error = reward + discount * jnp.where(terminated, 0, worth) - agent.values[state, action]
-            visited = jnp.zeros_like(agent.visits).at[state, action].add(valid)
-            visits = agent.visits + visited
-            rate = at(learning_rate, visits)
-            # Average over environments that visit the same state and action: a sum would overshoot.
-            change = jnp.zeros_like(agent.values).at[state, action].add(error * valid) / jnp.maximum(visited, 1)
-            agent = TabularAgent(agent.values + rate * change, visits, agent.steps + valid.sum().astype(jnp.int32))
+            # Average over environments that visit the same state and action: a sum would overshoot. Only these entries
+            # are computed, not the whole table.
+            same = (state[:, None] == state) & (action[:, None] == action) & (valid > 0)
+            number = same.sum(-1)
+            visits = agent.visits[state, action] + number
+            change = jnp.where(same, error, 0).sum(-1) / jnp.maximum(number, 1)
+            changed = agent.values[state, action] + at(learning_rate, visits) * change
+            agent = TabularAgent(
+                agent.values.at[state, action].set(changed),
+                agent.visits.at[state, action].set(visits),
+                agent.steps + valid.sum().astype(jnp.int32),
+            )
             return agent, ((jnp.abs(error) * valid).sum(), valid.sum())
 
         mask = experience.next_action_mask
