@@ -64,6 +64,8 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) --group dev -e ".$(if $(EXTRA),[$(EXTRA)])"
 	# Its returns are what ours are tested against; of what it depends on, one part knows no JAX of today.
 	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) rlax
+	# Of skfolio only a file of prices is read, so nothing that it depends on is needed.
+	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) skfolio
 	@touch $@
 
 bench: env  ## the framework's speed beside hand-written loops

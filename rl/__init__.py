@@ -2,6 +2,7 @@
 
 from rl import (
     algorithms,
+    backtest,
     distributions,
     envs,
     exploration,
@@ -53,6 +54,7 @@ __all__ = [
     "a2c",
     "algorithms",
     "alphazero",
+    "backtest",
     "check_env",
     "crossq",
     "ddpg",

@@ -26,6 +26,9 @@ from rl.envs.partly_observed import (
     register,
     repeat_first,
 )
+from rl.envs.portfolio import portfolio, weights_of
+from rl.envs.prices import Quotes, index_returns, prices, share_returns
+from rl.envs.prices import register as register_prices
 from rl.envs.shared_policy import ENTRY, SharedPolicy, agents_of
 from rl.envs.spread import SPREADS, Spread
 from rl.envs.toy_text import expected_return, from_table, greedy, optimal_values, table, toy_text
@@ -38,6 +41,7 @@ for count in SPREADS:
     )
 register_driving()
 register_markets()
+register_prices()
 
 TWINS: dict[str, Callable[..., Environment]] = {
     "CartPole-v1": cartpole,
@@ -48,6 +52,8 @@ TWINS: dict[str, Callable[..., Environment]] = {
     "Driving-v0": driving,
     "Market-v0": market,
     "MarketLeaked-v0": market_leaked,
+    "Prices-v0": prices,
+    "PricesLeaked-v0": partial(prices, leaked=True),
     "CartPoleNoVel-v1": cartpole_without_velocities,
     "PendulumNoVel-v1": pendulum_without_velocity,
     "ICUSepsis-v0": icu_sepsis,
@@ -106,6 +112,7 @@ __all__ = [
     "AsGymnasium",
     "Environment",
     "Outcome",
+    "Quotes",
     "SharedPolicy",
     "Spread",
     "acrobot",
@@ -127,6 +134,7 @@ __all__ = [
     "hidden",
     "icu_sepsis",
     "icu_sepsis_table",
+    "index_returns",
     "is_compiled",
     "make",
     "market",
@@ -137,8 +145,12 @@ __all__ = [
     "optimal_values",
     "pendulum",
     "pendulum_without_velocity",
+    "portfolio",
+    "prices",
     "repeat_first",
+    "share_returns",
     "table",
     "time_limit",
     "toy_text",
+    "weights_of",
 ]
