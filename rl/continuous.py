@@ -15,7 +15,7 @@ from rl.distributions import Squashed
 from rl.exploration import Noise, StateDependent
 from rl.networks import MLP, Actor, Critic, StateDependentActor, ensemble, torso
 from rl.off_policy import ReplayAgent
-from rl.spaces import encode, has_image, is_grid, zeros
+from rl.spaces import encode, has_grid, has_image, zeros
 from rl.types import Carry, TimeStep
 from rl.value_heads import quantile_loss
 
@@ -104,7 +104,7 @@ def torsos(
         network: see `actor_critics`.
         widths: see `actor_critics`.
     """
-    if network is None and (has_image(observation_space) or is_grid(observation_space)):
+    if network is None and (has_image(observation_space) or has_grid(observation_space)):
         network = torso(observation_space)
     if network is not None:
         return network, network.clone(), widths[-1:]

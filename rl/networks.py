@@ -15,7 +15,7 @@ from gymnasium import spaces
 from jaxtyping import Array, Float
 
 import jdl
-from rl.spaces import encode, has_image, is_grid, is_image
+from rl.spaces import encode, has_grid, has_image, is_grid, is_image
 
 _orthogonal = nn.initializers.orthogonal
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # features, size and stride of the convolutions of Mnih et al. 2015
@@ -138,9 +138,9 @@ def torso(
 ) -> nn.Module:
     """A torso for an observation space: `NatureCNN` for uint8 images, `MinAtarCNN` for grids, `MLP` for all else.
 
-    A Dict or Tuple with an image among its parts has a torso for each of them (`Fusion`); the parts of any other are
-    one vector. Images smaller than 36 x 36 are too small for these convolutions and get an `MLP` as well, and so do
-    grids smaller than 8 x 8.
+    A Dict or Tuple with an image or a grid among its parts has a torso for each of them (`Fusion`); the parts of any
+    other are one vector. Images smaller than 36 x 36 are too small for these convolutions and get an `MLP` as well, and
+    so do grids smaller than 8 x 8.
 
     Args:
         space: any space that `rl.spaces.encode` takes.
@@ -157,18 +157,22 @@ def torso(
         return MinAtarCNN(noisy=noisy)
     if is_image(space):
         return _of_images(space, 512, noisy, convolutions)
-    if not has_image(space):
+    if not _has_pictures(space):
         return MLP(encode(space), widths, activation, noisy)
 
     def of_part(part: gymnasium.Space) -> nn.Module:  # without dense layers, where `Fusion` gives it one
         if is_image(part):
             return _of_images(part, None, noisy, convolutions)
-        return torso(part, widths if has_image(part) else (), activation, noisy, convolutions)
+        return torso(part, widths if _has_pictures(part) else (), activation, noisy, convolutions)
 
     if isinstance(space, spaces.Dict):
         return Fusion({name: of_part(part) for name, part in space.spaces.items()}, widths, activation, noisy)
     assert isinstance(space, spaces.Tuple)
     return Fusion(tuple(map(of_part, space.spaces)), widths, activation, noisy)
+
+
+def _has_pictures(space: gymnasium.Space) -> bool:
+    return has_image(space) or has_grid(space)
 
 
 def independent(module: nn.Module) -> nn.Module:

@@ -47,6 +47,17 @@ def has_image(space: gymnasium.Space) -> bool:
     return any(map(has_image, space.spaces)) if isinstance(space, spaces.Tuple) else is_image(space)
 
 
+def has_grid(space: gymnasium.Space) -> bool:
+    """Whether observations are grids of truth values, or a Dict or Tuple with such a grid among its parts.
+
+    Args:
+        space: an observation space.
+    """
+    if isinstance(space, spaces.Dict):
+        return any(map(has_grid, space.spaces.values()))
+    return any(map(has_grid, space.spaces)) if isinstance(space, spaces.Tuple) else is_grid(space)
+
+
 def zeros(space: gymnasium.Space, *batch: int) -> Any:
     """An observation of zeros, in the structure and types in which environments with this space return it.
 

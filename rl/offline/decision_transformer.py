@@ -26,7 +26,7 @@ from rl.networks import MLP, torso
 from rl.normalize import Moments
 from rl.off_policy import check_counts, own_part
 from rl.offline.learner import OfflineAgent
-from rl.spaces import encode, has_image, is_grid, zeros
+from rl.spaces import encode, has_grid, has_image, zeros
 from rl.types import Algorithm, TimeStep
 
 
@@ -152,7 +152,7 @@ def decision_transformer(
     box = None if discrete else bounds(action_space)
     size = int(action_space.n) if discrete else cast(Any, box).size
     if network is None:
-        pictures = has_image(observation_space) or is_grid(observation_space)
+        pictures = has_image(observation_space) or has_grid(observation_space)
         network = torso(observation_space) if pictures else MLP(encode(observation_space), ())
     model = SequenceModel(network, size, max_steps, width, num_layers, num_heads, dropout)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rl.envs.shared_policy import agents_of
 from rl.runners.vector import make_vec, mask_of
@@ -22,10 +22,12 @@ class Scores(NamedTuple):
     Attributes:
         returns: undiscounted sum of the rewards of each episode.
         lengths: number of steps of each episode.
+        terminated: whether each episode ended by itself, and not by a limit of time.
     """
 
     returns: Float[np.ndarray, "*runs episodes"]
     lengths: Float[np.ndarray, "*runs episodes"]
+    terminated: Bool[np.ndarray, "*runs episodes"]
 
 
 def evaluate(
@@ -94,7 +96,7 @@ def evaluate(
         reward = np.zeros(count, np.float32)
         seen = TimeStep(observation, first, mask_of(observation, info), reward)
         _check_fit(lambda: act(agent, carry, seen, key, 0), env, environments)
-        returns, lengths = np.zeros(count), np.zeros(count)
+        returns, lengths, by_itself = np.zeros(count), np.zeros(count), np.zeros(count, bool)
         for time in range(max_steps):
             seen = TimeStep(observation, first, mask_of(observation, info), np.asarray(reward, np.float32))
             action, carry = act(agent, carry, seen, key, time)
@@ -104,9 +106,10 @@ def evaluate(
             observation, reward, terminated, truncated, info = environments.step(action)
             returns[running] += np.asarray(reward, float)[running]
             lengths += running
+            by_itself |= running & terminated
             running &= ~(terminated | truncated)  # later steps are of another episode, or only reset
             if not running.any():
-                return Scores(returns.reshape(shape), lengths.reshape(shape))
+                return Scores(*(one.reshape(shape) for one in (returns, lengths, by_itself)))
             first = np.zeros(count, bool)
     finally:
         environments.close()

@@ -206,7 +206,7 @@ def train(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
         seed=EVALUATION_SEED,
         watch=counted,
     )
-    run.save_arrays("scores", returns=scores.returns, lengths=scores.lengths)
+    run.save_arrays("scores", **scores._asdict())
     first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), jax.device_get(trained.agents))
     video(trained.algorithm, first, chosen["env"], run.path / "video.gif", seed=EVALUATION_SEED)
     figures.save(trained.algorithm, first, chosen["env"], run, scores.returns, counted, seed=EVALUATION_SEED)

@@ -48,6 +48,10 @@ def test_first_episodes_alone(counting):
     assert set(scores.returns) == {1.0, 9.0}
     assert abs((scores.returns == 9).mean() - 0.5) < 0.12  # taking the first 200 to end would find one in ten
     np.testing.assert_array_equal(scores.returns, scores.lengths)
+    assert scores.terminated.all()
+    cut = rl.evaluate(constant([5.0, 0.0]), jnp.float32(1), counting, episodes=9, options={"max_episode_steps": 4})
+    np.testing.assert_array_equal(cut.terminated, cut.lengths == 1)
+    assert set(cut.lengths) == {1.0, 4.0}
 
 
 def test_runs_side_by_side_and_the_real_environment_scores_like_its_twin():
@@ -55,7 +59,7 @@ def test_runs_side_by_side_and_the_real_environment_scores_like_its_twin():
     algorithm = constant(1)._replace(init=lambda key: jnp.int32(1))
     agents = jnp.array([0, 1], jnp.int32)
     scores = rl.evaluate(algorithm, agents, "CartPole-v1", runs=2, episodes=50)
-    assert scores.returns.shape == (2, 50)
+    assert scores.returns.shape == scores.terminated.shape == (2, 50)
     assert np.all((scores.returns >= 8) & (scores.returns <= 11))  # pushed one way alone it falls at once
     twin = rl.on_device(algorithm, env, 1)
     state = twin.init(jax.random.key(0))
