@@ -8,10 +8,14 @@ import gymnasium
 
 from rl.envs.adapters import from_brax, from_functional, from_gymnax, from_pgx
 from rl.envs.as_gymnasium import AsGymnasium
+from rl.envs.car_racing import CarRacingSensors
+from rl.envs.car_racing import register as register_car_racing
 from rl.envs.classic_control import acrobot, cartpole, mountain_car, mountain_car_continuous, pendulum
 from rl.envs.driving import driving
 from rl.envs.driving import register as register_driving
 from rl.envs.environment import Environment, Outcome, auto_reset, time_limit
+from rl.envs.highway import HighwaySensors
+from rl.envs.highway import register as register_highway
 from rl.envs.icu_sepsis import clinicians, icu_sepsis, icu_sepsis_table
 from rl.envs.libraries import LIBRARIES, gymnasium_id, is_of_a_library, of_a_library
 from rl.envs.market import best_growth, market, market_leaked
@@ -42,6 +46,8 @@ for count in SPREADS:
 register_driving()
 register_markets()
 register_prices()
+register_highway()
+register_car_racing()
 
 TWINS: dict[str, Callable[..., Environment]] = {
     "CartPole-v1": cartpole,
@@ -110,7 +116,9 @@ __all__ = [
     "SPREADS",
     "TWINS",
     "AsGymnasium",
+    "CarRacingSensors",
     "Environment",
+    "HighwaySensors",
     "Outcome",
     "Quotes",
     "SharedPolicy",

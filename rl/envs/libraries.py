@@ -33,6 +33,13 @@ def _brax(name: str, **options: Any) -> Environment:
 # The original of MinAtar has no time limit, and an agent without randomness may play Breakout forever.
 _MINATAR, _MINATAR_STEPS = "minatar-", 10_000
 
+# highway-env registers its environments when it is asked to: these, with all that follows the hyphen.
+_HIGHWAY = tuple(
+    f"{road}-"
+    for road in ("exit", "highway", "intersection", "lane-keeping", "merge", "parking", "racetrack", "roundabout",
+                 "two-way", "u-turn")
+)  # fmt: skip
+
 LIBRARIES: dict[str, Callable[..., Environment]] = {"pgx": _pgx, "gymnax": _gymnax, "brax": _brax}
 
 
@@ -67,16 +74,18 @@ def gymnasium_id(name: str) -> str:
     scored in the original; anything else in the library's own environment, stepped by the host (`AsGymnasium`, or
     `SharedPolicy` for PettingZoo's).
 
-    MinAtar's environments are registered here, with a limit of 10,000 steps.
+    MinAtar's environments are registered here, with a limit of 10,000 steps, and so are those of highway-env.
 
     Args:
         name: as in `make`, or any id that Gymnasium has.
 
     Raises:
-        LookupError: for what cannot be a name, and for MinAtar's where minatar is not installed.
+        LookupError: for what cannot be a name, and for those of minatar and highway-env where these are not installed.
     """
     if name.startswith("MinAtar/"):
         _register_minatar()
+    if name.startswith(_HIGHWAY) and name not in gymnasium.registry:
+        imported("highway_env", "'jdl[highway]'")._register_highway_envs()
     library, _, own = name.partition(":")
     if not is_of_a_library(name) and library != "pettingzoo":
         return name

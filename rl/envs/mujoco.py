@@ -49,4 +49,6 @@ def extra_of(env: str) -> str | None:
     """
     spec = gymnasium.registry.get(env)
     where = "" if spec is None else str(spec.entry_point)
+    if where.startswith("rl.envs.car_racing:"):
+        return "box2d"
     return next((extra for extra in _EXTRAS if f"envs.{extra}" in where), None)

@@ -25,7 +25,8 @@ def public():
     # Modules without an __all__ show what they define.
     for place in ("jdl.metrics", "jdl.losses", "jdl.optimizers", "jdl.statistics", "jdl.lora", "jdl.tune",
                   "jdl.data.augment", "jdl.data.mixing", "jdl.data.tokenizers", "rl.backtest", "rl.returns",
-                  "rl.networks", "rl.normalize", "rl.distributions", "rl.search", "rl.sensors", "rl.spaces"):  # fmt: skip
+                  "rl.networks", "rl.normalize", "rl.distributions", "rl.search", "rl.sensors",
+                  "rl.spaces"):  # fmt: skip
         names.discard(place)
         names.add(f"{place}.*")
     return names - {"jdl.checkpoint", "rl.algorithms"}

@@ -30,9 +30,15 @@ FASHION = "fashion_mnist", "capsules", "overfitting", "embeddings"
 def skip_without_data(name):
     if name in FASHION and not images.DEBIAN_FOLDER.is_dir():
         pytest.skip("no Fashion-MNIST: apt-get install dataset-fashion-mnist")
-    for needed, package in (("offline", "minari"), ("icu_sepsis", "icu_sepsis"), ("prices", "skfolio")):
-        if name == needed and importlib.util.find_spec(package) is None:  # of skfolio a file is read alone
-            pytest.skip(f"{package} is not installed")
+    needs = {
+        "offline": "minari",
+        "icu_sepsis": "icu_sepsis",
+        "prices": "skfolio",  # of which a file is read, nothing is imported
+        "highway": "highway_env",
+        "car_racing": "Box2D",
+    }
+    if (package := needs.get(name)) and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     if name == "transfer" and not (STAMPS.is_dir() or "JDL_STAMPS" in os.environ):
         pytest.skip("no Tux Paint stamps: apt-get install tuxpaint-stamps-default")
 
