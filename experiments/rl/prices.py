@@ -163,5 +163,7 @@ def picture(dates: np.ndarray, agents: list[backtest.Track], simple: dict[str, b
     for (name, track), color in zip(simple.items(), ("#3b6fb6", "#d9622b", "#3c8d5a"), strict=True):
         axes.plot(dates, np.cumprod(1 + track.returns), color=color, lw=1.4, label=name)
     axes.set(yscale="log", ylabel="wealth")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend(frameon=False)
     return figure
