@@ -63,13 +63,8 @@ class ICUSepsis(AsGymnasium):
     """The environment behind Gymnasium's interface, "ICUSepsis-v0"."""
 
     def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(_shared(), render_mode)
+        super().__init__(icu_sepsis, render_mode)
         self.rules = icu_sepsis_table()
-
-
-@functools.cache
-def _shared() -> Environment:
-    return icu_sepsis()
 
 
 def _array(name: str) -> np.ndarray:
