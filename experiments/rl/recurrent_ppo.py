@@ -73,6 +73,7 @@ COMMON = {
 }
 RECALL = {"num_envs": 32, "epochs": 4, "minibatches": 4, "gae_lambda": 0.95, "discount": 0.99}
 TUNED: dict[str, dict[str, Any]] = {
+    "CartPoleNoVel-v1": {"num_envs": 4, "num_steps": 256, "minibatches": 4, "normalize_rewards": True},
     "RepeatFirstEasy-v0": {**RECALL, "total_steps": 1_000_000},
     "PendulumNoVel-v1": {
         "num_envs": 4,
