@@ -5,6 +5,7 @@ from rl.algorithms.alphazero import alphazero
 from rl.algorithms.crossq import crossq
 from rl.algorithms.dqn import dqn, rainbow
 from rl.algorithms.expected_sarsa import expected_sarsa
+from rl.algorithms.muzero import muzero
 from rl.algorithms.ppo import ppo
 from rl.algorithms.q_learning import q_learning
 from rl.algorithms.reinforce import reinforce
@@ -20,6 +21,7 @@ __all__ = [
     "ddpg",
     "dqn",
     "expected_sarsa",
+    "muzero",
     "ppo",
     "q_learning",
     "rainbow",
