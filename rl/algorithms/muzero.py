@@ -62,7 +62,7 @@ def muzero(
     considered: int = 16,
     minibatches: int = 32,
     batch_size: int = 256,
-    window: int = 16,
+    window: int = 128,
     unroll_steps: int = 5,
     n_step: int = 10,
     discount: float = 0.99,
@@ -70,7 +70,7 @@ def muzero(
     value_limit: float = 1000.0,
     bins: int = 51,
     value_weight: float = 0.25,
-    least_range: float = 0.5,
+    least_range: float = 0.3,
     normalize_observations: bool = False,
 ) -> Algorithm:
     """MuZero for Discrete actions.
