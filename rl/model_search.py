@@ -31,9 +31,8 @@ def model_search(
 ) -> Searched:
     """Search from the states of a model; values are scaled to [0, 1] among the actions of each node.
 
-    What is allowed is known at the first state alone. Further on the model's own policy must tell, which has learned
-    that forbidden actions are never taken. The model does not say where episodes end: it learns that rewards and values
-    are 0 from there on.
+    What is allowed is known at the first state alone; deeper, every action is. The model does not say where episodes
+    end: it learns that rewards and values are 0 from there on.
 
     Args:
         model: the network.

@@ -23,6 +23,7 @@ class Kept(NamedTuple):
         reward: float32.
         value: float32; the target of the value of each observation.
         weights: [..., actions], float32; what the search made of the policy.
+        allowed: [..., actions], bool.
         terminated: bool.
         truncated: bool.
         valid: bool; False for steps that count nowhere.
@@ -33,6 +34,7 @@ class Kept(NamedTuple):
     reward: Any
     value: Any
     weights: Any
+    allowed: Any
     terminated: Any
     truncated: Any
     valid: Any
@@ -47,6 +49,7 @@ class Unrolled(NamedTuple):
         reward: [batch, steps], float32; of each action.
         value: [batch, positions], float32.
         weights: [batch, positions, actions], float32.
+        allowed: [batch, positions, actions], bool.
         real: [batch, positions], bool.
         known: [batch, positions], bool; real or absorbed.
     """
@@ -56,6 +59,7 @@ class Unrolled(NamedTuple):
     reward: Float[Array, "batch steps"]
     value: Float[Array, "batch positions"]
     weights: Float[Array, "batch positions actions"]
+    allowed: Bool[Array, "batch positions actions"]
     real: Bool[Array, "batch positions"]
     known: Bool[Array, "batch positions"]
 
@@ -82,6 +86,7 @@ def unrolled(kept: Kept, rollout: Array, time: Array, env: Array, steps: int) ->
         reward=jnp.where(real, at.reward, 0)[:, :-1],
         value=jnp.where(real, at.value, 0),
         weights=at.weights,
+        allowed=at.allowed,
         real=real,
         known=real | absorbed,
     )

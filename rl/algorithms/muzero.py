@@ -23,6 +23,7 @@ from rl.networks import torso
 from rl.off_policy import check_counts
 from rl.policy import Extras, by_env, moments, next_values
 from rl.returns import n_step_returns
+from rl.search import masked
 from rl.spaces import real_valued, zeros
 from rl.two_hot import two_hot
 from rl.types import Algorithm, Experience, TimeStep
@@ -38,7 +39,7 @@ class MuZeroAgent:
         optimizer: state of the Optax optimizer.
         kept: leaves [window, time, env, ...]; the last rollouts (`rl.unrolls.Kept`).
         rollouts: scalar int32; rollouts so far.
-        spread: scalar float32; standard deviation of the value targets that are kept.
+        spread: scalar float32; the largest standard deviation that the value targets kept had so far.
         observations: `rl.normalize.Moments` of the observations; None if they are not normalized.
     """
 
@@ -133,11 +134,21 @@ def muzero(
         params = model.init(key, example)["params"]
         one = jax.tree.map(lambda leaf: leaf[0], example)
         number, truth = jnp.zeros(()), jnp.zeros((), bool)
-        step = Kept(one, jnp.zeros((), jnp.int32), number, number, jnp.zeros(actions), truth, truth, truth)
+        step = Kept(
+            one,
+            jnp.zeros((), jnp.int32),
+            number,
+            number,
+            jnp.zeros(actions),
+            jnp.zeros(actions, bool),
+            truth,
+            truth,
+            truth,
+        )
         shape = window, num_steps, num_envs
         kept = jax.tree.map(lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype), step)
         normalizer = normalize.initial(one, real_valued(observation_space)) if normalize_observations else None
-        return MuZeroAgent(params, optimizer.init(params), kept, jnp.zeros((), jnp.int32), jnp.ones(()), normalizer)
+        return MuZeroAgent(params, optimizer.init(params), kept, jnp.zeros((), jnp.int32), jnp.zeros(()), normalizer)
 
     def seen(agent: MuZeroAgent, observation: Any) -> Any:
         return observation if agent.observations is None else normalize.normalized(agent.observations, observation)
@@ -175,7 +186,8 @@ def muzero(
             normalizer = normalize.updated(normalizer, experience.timestep.observation, experience.valid)
         agent = agent.replace(kept=kept, observations=normalizer)  # type: ignore[attr-defined]
         there = jnp.minimum(agent.rollouts + 1, window)
-        _, spread = moments(kept.value, kept.valid)
+        # Never less than before: the values of an agent that always does the same are all alike.
+        spread = jnp.maximum(agent.spread, moments(kept.value, kept.valid)[1])
 
         def minibatch(state: tuple[PyTree, Any], key: Array) -> tuple[tuple[PyTree, Any], Any]:
             params, optimizer_state = state
@@ -205,7 +217,8 @@ def muzero(
         _, (later, reward) = jax.lax.scan(transition, first, part.action.T)
         states, reward = by_env((jnp.concatenate([first[None], later]), reward))  # [batch, position, ...]
         logits, value = predict(states)
-        log_probs = jax.nn.log_softmax(logits)
+        # What is forbidden in some states is not to seem bad in others, as it would if its logits were to fall.
+        log_probs = jax.nn.log_softmax(masked(logits, part.allowed))
         surprise = -(part.weights * log_probs).sum(-1)
         own_entropy = jax.scipy.special.entr(part.weights).sum(-1)
         value_loss = optax.softmax_cross_entropy(value, numbers.encode(part.value))
@@ -246,12 +259,14 @@ def muzero(
         target = n_step_returns(
             experience.reward, following, experience.terminated, experience.truncated, discount, n_step
         )
+        allowed, weights = experience.timestep.action_mask, experience.extras["weights"]
         return Kept(
             observation=experience.timestep.observation,
             action=experience.action,
             reward=experience.reward,
             value=target,
-            weights=experience.extras["weights"],
+            weights=weights,
+            allowed=jnp.ones(weights.shape, bool) if allowed is None else allowed,
             terminated=experience.terminated,
             truncated=experience.truncated,
             valid=experience.valid,

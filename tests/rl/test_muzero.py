@@ -55,6 +55,7 @@ def some_rollouts(random, rollouts=2, time=9, envs=3, actions=2):
         reward=random.normal(size=shape),
         value=random.normal(size=shape),
         weights=random.random((*shape, actions)),
+        allowed=random.random((*shape, actions)) < 0.7,
         terminated=terminated,
         truncated=(random.random(shape) < 0.15) & ~terminated,
         valid=random.random(shape) < 0.8,
@@ -85,6 +86,7 @@ def test_unrolls_beside_a_plain_loop(steps):
                 np.testing.assert_allclose(found.reward[row, k], wanted[1], rtol=1e-6)
             if real:
                 np.testing.assert_allclose(found.weights[row, k], kept.weights[r, t + k, e], rtol=1e-6)
+                np.testing.assert_array_equal(found.allowed[row, k], kept.allowed[r, t + k, e])
                 if k < steps:
                     assert found.action[row, k] == kept.action[r, t + k, e]
                 if kept.terminated[r, t + k, e]:
