@@ -46,7 +46,7 @@ def test_numbers_come_back_from_their_bins_as_far_as_the_limit(limit, bins):
     np.testing.assert_allclose(back, np.clip(NUMBERS, -limit, limit), rtol=2e-4, atol=2e-4)
 
 
-def some_rollouts(random, rollouts=2, time=9, envs=3, actions=2):
+def some_rollouts(random, rollouts=6, time=9, envs=3, actions=2):
     shape = rollouts, time, envs
     terminated = random.random(shape) < 0.15
     return Kept(
@@ -58,7 +58,7 @@ def some_rollouts(random, rollouts=2, time=9, envs=3, actions=2):
         allowed=random.random((*shape, actions)) < 0.7,
         terminated=terminated,
         truncated=(random.random(shape) < 0.15) & ~terminated,
-        valid=random.random(shape) < 0.8,
+        valid=random.random(shape) < 0.9,
     )
 
 
@@ -66,7 +66,7 @@ def some_rollouts(random, rollouts=2, time=9, envs=3, actions=2):
 def test_unrolls_beside_a_plain_loop(steps):
     random = np.random.default_rng(0)
     kept = some_rollouts(random)
-    places = [(r, t, e) for r in range(2) for t in range(9) for e in range(3)]
+    places = [(r, t, e) for r in range(6) for t in range(9) for e in range(3)]
     found = jax.device_get(unrolled(jax.tree.map(jnp.asarray, kept), *jnp.array(places).T, steps))
     seen = set()
     for row, (r, t, e) in enumerate(places):
