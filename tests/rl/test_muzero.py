@@ -257,7 +257,7 @@ def actions(algorithm, agent, *observations):
 RUNNERS = [pytest.param("device", marks=pytest.mark.slow), pytest.param("host", marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("runner", ["device", RUNNERS[1]])
+@pytest.mark.parametrize("runner", RUNNERS)
 def test_an_action_that_is_seen(runner):
     env = probes.matched()
     algorithm, agent, last = trained(runner, env, 60)
