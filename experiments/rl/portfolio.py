@@ -2,7 +2,7 @@
 
 Run:       jdl run portfolio --seeds 5                          (the signal is tomorrow's return, leaked: a probe)
            jdl run portfolio --env Market-v0 --seeds 5          (the signal is right 65 times in 100)
-Result:    not measured yet
+Result:    share of the oracle 1 [1, 1] (5 seeds, 211 s)
 """
 
 import dataclasses
