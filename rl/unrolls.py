@@ -69,7 +69,9 @@ def unrolled(kept: Kept, rollout: Array, time: Array, env: Array, steps: int) ->
 
     Args:
         kept: rollouts, with all three axes.
-        rollout, time, env: [batch], int32; the places.
+        rollout: [batch], int32; the places on the first axis.
+        time: [batch], int32; on the second.
+        env: [batch], int32; on the third.
         steps: how many actions.
     """
     length = kept.action.shape[1]

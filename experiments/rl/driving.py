@@ -3,7 +3,8 @@
 Run:       jdl run driving --seeds 5                      (both sensors)
            jdl run driving --sensors camera --seeds 5     (state: the instruments alone)
            jdl run driving --failures 0.5 --seeds 5       (sensors fail while it trains; also scored without each)
-Result:    not measured yet
+Result:    return 45.83 [44.7, 46.32]; return (without camera) 0.1304 [-0.02849, 0.4352]; return (without state) 4.696
+           [4.131, 5.009] (5 seeds, 17 min)
 """
 
 import dataclasses
