@@ -100,7 +100,7 @@ $(SOLVER)/.built: env
 
 $(PEERS)/.built:
 	$(TORCH_PYTHON) -m venv --clear $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 stable-baselines3==2.9.2 sbx-rl==0.28.0
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 stable-baselines3==2.9.2 sbx-rl==0.28.0 mujoco==3.17.0
 	@touch $@
 
 clean:
