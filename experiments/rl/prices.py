@@ -2,7 +2,9 @@
 
 Run:       jdl run prices --seeds 5
            jdl run prices --env PricesLeaked-v0 --seeds 5     (a probe: it is shown tomorrow's returns)
-Result:    not measured yet
+Result:    yearly return -0.04853 [-0.1221, 0.02815]; Sharpe ratio -0.088 [-0.4059, 0.237]; drawdown -0.5817 [-0.6437,
+           -0.4654]; turnover 247.6 [228.1, 261.1]; difference to 1/N -1.104 [-1.422, -0.7792]; difference to 1/N
+           (low) -1.674 [-2, -1.348]; difference to 1/N (high) -0.668 [-0.9934, -0.3464] (5 seeds, 197 s)
 
 No claim is made: docs/prices.md says what these years can't tell.
 """
