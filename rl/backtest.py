@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import nnls
-from sklearn.covariance import LedoitWolf
 
 from jdl.core.statistics import Interval
 
@@ -94,6 +92,8 @@ def minimum_variance(window: int = 504, every: int = 21) -> Rule:
 
     Source: Ledoit and Wolf 2004, "Honey, I shrunk the sample covariance matrix".
     """
+    from scipy.optimize import nnls  # seconds of import, for this rule alone
+    from sklearn.covariance import LedoitWolf
 
     def choose(past: np.ndarray, held: np.ndarray) -> np.ndarray:
         if held.any() and len(past) % every:

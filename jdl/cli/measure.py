@@ -1,5 +1,6 @@
 """`jdl measure`."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import tyro
 
 from jdl.cli.command import Command
 from jdl.cli.console import console
+from jdl.experiment import execute
 from jdl.experiment.records import Declared, declared
 
 _RUNS = Path("runs") / "records"
@@ -38,13 +40,23 @@ def measure(only: Annotated[tuple[str, ...], tyro.conf.Positional] = (), list: b
 
 def _run(record: Declared) -> int:
     """Measure a record in a process of its own, because JAX keeps the memory of every run; returns the status."""
-    folder = _RUNS / record.name
-    number = 2
-    while (folder / "result.json").is_file():  # a finished run stays
-        folder, number = _RUNS / f"{record.name}-{number}", number + 1
     console.print(f"{record.name}: {_last(record)}", markup=False)
-    words = [sys.executable, "-m", "jdl", *record.words, "--record", "--run-dir", str(folder)]
+    words = [sys.executable, "-m", "jdl", *record.words, "--record", "--run-dir", str(_folder(record))]
     return subprocess.run(words).returncode
+
+
+def _folder(record: Declared) -> Path:
+    """A new folder, or that of the same run if it was stopped; finished runs stay, and those of another source."""
+    for number in itertools.count(1):
+        folder = _RUNS / (record.name if number == 1 else f"{record.name}-{number}")
+        if (folder / "result.json").is_file():
+            continue
+        try:
+            execute.begun(record.module, record.config, range(record.record.seeds), folder)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
 
 
 def _last(record: Declared) -> str:

@@ -40,6 +40,9 @@ _HIGHWAY = tuple(
                  "two-way", "u-turn")
 )  # fmt: skip
 
+# By a part of the name of the module that an environment is in.
+_EXTRAS = {"envs.mujoco": "mujoco", "envs.box2d": "box2d", "rl.envs.car_racing": "box2d"}
+
 LIBRARIES: dict[str, Callable[..., Environment]] = {"pgx": _pgx, "gymnax": _gymnax, "brax": _brax}
 
 
@@ -112,6 +115,17 @@ def _register_minatar() -> None:
     for spec in gymnasium.registry.values():
         if spec.namespace == "MinAtar" and spec.max_episode_steps is None:
             spec.max_episode_steps = _MINATAR_STEPS
+
+
+def extra_of(env: str) -> str | None:
+    """The extra of jdl with the packages that an environment of Gymnasium's, or one built on it, needs; None for none.
+
+    Args:
+        env: id of the Gymnasium environment.
+    """
+    spec = gymnasium.registry.get(env)
+    where = "" if spec is None else str(spec.entry_point)
+    return next((extra for part, extra in _EXTRAS.items() if part in where), None)
 
 
 def imported(module: str, extra: str | None = None) -> ModuleType:

@@ -1,4 +1,4 @@
-"""What the environments of MuJoCo need around them: its notices kept off the screen, the missing package named."""
+"""The notices of MuJoCo, kept off the screen."""
 
 import contextlib
 import importlib
@@ -6,9 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import gymnasium
-
-_EXTRAS = "mujoco", "box2d"  # of jdl, as Gymnasium's modules are called
+from rl.envs.libraries import extra_of
 
 
 @contextlib.contextmanager
@@ -39,16 +37,3 @@ def without_notices(env: str) -> Iterator[None]:
         yield
     finally:
         mujoco.set_mju_user_warning(before)
-
-
-def extra_of(env: str) -> str | None:
-    """The extra of jdl with the packages that an environment of Gymnasium's own needs, None for no extra.
-
-    Args:
-        env: id of the Gymnasium environment.
-    """
-    spec = gymnasium.registry.get(env)
-    where = "" if spec is None else str(spec.entry_point)
-    if where.startswith("rl.envs.car_racing:"):
-        return "box2d"
-    return next((extra for extra in _EXTRAS if f"envs.{extra}" in where), None)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
-from scipy.optimize import linear_sum_assignment
 
 SPREADS = (2, 3, 4)  # numbers of agents that have a name
 _MOVES = np.array([(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)])  # stay, and a cell along an axis
@@ -118,6 +117,8 @@ class Spread:
         The best pairs of agents and landmarks cost least in sum, and no agent stands in another's way: if it would
         cover a landmark on its way, it may as well stay there, and the other goes on to the one it was bound for.
         """
+        from scipy.optimize import linear_sum_assignment  # half a second of import
+
         free, left = self.places[~self.settled], self.landmarks[~self.covered]
         steps = np.abs(free[:, None] - left[None]).sum(-1)
         # The step that settles an agent does not cost any more.

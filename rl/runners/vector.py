@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from jaxtyping import PyTree
 
-from rl.envs.libraries import gymnasium_id
-from rl.envs.mujoco import extra_of, without_notices
+from rl.envs.libraries import extra_of, gymnasium_id
+from rl.envs.mujoco import without_notices
 from rl.envs.shared_policy import agents_of
 from rl.spaces import choices
 

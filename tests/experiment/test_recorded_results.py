@@ -1,6 +1,9 @@
 """Results are kept as records, and tables are what the records say."""
 
 import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -167,6 +170,19 @@ def test_what_is_stale_is_measured_again_and_nothing_else(folder, capsys):
     assert "number:" not in listed
     assert "number-large: not measured yet" in listed
     assert "there is no record 'sum'" in jdl_(capsys, "measure", "sum", status=2)
+
+
+def test_a_stopped_measurement_goes_on_unless_the_experiment_has_changed(folder, capsys, monkeypatch):
+    run, source = folder / "runs" / "records" / "number", folder / "experiments" / "sums" / "number.py"
+    jdl_(capsys, "run", "number", "--seeds", 3, "--run-dir", run)
+    asked = []
+    monkeypatch.setattr(subprocess, "run", lambda words: asked.append(Path(words[-1])) or SimpleNamespace(returncode=0))
+    jdl_(capsys, "measure", "number")  # beside the finished one
+    (run / "result.json").unlink()
+    jdl_(capsys, "measure", "number")
+    source.write_text(source.read_text().replace("+ 1.0", "+ 2.0"))
+    jdl_(capsys, "measure", "number")
+    assert [one.name for one in asked] == ["number-2", "number", "number-2"]
 
 
 @pytest.mark.parametrize("bar", ["0.9", "> 1", ">= x"])

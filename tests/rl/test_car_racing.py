@@ -6,7 +6,7 @@ import pytest
 
 import rl
 from rl.envs.car_racing import CarRacingSensors, camera, original
-from rl.envs.mujoco import extra_of
+from rl.envs.libraries import extra_of
 
 
 @pytest.fixture(scope="module", autouse=True)

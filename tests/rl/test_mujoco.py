@@ -8,7 +8,8 @@ import jax
 import pytest
 
 import rl
-from rl.envs.mujoco import extra_of, without_notices
+from rl.envs.libraries import extra_of
+from rl.envs.mujoco import without_notices
 from rl.runners.vector import make_vec
 
 

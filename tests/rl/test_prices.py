@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from sklearn.covariance import LedoitWolf
 
 import rl
 from rl import backtest
@@ -108,7 +109,7 @@ def test_a_backtest_refuses_what_are_no_weights():
 def test_minimum_variance_is_that_of_a_general_solver():
     mixed = RNG.normal(0, 0.01, (300, 6)) @ RNG.normal(0, 1, (6, 6))
     weights = backtest.minimum_variance(window=200)(mixed, np.zeros(6))
-    covariance = backtest.LedoitWolf().fit(mixed[-200:]).covariance_
+    covariance = LedoitWolf().fit(mixed[-200:]).covariance_
     scale = np.trace(covariance)
     found = minimize(
         lambda w: w @ covariance @ w / scale, np.full(6, 1 / 6), bounds=[(0, 1)] * 6, tol=1e-14,

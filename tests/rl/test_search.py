@@ -86,8 +86,8 @@ def test_random_games_are_worth_what_all_of_them_are():
     np.testing.assert_allclose(found.mean(), np.mean(expected), atol=0.05)
 
 
-def agent_and_env(opening_moves=4, **options):
-    network = games.PolicyValue(games.BoardMLP((16, 16)), GAME.actions)
+def agent_and_env(opening_moves=4, width=16, **options):
+    network = games.PolicyValue(games.BoardMLP((width, width)), GAME.actions)
     options = {"num_steps": NUM_STEPS, "simulations": 4, "minibatches": 2, "batch_size": 16, "window": 2} | options
     algorithm = rl.alphazero(GAME, network, num_envs=NUM_ENVS, optimizer=optax.adam(1e-3), **options)
     return network, rl.on_device(algorithm, games.self_play(GAME, opening_moves), NUM_ENVS)
@@ -172,7 +172,7 @@ def test_gradients_are_the_same_however_they_are_split(split, x64):
 
 @pytest.mark.slow
 def test_it_learns_to_lose_fewer_lines():
-    network, learner = agent_and_env(num_steps=16, simulations=8, minibatches=16, batch_size=128)
+    network, learner = agent_and_env(width=32, num_steps=16, simulations=8, minibatches=16, batch_size=128)
     learner = jdl.jit(jdl.scan(learner, 300))
     state, _ = learner.step(learner.init(jax.random.key(0)), None)
     evaluate = search.evaluation(network)
