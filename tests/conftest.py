@@ -72,6 +72,8 @@ def pytest_runtest_setup(item):
     whole = not _AS_A_USERS.isdisjoint(where) or item.get_closest_marker("slow")
     to_a_tolerance = "x64" in item.fixturenames or not where.isdisjoint(_PROBES)
     jax.config.update("jax_disable_most_optimizations", not whole or to_a_tolerance)
+    # Programs that a test starts compile more than they compute; where one computes, the test takes this back.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(_AS_A_USERS.isdisjoint(where))
 
 
 @pytest.fixture

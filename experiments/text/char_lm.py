@@ -33,6 +33,7 @@ class Config:
     clip_norm: float = 1.0
     dropout: float = 0.0
     steps_per_call: int = 20
+    evaluated: int | None = None  # windows of validation text, and of test text, that count in the end; by default all
     sampled: int = 500  # characters written by each trained network
     temperature: float = 0.8
     top_k: int | None = None
@@ -43,7 +44,7 @@ class Config:
     fetch: bool = False  # download them, checked, if they are nowhere
 
 
-SMOKE = {"steps": 2, "warmup": 1, "steps_per_call": 2, "sampled": 20, "fetch": True}
+SMOKE = {"steps": 2, "warmup": 1, "steps_per_call": 2, "evaluated": 128, "sampled": 20, "fetch": True}
 RECORDS = {
     "": jdl.Record(
         {"fetch": True},
@@ -122,7 +123,9 @@ def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     )
     (run.path / "sample.txt").write_text(tokenizer.decode(written[0]))
     results = {
-        part: jdl.evaluate(training, fitted.state, data, batch_size=64)["loss"]
+        part: jdl.evaluate(
+            training, fitted.state, {name: leaf[: config.evaluated] for name, leaf in data.items()}, batch_size=64
+        )["loss"]
         for part, data in (("validation loss", validation), ("test loss", test))
     }
     return {**results, "bits per character": results["test loss"] / np.log(2)}

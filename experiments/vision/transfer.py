@@ -40,7 +40,7 @@ class Config:
     fetch: bool = False  # download the weights, checked, if they are nowhere
 
 
-SMOKE = {"labeled": (1,), "steps": 2, "steps_per_call": 2, "fetch": True}
+SMOKE = {"labeled": (1,), "size": 32, "steps": 2, "steps_per_call": 2, "fetch": True}
 RECORDS = {
     "": jdl.Record(
         {"fetch": True},

@@ -75,8 +75,8 @@ def shares(state):
 def mark(name, mode):
     if name in ("mlp", "uneven"):
         return ()
-    # Of convolutions and their statistics, replicas and the mode that divides all; the others are for diagnosis.
-    apart = name == "resnet18" and mode not in ("pmap", "fsdp+tensor")
+    # Of convolutions and their statistics, the mode that divides all; the others are for diagnosis.
+    apart = name == "resnet18" and mode != "fsdp+tensor"
     return pytest.mark.diagnosis if apart else pytest.mark.slow
 
 

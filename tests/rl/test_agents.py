@@ -58,11 +58,10 @@ def _accumulated(learner):
 
 
 def _mark(name, split):
-    """Each way of splitting with one of the two kinds of algorithm; with the other, slow."""
+    """Each way of splitting with one of the two kinds of algorithm, and slow, where most is gathered."""
     if (name, split) in (("dqn", jdl.pmap), ("ppo", _accumulated)):
         return ()
-    among_slow = (("ppo", jdl.pmap), ("dqn", _accumulated), ("dqn with everything", jdl.pmap))
-    return pytest.mark.slow if (name, split) in among_slow else pytest.mark.diagnosis
+    return pytest.mark.slow if (name, split) == ("dqn with everything", jdl.pmap) else pytest.mark.diagnosis
 
 
 @pytest.mark.parametrize(

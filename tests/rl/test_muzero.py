@@ -254,10 +254,11 @@ def actions(algorithm, agent, *observations):
     return algorithm.act(agent, (), TimeStep(seen, jnp.ones(len(seen), bool)), jax.random.key(0), True)[0]
 
 
-RUNNERS = [pytest.param("device", marks=pytest.mark.slow), pytest.param("host", marks=pytest.mark.slow)]
+RUNNERS = [pytest.param("device", marks=pytest.mark.slow), pytest.param("host", marks=pytest.mark.diagnosis)]
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["device", "host"])
 def test_an_action_that_is_seen(runner):
     env = probes.matched()
     algorithm, agent, last = trained(runner, env, 60)
