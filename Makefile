@@ -22,9 +22,10 @@ test: env  ## the tests, under 8 minutes on 2 cores
 test-oldest:  ## the tests with the oldest dependencies that pyproject.toml allows, in an environment of their own
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt PYTHON=$(PYTHON)
 
-# Tests of one file go to whichever worker is free: some are minutes long.
+# Tests of one file go to whichever worker is free: some are minutes long. Shapes are checked in `make test` alone: a
+# fifth of the time.
 test-slow: env  ## minutes more: kills, processes, sweeps, every page of the documentation, every experiment
-	$(BIN)/python -m pytest -m "slow and not diagnosis" --dist worksteal
+	$(BIN)/python -m pytest -m "slow and not diagnosis" --dist worksteal --jaxtyping-packages=
 
 test-browser: env  ## the report in headless Chromium
 	$(BIN)/python -m pytest -m browser

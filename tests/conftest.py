@@ -59,6 +59,7 @@ _AS_A_USERS = {
 
 _PROBES = {
     "test_continuous.py",
+    "test_load.py",
     "test_modes.py",
     "test_policies_with_memory.py",
     "test_probes.py",

@@ -301,7 +301,7 @@ def cartpole(**options):
     return rl.on_device(small(env, **options), env, NUM_ENVS)
 
 
-@pytest.mark.slow
+@pytest.mark.diagnosis  # agents with as much in them are resumed in `test_agents.py` and `test_continuous.py`
 def test_resume_is_to_the_bit(tmp_path):
     learner = jdl.jit(cartpole(normalize_observations=True))
     whole = jdl.fit(learner, None, steps=4, run=tmp_path / "whole").state

@@ -140,6 +140,7 @@ def test_examples_of_the_last_rollouts_are_kept():
     assert not np.array_equal(kept[2][0], kept[1][0])
 
 
+@pytest.mark.diagnosis  # agents with as much in them are resumed in `test_agents.py` and `test_continuous.py`
 def test_resume_is_to_the_bit(tmp_path):
     learner = jdl.jit(agent_and_env()[1])
     whole = jdl.fit(learner, None, steps=4, run=tmp_path / "whole").state
