@@ -103,10 +103,6 @@ def applied(model: LearnedModel) -> Callable[[PyTree], tuple[Apply, Apply, Apply
 
 
 def _scaled(state: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-    """States from 0 to 1, as actions are (appendix G).
-
-    Multiplied by a reciprocal: XLA rewrites some divisions of rows by a number each in this way and others not, for a
-    program over several devices otherwise than for one, and a seed would not have the bits that it has alone.
-    """
+    """States from 0 to 1, as actions are (appendix G)."""
     low, high = state.min(-1, keepdims=True), state.max(-1, keepdims=True)
-    return (state - low) * (1 / jnp.maximum(high - low, 1e-5))
+    return (state - low) / jnp.maximum(high - low, 1e-5)

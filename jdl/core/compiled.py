@@ -10,6 +10,9 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from jdl.core import seam
+from jdl.core.row_division import divide_rows_alike
+
+divide_rows_alike()
 
 
 class Compiled:

@@ -157,6 +157,19 @@ def test_chosen_seeds_repeat_single_runs(name):
     assert not np.array_equal(four.key[0], four.key[1])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"norm": "rms", "gated": True, "positions": "rotary"}], ids=["gpt", "llama"])
+def test_a_softmax_keeps_every_runs_bits(options):
+    """Its divisions are what XLA compiles in one way for a device and in another for several."""
+    tokens = np.random.default_rng(0).integers(0, 13, (32, 24)).astype(np.int32)
+    data = {"input": tokens, "target": np.roll(tokens, -1, 1)}
+    model = jdl.nn.GPT(13, 24, 16, 2, 2, **options)
+    learner = jdl.feed(jdl.supervised(model, jdl.losses.token_cross_entropy, optax.adamw(1e-2), example=data), 8)
+    together, alone = (train(jdl.seeds(learner, runs, placement="map"), [data] * 2) for runs in ([0, 1], [1]))
+    same_bits(run_of(together[0], 1), run_of(alone[0], 0))
+    same_bits([run_of(m, 1) for m in together[1]], [run_of(m, 0) for m in alone[1]])
+
+
 # Within rounding, in float64 ----------------------------------------------------------------------------------------
 
 
