@@ -99,6 +99,8 @@ def learner(config: Config) -> jdl.Learner:
 
 def main(config: Config, run: jdl.Run) -> dict[str, Any]:
     """Train, evaluate the last parameters on validation and test text, write from a prompt."""
+    if config.evaluated is not None and config.evaluated < 1:
+        raise ValueError(f"--evaluated {config.evaluated}: at least 1 window, or None for all")
     text = jdl.data.shakespeare(config.folder, fetch=config.fetch).text
     tokenizer = jdl.data.tokenizers.characters(text)
     train, validation, test = (

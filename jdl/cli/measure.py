@@ -1,6 +1,5 @@
 """`jdl measure`."""
 
-import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -46,17 +45,20 @@ def _run(record: Declared) -> int:
 
 
 def _folder(record: Declared) -> Path:
-    """A new folder, or that of the same run if it was stopped; finished runs stay, and those of another source."""
-    for number in itertools.count(1):
-        folder = _RUNS / (record.name if number == 1 else f"{record.name}-{number}")
-        if (folder / "result.json").is_file():
-            continue
-        try:
-            execute.begun(record.module, record.config, range(record.record.seeds), folder)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
+    """A new folder, or that of the same run if it was stopped."""
+    folder, number = _RUNS / record.name, 2
+    while _is_another(record, folder):
+        folder, number = _RUNS / f"{record.name}-{number}", number + 1
+    return folder
+
+
+def _is_another(record: Declared, folder: Path) -> bool:
+    """Whether a folder holds a finished run, which stays, or a stopped one of another source or config."""
+    try:
+        execute.begun(record.module, record.config, range(record.record.seeds), folder)
+    except FileExistsError:
+        return True
+    return (folder / "result.json").is_file()
 
 
 def _last(record: Declared) -> str:

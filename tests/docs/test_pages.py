@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *WRITTEN]  # a notebook's
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHOWN = {"text", "toml", "yaml", "json", "mermaid", "output"}  # not executed
 IN_CI = ("make train", "make test")  # a test cannot run the tests
-COMPUTING = ("README",)  # what others run is compiled longer than it computes (`conftest.py`)
+COMPUTING = ("README",)  # compiled as a user's programs are; what others run compiles more than it computes
 CHECK = doctest.OutputChecker()
 
 
