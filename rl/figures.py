@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
@@ -16,6 +17,8 @@ from rl.types import Agent, Algorithm, TimeStep
 _BINS = 30  # of a continuous action
 _PANELS = 6  # limit; an action of more dimensions shows the first
 _STATES = 4  # of an episode, whose returns are shown
+_STEPS = 100  # of an episode, whose observations are replaced one by one
+_REPLACED = 4  # times that each is
 _COLORS = ("#3b6fb6", "#d9622b", "#3c8d5a", "#8b5fb0", "#b3862b", "#c2486f")
 _FAINT = "#8a94a3"
 
@@ -82,6 +85,8 @@ class Episode(NamedTuple):
         carry: leaves [time, ...]; what was remembered after each step.
         beliefs: returns and probabilities [time, actions, n], and the discount; None without `Algorithm.beliefs`.
         ended: whether it went to its end.
+        timestep: leaves [time, ...]; the input of each action.
+        chosen: [time, ...]; the actions as the policy chose them, before `rl.spaces.legal`.
     """
 
     action: np.ndarray
@@ -89,6 +94,8 @@ class Episode(NamedTuple):
     carry: Any
     beliefs: Any
     ended: bool
+    timestep: TimeStep
+    chosen: np.ndarray
 
 
 def save(
@@ -104,7 +111,8 @@ def save(
     """Save the figures of trained agents in the directory of their run, for its report.
 
     Actions of the evaluation, returns of each seed; for an algorithm that learns a distribution of the return, what the
-    first agent expects in some states of an episode; for one with a memory, what it remembers over that episode.
+    first agent expects in some states of an episode; for one with a memory, what it remembers over that episode, and
+    which of the observations before them its actions depend on.
 
     Args:
         algorithm: the algorithm.
@@ -136,6 +144,14 @@ def save(
             "A greedy episode of the first seed; a row for each number that the actor remembers, sorted by its mean."
         )
         run.save_figure("Memory over an episode", memory_picture(episode), about)
+    if remembers and algorithm.recall is not None:
+        about = (
+            "The same episode: how much the log-probability of each action (row) changes where one observation "
+            f"(column) is replaced by others, mean of {_REPLACED}. On the diagonal, the observation acted on."
+        )
+        run.save_figure(
+            "Influence of earlier observations", influence_picture(influence(algorithm, agent, episode)), about
+        )
 
 
 def played(algorithm: Algorithm, agent: Agent, env: str, *, seed: int = 0, max_steps: int = 500) -> Episode:
@@ -152,25 +168,67 @@ def played(algorithm: Algorithm, agent: Agent, env: str, *, seed: int = 0, max_s
     as_taken, key = legal(world.action_space), jax.random.key(seed)
 
     @jax.jit
-    def act(carry: Any, timestep: TimeStep, time: int) -> tuple[Any, Any, Any]:
-        action, carry, _ = algorithm.act(agent, carry, timestep, jax.random.fold_in(key, time), True)
-        return as_taken(action), carry, algorithm.beliefs(agent, timestep) if algorithm.beliefs else None
+    def act(carry: Any, timestep: TimeStep, time: int) -> tuple[Any, Any, Any, Any]:
+        chosen, carry, _ = algorithm.act(agent, carry, timestep, jax.random.fold_in(key, time), True)
+        return as_taken(chosen), carry, algorithm.beliefs(agent, timestep) if algorithm.beliefs else None, chosen
+
+    def first(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf)[0] if np.ndim(leaf) else np.asarray(leaf)
 
     seen, carry = world.reset(seed), algorithm.initial_carry(world.num_envs)
     steps, ended = [], False
     for time in range(max_steps):
-        action, carry, beliefs = act(carry, TimeStep(*seen), time)
+        timestep = TimeStep(*seen)
+        action, carry, beliefs, chosen = act(carry, timestep, time)
         step = world.step(np.asarray(action))
-        first = jax.tree.map(lambda leaf: np.asarray(leaf)[0] if np.ndim(leaf) else np.asarray(leaf), beliefs)
-        steps.append(
-            (np.asarray(action)[0], step.reward[0], jax.tree.map(lambda leaf: np.asarray(leaf)[0], carry), first)
-        )
+        steps.append(jax.tree.map(first, (action, step.reward, carry, beliefs, timestep, chosen)))
         seen, ended = step.seen, bool(step.terminated[0] | step.truncated[0])
         if ended:
             break
     world.close()
-    action, reward, carry, beliefs = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
-    return Episode(action, reward, carry, beliefs, ended)
+    action, reward, carry, beliefs, timestep, chosen = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
+    return Episode(action, reward, carry, beliefs, ended, timestep, chosen)
+
+
+def influence(algorithm: Algorithm, agent: Agent, episode: Episode, *, seed: int = 0) -> np.ndarray:
+    """How much each action depends on each observation until then, for an algorithm with `Algorithm.recall`.
+
+    Each observation of the first hundred steps in turn is replaced by others of the episode, and the change of the
+    log-probability of every action is measured.
+
+    Args:
+        algorithm: the algorithm.
+        agent: the agent, without an axis of runs.
+        episode: of that agent.
+        seed: of the choice of replacements.
+
+    Returns:
+        Mean absolute changes, [time of the action, time of the observation].
+
+    Source: occlusion (Zeiler and Fergus 2014, section 4.2), of times instead of places.
+    """
+    recall, steps = algorithm.recall, min(len(episode.reward), _STEPS)
+    assert recall is not None
+    timestep, chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf[:steps]), (episode.timestep, episode.chosen))
+
+    def log_probs(observation: Any, count: int) -> Any:
+        rest, action = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf[:, None], (steps, count, *leaf.shape[1:])),
+            (timestep._replace(observation=None), chosen),
+        )
+        return recall(agent, algorithm.initial_carry(count), rest._replace(observation=observation), action).log_prob
+
+    @jax.jit
+    def changes(others: Any) -> Any:
+        def replaced(leaf: Any) -> Any:
+            itself = jnp.eye(steps, dtype=bool).reshape(steps, steps, *(1,) * (leaf.ndim - 1))
+            return jnp.where(itself, leaf[others], leaf[:, None])
+
+        as_seen = jax.tree.map(lambda leaf: leaf[:, None], timestep.observation)
+        return jnp.abs(log_probs(jax.tree.map(replaced, timestep.observation), steps) - log_probs(as_seen, 1))
+
+    draws = np.random.default_rng(seed)
+    return np.mean([changes(draws.permutation(steps)) for _ in range(_REPLACED)], axis=0)
 
 
 def actions_picture(counted: Actions) -> Any:
@@ -271,6 +329,26 @@ def memory_picture(episode: Episode) -> Any:
         axis.set_xlabel("step")
         axis.grid(visible=False)
     axes[0].set_ylabel("number remembered")
+    return figure
+
+
+def influence_picture(changes: np.ndarray) -> Any:
+    """Which observations the actions of an episode depend on.
+
+    Args:
+        changes: [time of the action, time of the observation], of `influence`.
+
+    Returns:
+        A Matplotlib figure.
+    """
+    figure, (axis,) = _panels(1, 4.6, 3.8)
+    # A few actions on the brink would leave all others white.
+    limit = max(float(np.quantile(np.tril(changes).max(1), 0.9)), 1e-6)
+    shown = axis.imshow(changes, cmap="Blues", vmin=0, vmax=limit, interpolation="nearest")
+    figure.colorbar(shown, ax=axis, shrink=0.8, extend="max")
+    axis.set_xlabel("step of the observation")
+    axis.set_ylabel("step of the action")
+    axis.grid(visible=False)
     return figure
 
 

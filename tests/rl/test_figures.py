@@ -76,6 +76,24 @@ def test_an_episode_is_played_by_the_best_action(tmp_path):
     assert rl.dqn(space, actions, num_envs=1).beliefs is None  # of the mean alone
 
 
+def test_the_influence_of_an_observation_is_what_replacing_it_changes():
+    time = 6
+    observation = rng.normal(size=(time, 2)).astype(np.float32)
+    weights = np.tril(rng.normal(size=(time, time))).astype(np.float32)  # of each observation, in each log-probability
+
+    def recall(agent, carry, timestep, action):
+        return rl.policy.Extras(agent * jnp.einsum("ts,se...->te", weights, timestep.observation.sum(-1)), None)
+
+    algorithm = rl.Algorithm(None, lambda batch: (), None, None, 1, recall)
+    timestep = rl.TimeStep(observation, np.arange(time) == 0)
+    episode = figures.Episode(np.zeros(time), np.zeros(time), (), None, True, timestep, np.zeros(time))
+    found = figures.influence(algorithm, 3.0, episode, seed=4)
+    draws, total = np.random.default_rng(4), observation.sum(-1)
+    by_hand = [np.abs(3 * weights * (total[draws.permutation(time)] - total)) for _ in range(4)]
+    np.testing.assert_allclose(found, np.mean(by_hand, axis=0), rtol=1e-4, atol=1e-5)
+    assert figures.influence_picture(found).axes
+
+
 def test_a_run_has_the_figures_of_its_agents(tmp_path):
     run = jdl.training.runs.create(tmp_path / "run", {}, seeds=(0, 1))
     network = rl.memory.memory(spaces.Box(-np.inf, np.inf, (4,)), 3, "lstm")
@@ -88,7 +106,7 @@ def test_a_run_has_the_figures_of_its_agents(tmp_path):
     first = jax.tree.map(lambda leaf: leaf[0], agents)
     figures.save(algorithm, first, "CartPole-v1", run, scores.returns, counted)
     drawn = {file.stem for file in (run.path / "figures").glob("*.png")}
-    assert drawn == {"actions", "returns_of_each_seed", "memory_over_an_episode"}
+    assert drawn == {"actions", "returns_of_each_seed", "memory_over_an_episode", "influence_of_earlier_observations"}
     jdl.write_report(run)
     assert "Memory over an episode" in (run.path / "report.html").read_text()
 
