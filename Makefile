@@ -24,8 +24,8 @@ test-oldest:  ## the tests with the oldest dependencies that pyproject.toml allo
 
 # Tests of one file go to whichever worker is free: some are minutes long. Shapes are checked in `make test` alone: a
 # fifth of the time.
-test-slow: env  ## minutes more: kills, processes, sweeps, every page of the documentation, every experiment
-	$(BIN)/python -m pytest -m "slow and not diagnosis" --dist worksteal --jaxtyping-packages=
+test-slow: env  ## those that take seconds or minutes each: learning agents, kills, processes, sweeps, every page of the documentation, every experiment
+	$(BIN)/python -m pytest -m "(slow or medium) and not diagnosis" --dist worksteal --jaxtyping-packages=
 
 test-browser: env  ## the report in headless Chromium
 	$(BIN)/python -m pytest -m browser

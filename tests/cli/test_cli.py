@@ -80,6 +80,7 @@ def test_run_prints_a_table_and_writes_a_report(folder, capsys):
     assert (folder / "out" / "report.html").is_file()
 
 
+@pytest.mark.medium
 def test_run_json_is_the_contract(folder, capsys):
     summary = last_json(jdl_command(capsys, "run", "tiny", "--seeds", 2, "--json"))
     assert set(summary) == {"run", "seconds", "metrics"}
@@ -167,6 +168,7 @@ def test_resume_of_a_finished_run_is_the_same(folder, capsys):
     assert first["metrics"] == again["metrics"]
 
 
+@pytest.mark.medium
 def test_replay_agrees_and_finds_what_differs(folder, capsys):
     jdl_command(capsys, "run", "tiny", "--seeds", 2, "--run-dir", "out")
     assert last_json(jdl_command(capsys, "replay", "out", "--json"))["agrees"] is True
@@ -238,6 +240,7 @@ def test_runs_lists_them(folder, capsys):
     assert len(last_json(jdl_command(capsys, "runs", "--json"))["runs"]) == 1
 
 
+@pytest.mark.medium
 def test_report_of_several_runs(folder, capsys):
     for name in ("a", "b"):
         jdl_command(capsys, "run", "tiny", "--run-dir", name)
@@ -245,6 +248,7 @@ def test_report_of_several_runs(folder, capsys):
     assert [Path(path).is_file() for path in reports] == [True, True]
 
 
+@pytest.mark.medium
 def test_compare_gives_the_difference_and_the_probability(folder, capsys):
     jdl_command(capsys, "run", "tiny", "--seeds", 4, "--run-dir", "a")
     jdl_command(capsys, "run", "tiny", "--seeds", 4, "--offset", 0.5, "--run-dir", "b")
@@ -317,6 +321,7 @@ def test_a_loaded_script_run_needs_its_learner(tmp_path):
     np.testing.assert_array_equal(outputs, learner.predict(fitted.state, module.DATA))
 
 
+@pytest.mark.medium
 def test_run_from_python(folder):
     run = jdl.run("tiny", seeds=[4], path="out")
     alone = run.result["metrics"]["loss"][0]

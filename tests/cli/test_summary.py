@@ -61,6 +61,7 @@ def models(capsys, *arguments):
     return json.loads(command(capsys, *arguments, "--json").strip().splitlines()[-1])["models"]
 
 
+@pytest.mark.medium
 def test_the_command_shows_a_network(capsys):
     shown = command(capsys, "ResNet18", "--num-classes", 10, "--depth", 1)
     assert "stage_3_block_1" in shown

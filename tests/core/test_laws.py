@@ -117,6 +117,7 @@ def some_pairs(transforms, *slow):
 # To the bit ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_scan_is_a_loop(name):
     state, metrics = trained(name, "steps")
     scanned, (stacked,) = trained(name, "scanned")
@@ -148,6 +149,7 @@ def test_seeds_by_map_keep_every_runs_bits(name, spread):
         same_bits([run_of(m, index) for m in metrics], alone_metrics)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", some_slow(CASES, "cnn_batch_norm", "adversarial"))
 def test_chosen_seeds_repeat_single_runs(name):
     made = case(name)
@@ -173,6 +175,7 @@ def test_a_softmax_keeps_every_runs_bits(options):
 # Within rounding, in float64 ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", some_slow(CASES, "adversarial", "cnn_batch_norm"))
 def test_seeds_by_vmap(name, x64):
     made = case(name, True)
@@ -183,6 +186,7 @@ def test_seeds_by_vmap(name, x64):
         close([run_of(m, index) for m in metrics], alone_metrics)
 
 
+@pytest.mark.medium
 def test_runs_with_data_of_their_own(x64):
     made = case("mlp_dropout", True)
     halves = {name: np.stack([leaf[:48], leaf[48:]]) for name, leaf in made.data.items()}
@@ -264,6 +268,7 @@ OF_DRAWN_BATCHES = {
 }
 
 
+@pytest.mark.medium
 @some_pairs(OF_DRAWN_BATCHES, "feed of pmap", "feed of shard", "pmap of scan of feed")
 def test_drawn_batches_over_devices(name, transform, x64):
     made = exact_case(name, True, True)
@@ -282,6 +287,7 @@ OF_RUNS = {
 }
 
 
+@pytest.mark.medium
 @some_pairs(OF_RUNS, "seeds of shard")
 def test_runs_of_split_batches(name, transform, x64):
     made = exact_case(name, True, True)
@@ -331,6 +337,7 @@ def test_masks_under_accumulate_are_those_of_a_loop_over_micro_batches(x64):
     close(found, jax.tree.map(lambda *g: sum(g) / 32, *looped))
 
 
+@pytest.mark.medium
 def test_masks_under_pmap_differ_between_replicas():
     def loss(params, batch, key):
         return params * batch["input"].sum(), 1.0, {"draws": jdl.metrics.Mean.of(jax.random.uniform(key, (1,)) ** 2)}

@@ -40,6 +40,7 @@ def test_soft_targets():
     np.testing.assert_allclose(jax.grad(at)(jnp.log(target)), 0, atol=1e-6)
 
 
+@pytest.mark.medium
 @settings(max_examples=15, deadline=None)
 @given(hnp.arrays(np.bool_, (3, 4)))
 def test_tokens_count_by_their_weights(counted):

@@ -143,6 +143,7 @@ def test_a_traced_learning_rate_is_the_number(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), together, alone)
 
 
+@pytest.mark.medium
 def test_a_population_sweeps_peaks_and_decays():
     def make(setting):
         rate = schedule("cosine", setting["peak"], 20, warmup=2)
@@ -360,6 +361,7 @@ def regression(optimizer):
 QUICK = ("lbfgs", "sam in a chain", "plateau")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in WANTING])
 def test_transformations_that_want_more_than_gradients(name):
     for learner in (regression(WANTING[name]), jdl.accumulate(regression(WANTING[name]), 2)):
@@ -369,6 +371,7 @@ def test_transformations_that_want_more_than_gradients(name):
         assert (losses[:, -1] < 0.3 * losses[:, 0]).all()
 
 
+@pytest.mark.medium
 def test_a_line_search_over_replicas_is_that_of_one():
     found = []
     with jax.enable_x64(True):
@@ -402,6 +405,7 @@ def test_transformations_that_cannot_serve_are_refused_by_name(optimizer, messag
         training.step(training.init(jax.random.key(0)), DATA)
 
 
+@pytest.mark.medium
 def test_the_rate_falls_on_a_plateau_of_the_validation_metric_of_each_run(tmp_path):
     optimizer = jdl.optimizers.reduce_on_plateau(optax.sgd(0.1), factor=0.5, patience=2)
     # Labels of noise: the second half of a fit cannot improve.

@@ -27,6 +27,7 @@ def trained(learner, steps=100):
     return state, metrics, float(jdl.evaluate(training, state, DATA)["loss"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_it_trains_as_single_precision_does(dtype):
     state, metrics, loss = trained(jdl.mixed_precision(learner(), dtype))
@@ -75,6 +76,7 @@ def test_the_scale_grows_again():
     assert scales == [8.0] * 3 + [16.0] * 3 + [32.0]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_it_nests_with_the_transforms(dtype):
     half = jdl.mixed_precision(learner(), dtype)

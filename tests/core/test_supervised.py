@@ -25,6 +25,7 @@ def nested(size=20):
     return {"input": inputs, "target": (inputs["left"][:, 0] > 0).astype(np.int32)}
 
 
+@pytest.mark.medium
 def test_inputs_may_be_trees():
     data = nested()
     one = jdl.supervised(TwoInputs(), jdl.losses.cross_entropy, optax.adam(0.1), example=data)
@@ -49,6 +50,7 @@ class Dropped(nnx.Module):
         return self.out(self.dropout(nnx.relu(x), deterministic=deterministic))
 
 
+@pytest.mark.medium
 def test_modules_from_nnx_know_whether_they_train():
     inputs = RANDOM.normal(size=(64, 2)).astype(np.float32)
     data = {"input": inputs, "target": (inputs[:, 0] > 0).astype(np.int32)}

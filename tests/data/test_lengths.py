@@ -22,6 +22,7 @@ sequences_of = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), ma
 # --- buckets
 
 
+@pytest.mark.medium
 @settings(properties, max_examples=25)
 @given(
     st.sampled_from([1, 7, 50]).flatmap(lambda n: st.lists(st.integers(0, 16), min_size=n, max_size=n)),
@@ -207,6 +208,7 @@ class LastState(nn.Module):
         return nn.Dense(2)(last)
 
 
+@pytest.mark.medium
 def test_a_fit_on_buckets_compiles_once_a_length_and_resumes_to_the_bit(tmp_path):
     random = np.random.default_rng(0)
     sequences = [random.integers(0, 10, length) for length in [3, 9, 4, 16, 2, 2, 12, 7, 1, 8, 5]]

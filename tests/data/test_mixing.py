@@ -62,6 +62,7 @@ def test_cutmix_pastes_one_box(dtype):
     assert min(shares) < 0.1 < 0.6 < max(shares)
 
 
+@pytest.mark.medium
 def test_cutmix_boxes_are_the_papers():
     """Sides are the image's times the root of the share; all places of the center alike."""
     batch = images_of(3000, 8, 8)
@@ -93,6 +94,7 @@ def test_padding_is_nobodys_partner(mixing):
     assert (np.asarray(out["other_target"])[:30] <= 30).all()
 
 
+@pytest.mark.medium
 def test_a_learner_trains_on_mixtures_and_is_evaluated_on_examples():
     data = jdl.data.digits()
     one = jdl.supervised(

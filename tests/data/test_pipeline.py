@@ -127,6 +127,7 @@ def test_a_restored_pipeline_goes_on_with_the_same_bits(prefetch):
     ended(whole)
 
 
+@pytest.mark.medium
 def test_workers_give_the_same_bits_and_leave_accelerators_alone():
     whole = pipeline(Numbers(23), 4, random_map=noisy)
     expected = take(whole, 12)
@@ -148,6 +149,7 @@ class Classifier(nn.Module):
         return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(images.reshape(len(images), -1)))
 
 
+@pytest.mark.medium
 def test_a_fit_that_was_interrupted_ends_in_the_same_bits(tmp_path):
     random = np.random.default_rng(0)
     examples = [{"input": random.integers(0, 256, (4, 4, 3), np.uint8), "target": np.int32(i % 2)} for i in range(22)]

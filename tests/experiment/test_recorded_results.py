@@ -124,6 +124,7 @@ def test_what_is_not_declared_is_named_by_its_options(folder, capsys):
     assert records.of_config(module, module.Config(size=10.0, fetch=True)).name == "number-large"
 
 
+@pytest.mark.medium
 def test_tables_are_written_from_records_and_held_against_them(folder, capsys):
     readme = folder / "experiments" / "sums" / "README.md"
     jdl_(capsys, "measure", "number")

@@ -37,6 +37,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.medium
 def test_each_seed_is_profiled_in_its_process(folder, capsys):
     with jdl.profile(3):
         run = jdl.run("irises", seeds=2, path="out")

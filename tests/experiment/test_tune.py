@@ -234,6 +234,7 @@ def test_an_error_before_any_trial_has_finished_stops_the_search(folder):
     assert [trial.state for trial in tune.Study("runs/tune/formula").trials] == ["failed"]
 
 
+@pytest.mark.medium
 def test_a_diverged_trial_is_failed(folder):
     space = {"learning_rate": tune.choice(0.01, 1e38)}
     with pytest.warns(RuntimeWarning, match="diverged"):
@@ -331,6 +332,7 @@ def test_a_killed_population_goes_on(folder):
     assert [trial.value for trial in tune.search("moons", options).trials] == [trial.value for trial in whole.trials]
 
 
+@pytest.mark.medium
 def test_the_run_of_a_population_is_repeated_whole_and_continued_by_its_search_alone(folder, capsys):
     found = tune.search("moons", tune.Options(trials=2, population=2, metric="validation/accuracy"))
     shared = jdl.Run(found.path / "together-0000")

@@ -64,6 +64,7 @@ def test_no_gradient_sums_over_two_axes_in_one_product(model, inputs):
         assert len(contracted) == 1, f"{equation.invars[0].aval} by {equation.invars[1].aval}"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [

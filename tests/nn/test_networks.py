@@ -48,6 +48,7 @@ def outputs(model, variables, x, train, key):
     return out.lengths if isinstance(out, CapsNetOutputs) else out
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network(name):
     model, x, shape = NETWORKS[name]
@@ -121,6 +122,7 @@ def test_a_scanned_stack_computes_what_an_unrolled_one_does():
     jax.tree.map(np.testing.assert_array_equal, jdl.pretrained.unstack_layers(stacked), variables)
 
 
+@pytest.mark.medium
 def test_a_scanned_stack_is_no_larger_a_program_when_deeper():
     def size(scan, layers):
         model = nn.GPT(13, 10, 16, layers, 4, scan=scan)

@@ -95,6 +95,7 @@ def test_networks_learn_what_they_learn_on_one_device(model, mesh, x64):
     np.testing.assert_allclose(losses(jdl.distribute(one, "sequence", mesh)), losses(one), rtol=1e-9)
 
 
+@pytest.mark.medium
 def test_keys_and_values_go_around_and_nothing_is_gathered():
     one, data = learner(jdl.nn.GPT(13, 24, 16, 2, 2))
     spread = jdl.distribute(one, "sequence", "1x8")

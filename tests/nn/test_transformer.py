@@ -78,6 +78,7 @@ def test_a_gpt_sees_no_later_token(name):
     assert not np.allclose(one[:, 6:], other[:, 6:])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", GPTS)
 def test_decoding_from_the_cache_is_what_the_whole_sequence_gives(name):
     model = GPTS[name]
@@ -126,6 +127,7 @@ _POOLED = nn.Pooled(nn.BERT(13, 8, 16, 1, 4))
 VARIABLES, POOLED = filled(_POOLED, jnp.zeros((1, 8), jnp.int32)), applied(_POOLED)
 
 
+@pytest.mark.medium
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(1, 8), min_size=2, max_size=2), st.integers(0, 2**31))
 def test_padding_changes_nothing(lengths, seed):
@@ -136,6 +138,7 @@ def test_padding_changes_nothing(lengths, seed):
         np.testing.assert_allclose(ours[row], POOLED(VARIABLES, ids[row : row + 1, :length])[0], atol=1e-5)
 
 
+@pytest.mark.medium
 def test_an_encoder_decoder_decodes_from_its_cache_and_reads_no_padding():
     model = nn.EncoderDecoder(13, 12, 16, 2, 4)
     source, target = jax.random.randint(KEY, (2, 2, 7), 0, 13)

@@ -92,6 +92,7 @@ def command(*arguments, status=0):
     assert ended.value.code == status
 
 
+@pytest.mark.medium
 def test_a_run_goes_on_over_other_devices(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert jax.device_count() == 8

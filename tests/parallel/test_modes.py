@@ -80,6 +80,7 @@ def mark(name, mode):
     return pytest.mark.diagnosis if apart else pytest.mark.slow
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("name", "mode"), [pytest.param(*one, marks=mark(*one)) for one in CASES])
 def test_losses_are_those_of_one_device(name, mode, x64):
     learner, data = case(name)
@@ -142,6 +143,7 @@ def test_capsules_are_divided_along_the_lower_ones():
     assert re.search(r"^\d+/model, 4, 8, 16$", rows["params/Capsules_0/kernel"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("mode", "mesh"),
     [

@@ -46,6 +46,7 @@ def test_a_width_that_512_devices_do_not_divide():
     assert rows["params/blocks/layer_0/attention/query/kernel"] == "1,600/data:16, 1,600/data:32"
 
 
+@pytest.mark.medium
 def test_the_command(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["plan", "char_lm", "--devices", "fsdp", "--mesh", "8", "--batch-size", "16", "--json"])

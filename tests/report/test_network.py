@@ -38,6 +38,7 @@ def test_a_convolution_is_counted_as_its_sum_is_written(side, window, stride, gr
     assert found.parameters == window**2 * (4 // groups) * features
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("model", "parameters", "multiply_adds"),
     [

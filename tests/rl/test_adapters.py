@@ -81,6 +81,7 @@ def test_gymnax():
     assert played(pixels)[0].observation.shape[2:] == (10, 10, 4)
 
 
+@pytest.mark.medium
 def test_pgx():
     pgx = pytest.importorskip("pgx", reason="pgx is not installed")
     env = adapters.from_pgx(pgx.make("2048"), max_steps=50)

@@ -29,6 +29,7 @@ def bits(tree):
             for x in jax.tree.leaves(tree)]  # fmt: skip
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", some_slow("dqn with everything", diagnosis=("dqn", *LIKE_PPO)))
 def test_a_seed_among_others_is_that_seed_alone(name):
     together = jdl.jit(jdl.seeds(jdl.scan(small(name), 3), 3, placement="map"))
@@ -42,6 +43,7 @@ def test_a_seed_among_others_is_that_seed_alone(name):
     assert not np.array_equal(state.timestep.observation[0], state.timestep.observation[1])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", some_slow("dqn", diagnosis=("dqn with everything", *LIKE_PPO)))
 def test_seeds_by_vmap_are_close_after_an_update(name):
     key = jax.random.key(1)
@@ -64,6 +66,7 @@ def _mark(name, split):
     return pytest.mark.slow if (name, split) == ("dqn with everything", jdl.pmap) else pytest.mark.diagnosis
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "transform"),
     [pytest.param(name, split, marks=_mark(name, split)) for name in MAKE for split in (jdl.pmap, _accumulated)],
@@ -123,6 +126,7 @@ def door():
     return rl.envs.Environment("door", reset, step, space, spaces.Discrete(3))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("network", [Own(), pytest.param(None, marks=pytest.mark.slow)])
 def test_a_users_own_network_and_dict_observations(network):
     env = door()
@@ -132,6 +136,7 @@ def test_a_users_own_network_and_dict_observations(network):
     assert jdl.evaluate(learner, state, rl.episodes(30))["return"] == 1
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("placement", ["map", "vmap"])
 def test_a_mask_that_forbids_everything_stops_the_program(placement):
     def step_into(rooms):

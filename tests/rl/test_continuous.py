@@ -128,6 +128,7 @@ def test_quantile_goals_and_losses_beside_a_plain_loop():
         np.testing.assert_allclose(found[i], expected, rtol=1e-5)
 
 
+@pytest.mark.medium
 @everywhere("tqc")
 def test_a_discounted_value(runner, name):
     env = probes.two_steps(UNIT)
@@ -136,6 +137,7 @@ def test_a_discounted_value(runner, name):
     np.testing.assert_allclose(values(name, algorithm, agent, 0.0, 1.0), [DISCOUNT, 1], atol=0.1)
 
 
+@pytest.mark.medium
 @everywhere("sac", on_host=("td3",))
 def test_a_truncated_episode_goes_on(runner, name):
     env = probes.endless(UNIT)
@@ -144,6 +146,7 @@ def test_a_truncated_episode_goes_on(runner, name):
     np.testing.assert_allclose(values(name, algorithm, agent, 0.0), [1 / (1 - DISCOUNT)], atol=0.1)
 
 
+@pytest.mark.medium
 @everywhere("td3", on_host=("sac",))
 def test_an_action_that_is_aimed(runner, name):
     env = probes.aimed()
@@ -151,6 +154,7 @@ def test_an_action_that_is_aimed(runner, name):
     np.testing.assert_allclose(actions(algorithm, agent, -1.0, 1.0)[:, 0], [-0.5, 0.5], atol=0.15)
 
 
+@pytest.mark.medium
 @everywhere("tqc", names=("tqc",))
 def test_an_action_within_bounds_of_its_own(runner, name):
     low, high, target = [-10.0, 2.0, -np.inf], [30.0, np.inf, np.inf], [20.0, 3.0, -1.5]
@@ -160,6 +164,7 @@ def test_an_action_within_bounds_of_its_own(runner, name):
     np.testing.assert_allclose(found, target, atol=0.6)
 
 
+@pytest.mark.medium
 def test_the_entropy_is_that_which_is_sought():
     env = probes.aimed()  # every reward asks for less entropy, the temperature for as much as is sought
     algorithm = CONTINUOUS["sac"](env, target_entropy=-1.0)

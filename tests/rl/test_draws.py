@@ -48,6 +48,7 @@ def test_too_much_is_drawn_when_it_is_needed(monkeypatch):
     assert "random_bits" in names(loop.params["jaxpr"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("transform", [jax.vmap, lambda f: lambda keys: jax.lax.map(f, keys)])
 def test_under_transforms(transform):
     several = jnp.stack([KEYS, KEYS[::-1]])

@@ -94,6 +94,7 @@ def test_the_influence_of_an_observation_is_what_replacing_it_changes():
     assert figures.influence_picture(found).axes
 
 
+@pytest.mark.medium
 def test_a_run_has_the_figures_of_its_agents(tmp_path):
     run = jdl.training.runs.create(tmp_path / "run", {}, seeds=(0, 1))
     network = rl.memory.memory(spaces.Box(-np.inf, np.inf, (4,)), 3, "lstm")

@@ -30,6 +30,7 @@ def count_positions(game, plies):
     return counts
 
 
+@pytest.mark.medium
 def test_as_many_positions_as_are_known():
     # Tic-tac-toe: 5478 positions in all. Connect four: sequence A212693 of the OEIS.
     found = count_positions(games.tic_tac_toe(), 9)
@@ -86,6 +87,7 @@ def test_the_mirror_image_of_a_game_is_that_game(name):
             break
 
 
+@pytest.mark.medium
 def test_minimax_finds_wins_and_defends():
     game = games.connect_four()
     position = game.start()
@@ -109,6 +111,7 @@ def test_what_four_in_a_row_is_worth():
     assert games.open_fours(game.start()) == 0
 
 
+@pytest.mark.medium
 def test_matches():
     game = games.tic_tac_toe()
     deep, random = games.minimax(game, 4), games.random_player(game)
@@ -161,6 +164,7 @@ def test_every_line(at_once):
     assert found.lost > 0
 
 
+@pytest.mark.medium
 def test_a_game_against_an_opponent_is_an_environment():
     game = games.tic_tac_toe()
     env = games.against(game, games.random_player(game))

@@ -16,6 +16,7 @@ from rl.types import TimeStep
 PPO = str(Path(__file__).parent.parent.parent / "experiments" / "rl" / "ppo.py")
 
 
+@pytest.mark.medium
 def test_a_loaded_agent_acts_as_it_did(tmp_path, monkeypatch, capfd):
     module = find.find(PPO)
     config = module.Config(total_steps=2048, num_episodes=2, num_steps=32)

@@ -74,6 +74,7 @@ def test_breakout_is_the_same_game():
     assert max(lengths) > 10
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("game", CERTAIN)
 def test_actions_and_channels_mean_the_same(game):
     twin, reset, step, original = both(game)

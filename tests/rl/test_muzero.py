@@ -113,6 +113,7 @@ class Chain:
 PLAIN = TwoHot(1, np.inf, jnp.zeros(1), lambda x: x[..., None], lambda x: x[..., 0])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("discount", "best"), [(0.9, 1), (0.3, 0)])
 def test_a_search_weighs_what_comes_now_against_what_comes_later(discount, best):
     search = partial(model_search, Chain(), PLAIN, (), jax.random.key(0), jnp.zeros((2, 1)), considered=2)
@@ -170,6 +171,7 @@ def learning():
     return algorithm, agent, jax.jit(algorithm.update)
 
 
+@pytest.mark.medium
 def test_targets_beside_a_plain_loop(learning):
     _, agent, update = learning
     rollout = a_rollout(np.random.default_rng(0), valid=np.ones((8, NUM_ENVS), bool))

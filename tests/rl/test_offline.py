@@ -163,6 +163,7 @@ def test_a_greedy_recording_is_what_evaluation_plays():
     assert data.terminated.sum() == 5
 
 
+@pytest.mark.medium
 def test_a_replay_as_episodes():
     env = rl.envs.make("CartPole-v1")
     algorithm = rl.dqn(env.observation_space, env.action_space, num_envs=2, capacity=400, learning_starts=10_000)
@@ -229,6 +230,7 @@ def learned(algorithm, data, updates=400, batch_size=128, key=0):
     return learner.step(learner.init(jax.random.key(key)), data.transitions)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "action_space", "expected", "tolerance"),
     [
@@ -250,6 +252,7 @@ def test_what_is_best_in_each_state(name, action_space, expected, tolerance):
     np.testing.assert_allclose(np.ravel(action), expected, atol=tolerance)
 
 
+@pytest.mark.medium
 def test_cql_keeps_away_from_what_was_never_recorded():
     """An action that nobody took has no known value; without the conservative part its guess may be the highest."""
     draw = np.random.default_rng(0)
@@ -266,6 +269,7 @@ def test_cql_keeps_away_from_what_was_never_recorded():
     assert chosen == {0.0: 2, 1.0: 1}  # all values are below zero: an untrained one of about zero looks best
 
 
+@pytest.mark.medium
 def test_updates_are_those_of_the_equations():
     """One update by gradient descent with rate 1: the change of the parameters is minus the gradient."""
     data = bandit(CHOICE, 16)
@@ -329,6 +333,7 @@ def test_updates_are_those_of_the_equations():
         close(jax.tree.map(lambda leaf, i=i: leaf[i], change["critics"]), jax.grad(squared)(one))
 
 
+@pytest.mark.medium
 def test_td3_bc_by_its_equations():
     data = bandit(BOX, 16)
     steps = {name: jnp.asarray(leaf) for name, leaf in data.transitions.items()} | {"terminated": jnp.zeros(16, bool)}

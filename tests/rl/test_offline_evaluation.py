@@ -99,6 +99,7 @@ def decision_transformer(action_space, **options):
     )  # fmt: skip
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("action_space", [BOX, CHOICE])
 def test_acting_sees_what_learning_saw(action_space):
     """An action depends on the last steps as the same window of a recorded episode predicts it."""

@@ -153,6 +153,7 @@ def test_masks_belong_to_their_observations(mode, in_observation):
     np.testing.assert_array_equal(experience.next_action_mask, expected(experience.next_observation))
 
 
+@pytest.mark.medium
 def test_an_agent_learns_within_its_masks():
     envs = SyncVectorEnv([Masked] * 4)
     algorithm = rl.ppo(envs.single_observation_space, envs.single_action_space, num_steps=16)
@@ -161,6 +162,7 @@ def test_an_agent_learns_within_its_masks():
     assert [row["train/return"] for row in fitted.rows] == [0, 0, 0]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["ppo", pytest.param("dqn with everything", marks=pytest.mark.slow), "q_learning"])
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(name):
     def run(seed, key=0):
@@ -221,6 +223,7 @@ def killed_and_resumed(make, folder):
     return whole, jdl.fit(learner, source, **options, run=folder, resume=True)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "env", "mode", "ahead"),
     [

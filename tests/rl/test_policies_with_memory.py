@@ -89,6 +89,7 @@ def rollout():
     )  # fmt: skip
 
 
+@pytest.mark.medium
 def test_the_critic_shares_nothing_with_the_actor(rollout):
     params = rollout[1].params
     shapes = [jax.tree.map(jnp.shape, params[part]) for part in ("actor", "critic")]
@@ -130,6 +131,7 @@ def score(env, algorithm, updates):
     return jdl.evaluate(learner, state, rl.episodes(64))["return"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("cell", ["gru", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_what_was_seen_is_remembered(cell):
     env = probes.recalled()
@@ -177,6 +179,7 @@ def test_gradients_are_the_same_over_replicas(x64):
         np.testing.assert_allclose(one, other, atol=1e-9 if one.dtype == np.float64 else 2e-6)
 
 
+@pytest.mark.medium
 def test_environments_are_what_minibatches_are_made_of():
     env = rl.envs.cartpole()
     learner = jdl.jit(rl.on_device(small(env, minibatches=32), env, NUM_ENVS))

@@ -83,6 +83,7 @@ def test_a_discounted_value(runner, name):
     np.testing.assert_allclose(values(name, algorithm, env, agent, 0.0, 1.0), [DISCOUNT, 1], atol=0.1)
 
 
+@pytest.mark.medium
 @everywhere("ppo", "a2c", "dqn", names=WITH_VALUES, on_host=("ppo",))
 def test_a_truncated_episode_goes_on(runner, name):
     env = probes.endless()
@@ -98,6 +99,7 @@ def test_an_action_that_is_right(runner, name):
     assert score(algorithm, env, agent, 10) == 1
 
 
+@pytest.mark.medium
 @everywhere("ppo", "dqn", on_host=("a2c",))
 def test_an_action_that_is_seen(runner, name):
     env = probes.matched()
@@ -107,6 +109,7 @@ def test_an_action_that_is_seen(runner, name):
     np.testing.assert_allclose(values(name, algorithm, env, agent, -1.0, 1.0), [1, 1], atol=0.15)
 
 
+@pytest.mark.medium
 @everywhere("ppo", "dqn", on_host=("ppo", "dqn"))
 def test_a_forbidden_action_is_never_taken(runner, name):
     env = probes.masked()
@@ -116,6 +119,7 @@ def test_a_forbidden_action_is_never_taken(runner, name):
     assert score(algorithm, env, agent, 200) == pytest.approx(1.5, abs=0.15)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["ppo", pytest.param("dqn", marks=pytest.mark.slow)])
 def test_on_the_host_a_truncated_episode_goes_on_and_a_reset_counts_nowhere(name):
     env = probes.endless()
@@ -133,6 +137,7 @@ def test_a_continuous_action(runner, name):
     np.testing.assert_allclose(actions(algorithm, agent, -1.0, 1.0)[:, 0], [-0.5, 0.5], atol=0.15)
 
 
+@pytest.mark.medium
 @everywhere("ppo", names=[name for name in MAKE if name not in DISCRETE_ONLY])
 @pytest.mark.parametrize("kind", ["choices", pytest.param("bits", marks=pytest.mark.slow)])
 def test_several_choices_at_once(runner, name, kind):
@@ -171,6 +176,7 @@ def test_the_value_that_follows_is_of_the_observation_before_a_reset(rate):
     np.testing.assert_allclose(found[~terminated], values(after)[~terminated], atol=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_normalizing_leaves_choices_alone(name):
     env = probes.counted_from()

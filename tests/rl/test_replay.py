@@ -149,6 +149,7 @@ def test_samples_are_uniform():
     np.testing.assert_allclose(counts / counts.mean(), 1, atol=0.2)
 
 
+@pytest.mark.medium
 def test_samples_follow_priorities_and_weights_undo_them():
     memory = replay(BOX, spaces.Discrete(3), capacity=60, num_envs=2, prioritized=True, exponent=0.5)
     state = filled(memory, World(2, False), [10, 10])
@@ -163,6 +164,7 @@ def test_samples_follow_priorities_and_weights_undo_them():
     assert batch.weight.max() == 1
 
 
+@pytest.mark.medium
 def test_new_rows_have_the_highest_priority():
     memory = replay(BOX, spaces.Discrete(3), capacity=60, num_envs=2, prioritized=True, exponent=1.0)
     world = World(2, False)
@@ -173,6 +175,7 @@ def test_new_rows_have_the_highest_priority():
     assert ((leaves > 99) & (leaves < 101)).sum() > 6
 
 
+@pytest.mark.medium
 @given(
     st.sampled_from([1, 3, 8, 40]).flatmap(lambda n: st.lists(st.floats(0, 10, width=32), min_size=n, max_size=n)),
     st.lists(st.tuples(st.integers(0, 39), st.floats(0, 10, width=32)), max_size=20),

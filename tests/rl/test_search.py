@@ -36,6 +36,7 @@ def searched(positions, evaluate=knows_nothing, simulations=64, **options):
     )
 
 
+@pytest.mark.medium
 def test_a_search_wins_defends_and_knows_when_it_has_lost():
     won, defended, lost = searched(WIN), searched(DEFEND), searched(LOST, simulations=200)
     assert (won.action[0], defended.action[0]) == (2, 2)
@@ -65,6 +66,7 @@ def test_no_search_takes_what_is_not_legal():
     assert alone[0] not in taken
 
 
+@pytest.mark.medium
 def test_monte_carlo_tree_search_wins_and_defends():
     play = search.mcts(GAME, 200)
     found = [play(jax.random.key(seed), one)[0] for one in (WIN, DEFEND) for seed in range(3)]
@@ -93,6 +95,7 @@ def agent_and_env(opening_moves=4, width=16, **options):
     return network, rl.on_device(algorithm, games.self_play(GAME, opening_moves), NUM_ENVS)
 
 
+@pytest.mark.medium
 def test_targets_beside_a_plain_loop():
     network, learner = agent_and_env(0, minibatches=1)
     begun = learner.init(jax.random.key(0))
@@ -128,6 +131,7 @@ def completes(own, action):
     return max(*board.sum(0), *board.sum(1), np.trace(board), np.trace(board[:, ::-1])) == 3
 
 
+@pytest.mark.medium
 def test_examples_of_the_last_rollouts_are_kept():
     _, learner = agent_and_env(window=2)
     step, state = jax.jit(learner.step), learner.init(jax.random.key(0))

@@ -73,6 +73,7 @@ def test_tuples_and_parts_of_parts_have_convolutions_as_well():
     assert not rl.spaces.has_image(VECTORS)
 
 
+@pytest.mark.medium
 def test_actor_and_critic_share_nothing_unless_told():
     space, actions = spaces.Dict({"eye": PICTURE, **VECTORS.spaces}), spaces.Discrete(2)
     network = Fusion({"eye": torso(PICTURE, convolutions=SMALL), "a": MLP(lambda x: x, (4,))}, (4, 4))
@@ -217,6 +218,7 @@ def tiny(config_space, actions, **options):
     return rl.ppo(config_space, actions, network, optimizer=optax.sgd(1e-3), shared=True, **options)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("runner", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_the_probabilities_that_ppo_learns_from_are_those_it_acted_with(runner):
     env = rl.envs.time_limit(rl.envs.driving(), 4)  # so that failures change within a rollout

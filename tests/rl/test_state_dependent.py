@@ -49,6 +49,7 @@ def test_the_noise_is_kept_for_some_steps_of_an_episode():
         rl.exploration.state_dependent(0)
 
 
+@pytest.mark.medium
 def test_an_agent_acts_alike_in_the_same_state_until_the_noise_is_drawn_anew():
     env = rl.envs.pendulum()
     exploration = rl.exploration.state_dependent(4, log_std=0.0)

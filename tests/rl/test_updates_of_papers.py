@@ -111,6 +111,7 @@ def quantile_huber(outputs, goals):
     return (jnp.abs(levels[:, None] - (u < 0)) * huber).sum((0, 2, 3)) / (QUANTILES * goals.shape[1])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["sac", "tqc"])
 def test_an_update_of_sac_and_of_tqc(name):
     own = {"quantiles": QUANTILES, "drop": DROP} if name == "tqc" else {}
@@ -171,6 +172,7 @@ def test_an_update_of_td3(delay):
     same(after.target, moved(before.target, params) if delay == 1 else before.target)
 
 
+@pytest.mark.medium
 def test_an_update_of_crossq():
     options = {name: value for name, value in OPTIONS.items() if name != "tau"}
     before, after, batch, key = updated(rl.crossq(SEEN, ACTIONS, Same(), width=16, policy_delay=1, **options))

@@ -118,6 +118,7 @@ def value(head, agent, *observations, dueling=False):
     return head.values(model.apply({"params": agent.params}, seen, levels)).max(-1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["categorical", *(pytest.param(n, marks=pytest.mark.slow) for n in list(HEADS)[1:])])
 def test_a_discounted_value(name):
     _, _, state, _ = trained(probes.two_steps(), head=HEADS[name])
@@ -131,6 +132,7 @@ def test_a_truncated_episode_goes_on(name):
     np.testing.assert_allclose(value(HEADS[name], state.agent, 0.0), [1 / (1 - DISCOUNT)], atol=0.1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n != "implicit" else ()) for n in HEADS])
 def test_an_action_that_is_seen(name):
     env = probes.matched()

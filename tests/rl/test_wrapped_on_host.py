@@ -37,6 +37,7 @@ class Noise(gymnasium.Env):
 LINE = spaces.Box(-1, 1, (2,), np.float32)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("observation_space", "action_space"),
     [

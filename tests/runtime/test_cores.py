@@ -35,6 +35,7 @@ def test_a_process_and_its_thread_have_a_core_each(tmp_path):
     assert said.stdout.split() == ["1", "1", str(count > 1), str(count)]
 
 
+@pytest.mark.medium
 def test_the_one_that_finds_no_core_left_goes_where_it_may(tmp_path):
     count = len(os.sched_getaffinity(0))
     hold = "import jdl, sys; print(jdl.one_core(), flush=True); sys.stdin.read()"

@@ -48,6 +48,7 @@ def without_times(rows):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("told", [(3,), (9,), (14,), (3, 5), (29,), (12, 25)])
 def test_a_fit_that_is_told_to_end_goes_on_to_the_same_bits(told, tmp_path, capsys):
     whole = fit(tmp_path / "whole")
@@ -88,6 +89,7 @@ def test_without_a_run_a_signal_is_the_processs_own():
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.medium
 def test_the_same_command_goes_on_with_its_run_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     command = ["run", str(KILLABLE), "--steps", "50", "--pause", "0", "--run-dir", "run"]

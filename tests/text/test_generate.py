@@ -43,6 +43,7 @@ def test_probabilities_are_those_of_the_temperature():
     np.testing.assert_allclose(counts, expected, atol=4 * np.sqrt(0.25 / 20_000))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", MODELS)
 def test_from_the_cache_comes_what_the_whole_prefix_gives(name):
     model = MODELS[name]

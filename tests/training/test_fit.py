@@ -138,6 +138,7 @@ def exploding(data, rates):
     return jdl.jit(jdl.population(make, jnp.array(rates)))
 
 
+@pytest.mark.medium
 def test_a_diverged_run_keeps_its_last_good_state_and_the_others_go_on(tmp_path):
     data = linear_data()
     with pytest.warns(RuntimeWarning, match=r"run 1 diverged at step 1\d: not finite; its state is kept as of step 10"):
@@ -245,6 +246,7 @@ def test_a_resumed_run_ends_in_the_same_bits(name, kind, tmp_path):
     assert len(logs[0]) == len(whole.rows) > 8
 
 
+@pytest.mark.medium
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     data = linear_data()
     learner = jdl.jit(jdl.feed(linear_learner(), 16))

@@ -117,6 +117,7 @@ def test_as_many_parameters_as_the_rank_says(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 2 * expected
 
 
+@pytest.mark.medium
 def test_only_adapters_are_trained_through_every_transform():
     x = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
     data = {"input": x, "target": (x[:, 0] > 0).astype(np.int32)}

@@ -238,6 +238,7 @@ def test_bodies_that_know_no_mode_take_heads():
     assert pooled.apply(filled(pooled, np.zeros((2, 5), np.int32)), np.zeros((2, 5), np.int32)).shape == (2, 4)
 
 
+@pytest.mark.medium
 def test_a_bert_is_fine_tuned():
     ids = RANDOM.integers(0, 13, (64, 6)).astype(np.int32)
     data = {"input": ids, "target": (ids[:, 0] > 6).astype(np.int32)}
