@@ -34,14 +34,19 @@ def some(shown, *others):
 
 
 def trained(runner, name, env, updates=300, **options):
+    if runner == "host":
+        updates *= 2
+    if name == "crossq":
+        # Statistics of a batch and running ones differ while the critics move, and no target network holds these.
+        updates *= 4
+        options = {"optimizer": optax.adam(optax.linear_schedule(1e-3, 0, updates), b1=0.5)} | options
     algorithm = CONTINUOUS[name](env, **options)
-    updates *= 4 if name == "crossq" else 1  # until running statistics have followed
     if runner == "device":
         learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, NUM_ENVS), updates))
         state, _ = learner.step(learner.init(jax.random.key(0)), None)
         return algorithm, state.agent
     learner, source = rl.on_host(algorithm, probes.VectorProbe(env, NUM_ENVS))
-    return algorithm, jdl.fit(jdl.jit(learner), source, steps=2 * updates, log_every=50).state.agent
+    return algorithm, jdl.fit(jdl.jit(learner), source, steps=updates, log_every=50).state.agent
 
 
 def actions(algorithm, agent, *observations):
