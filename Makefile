@@ -30,7 +30,7 @@ test-slow: env  ## those that take seconds or minutes each: learning agents, kil
 test-browser: env  ## the report in headless Chromium
 	$(BIN)/python -m pytest -m browser
 
-parity: env $(TORCH)/.built  ## outputs and gradients beside PyTorch and Transformers with the same weights
+parity: env $(TORCH)/.built  ## networks beside PyTorch and Transformers, updates beside Stable-Baselines3, with the same weights
 	JDL_TORCH_PYTHON=$(TORCH)/bin/python $(BIN)/python -m pytest -m parity
 
 check: env  ## lint, format, types, import directions
@@ -80,7 +80,7 @@ bench-models: env $(TORCH)/.built  ## the network families beside PyTorch, eager
 
 $(TORCH)/.built:
 	$(TORCH_PYTHON) -m venv --clear $(TORCH)
-	$(TORCH)/bin/python -m pip install --quiet torch==2.13.0 numpy==2.4.6 transformers==5.23.0
+	$(TORCH)/bin/python -m pip install --quiet torch==2.13.0 numpy==2.4.6 transformers==5.23.0 stable-baselines3==2.9.2
 	@touch $@
 
 bench-scale: env  ## modes of using devices, checkpoints, plans beside measured steps

@@ -43,6 +43,8 @@ def tabular(
     epsilon: float | Schedule,
     discount: float,
     num_steps: int,
+    initial: float,
+    bonus: float | Schedule,
 ) -> Algorithm:
     """A table learned by one-step backups.
 
@@ -54,6 +56,8 @@ def tabular(
         epsilon: see `rl.q_learning`.
         discount: see `rl.q_learning`.
         num_steps: see `rl.q_learning`.
+        initial: see `rl.q_learning`.
+        bonus: see `rl.q_learning`.
 
     Raises:
         ValueError: for spaces that are not Discrete.
@@ -67,10 +71,14 @@ def tabular(
     first_state = int(observation_space.start)  # type: ignore[attr-defined]
 
     def init(key: Array) -> TabularAgent:
-        return TabularAgent(jnp.zeros((states, actions)), jnp.zeros((states, actions)), jnp.zeros((), jnp.int32))
+        values = jnp.full((states, actions), initial, jnp.float32)
+        return TabularAgent(values, jnp.zeros((states, actions)), jnp.zeros((), jnp.int32))
 
-    def behavior(values: Array, allowed: Array, steps: Array) -> Float[Array, "env actions"]:
-        return epsilon_greedy(values, allowed, at(epsilon, steps))
+    def worth_trying(agent: TabularAgent, state: Array) -> Float[Array, "env actions"]:
+        return agent.values[state] + at(bonus, agent.steps) / jnp.sqrt(agent.visits[state] + 1)
+
+    def behavior(agent: TabularAgent, state: Array, allowed: Array) -> Float[Array, "env actions"]:
+        return epsilon_greedy(worth_trying(agent, state), allowed, at(epsilon, agent.steps))
 
     def allowed_actions(mask: Any, count: int) -> Array:
         return jnp.ones((count, actions), bool) if mask is None else jnp.asarray(mask, bool)
@@ -78,11 +86,11 @@ def tabular(
     def act(
         agent: TabularAgent, carry: Carry, timestep: TimeStep, key: Array, greedy: bool
     ) -> tuple[Array, Carry, tuple[()]]:
-        values = agent.values[timestep.observation - first_state]
-        allowed = allowed_actions(timestep.action_mask, len(values))
+        state = timestep.observation - first_state
+        allowed = allowed_actions(timestep.action_mask, len(state))
         if greedy:
-            return jnp.where(allowed, values, -jnp.inf).argmax(-1), carry, ()
-        return jax.random.categorical(key, jnp.log(behavior(values, allowed, agent.steps))), carry, ()
+            return jnp.where(allowed, worth_trying(agent, state), -jnp.inf).argmax(-1), carry, ()
+        return jax.random.categorical(key, jnp.log(behavior(agent, state, allowed))), carry, ()
 
     def update(agent: TabularAgent, experience: Experience, key: Array) -> tuple[TabularAgent, dict[str, Any]]:
         time, count = experience.reward.shape
@@ -93,7 +101,7 @@ def tabular(
             t, state, action, reward, terminated, valid, after, mask, end, next_action = now
             values = agent.values[after]
             allowed = allowed_actions(mask, count)
-            probabilities = behavior(values, allowed, agent.steps)
+            probabilities = behavior(agent, after, allowed)
             # At the end of an episode or of the rollout the next action is unknown: draw it from the same policy.
             drawn = jax.random.categorical(jax.random.fold_in(key, t), jnp.log(probabilities))
             worth = backup(values, probabilities, jnp.where(end, drawn, next_action), allowed)

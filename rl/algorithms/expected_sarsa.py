@@ -17,6 +17,8 @@ def expected_sarsa(
     epsilon: float | Schedule = 0.1,
     discount: float = 0.99,
     num_steps: int = 1,
+    initial: float = 0.0,
+    bonus: float | Schedule = 0.0,
 ) -> Algorithm:
     """Tabular expected SARSA: back up the policy's mean action value.
 
@@ -28,6 +30,8 @@ def expected_sarsa(
             (an Optax schedule).
         discount: γ.
         num_steps: steps of each environment per rollout; an update backs them up in order.
+        initial: see `rl.q_learning`.
+        bonus: see `rl.q_learning`.
 
     Raises:
         ValueError: for spaces that are not Discrete.
@@ -40,4 +44,6 @@ def expected_sarsa(
         epsilon=epsilon,
         discount=discount,
         num_steps=num_steps,
+        initial=initial,
+        bonus=bonus,
     )

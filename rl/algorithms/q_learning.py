@@ -18,6 +18,8 @@ def q_learning(
     epsilon: float | Schedule = 0.1,
     discount: float = 0.99,
     num_steps: int = 1,
+    initial: float = 0.0,
+    bonus: float | Schedule = 0.0,
 ) -> Algorithm:
     """Tabular Q-learning: back up the highest action value of the next state, whichever action is taken there.
 
@@ -29,6 +31,10 @@ def q_learning(
             (an Optax schedule).
         discount: γ.
         num_steps: steps of each environment per rollout; an update backs them up in order.
+        initial: the values before learning. Above what can be reached, every action is tried, and those that disappoint
+            are left (Sutton and Barto, section 2.6).
+        bonus: c; actions are chosen, also greedily, by their value + c / √(1 + visits): above 0 for what is little
+            known (section 2.7), below 0 against it. A number, or a function of the steps of all environments.
 
     Raises:
         ValueError: for spaces that are not Discrete.
@@ -41,4 +47,6 @@ def q_learning(
         epsilon=epsilon,
         discount=discount,
         num_steps=num_steps,
+        initial=initial,
+        bonus=bonus,
     )

@@ -18,6 +18,8 @@ def sarsa(
     epsilon: float | Schedule = 0.1,
     discount: float = 0.99,
     num_steps: int = 16,
+    initial: float = 0.0,
+    bonus: float | Schedule = 0.0,
 ) -> Algorithm:
     """Tabular SARSA: back up the value of the action taken next.
 
@@ -31,6 +33,8 @@ def sarsa(
             (an Optax schedule).
         discount: γ.
         num_steps: steps of each environment per rollout; an update backs them up in order.
+        initial: see `rl.q_learning`.
+        bonus: see `rl.q_learning`.
 
     Raises:
         ValueError: for spaces that are not Discrete.
@@ -43,4 +47,6 @@ def sarsa(
         epsilon=epsilon,
         discount=discount,
         num_steps=num_steps,
+        initial=initial,
+        bonus=bonus,
     )

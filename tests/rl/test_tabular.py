@@ -107,6 +107,35 @@ def test_the_table_comes_to_value_iterations(method, masked):
     assert returned.compute() == 7
 
 
+@pytest.mark.parametrize("greedy", [False, True])
+def test_what_is_little_known_is_tried_at_first_and_left_in_the_end(greedy):
+    bonus = optax.linear_schedule(3.0, -3.0, 10)
+    algorithm = rl.q_learning(spaces.Discrete(1), spaces.Discrete(3), epsilon=0.0, bonus=bonus)
+    agent = algorithm.init(jax.random.key(0)).replace(values=jnp.array([[1, 2, 1.9]]), visits=jnp.array([[0, 3, 99.0]]))
+    now = TimeStep(jnp.zeros(1, jnp.int32), jnp.ones(1, bool))
+    for steps, expected in ((0, 0), (5, 1), (10, 2)):  # values 4, 3.5, 2.2; 1, 2, 1.9; -2, 0.5, 1.6
+        action, *_ = algorithm.act(agent.replace(steps=jnp.array(steps)), (), now, jax.random.key(0), greedy)
+        assert action == expected
+
+
+@pytest.mark.parametrize(("initial", "known"), [(20.0, 3), (-20.0, 1)])
+def test_high_hopes_try_every_action_once(initial, known):
+    """Where each action disappoints the next one is taken; with low hopes the first is taken forever."""
+    stays = Table(
+        np.ones((1, 3, 1)),
+        np.zeros((1, 3, 1), np.int32),
+        np.ones((1, 3, 1)),
+        np.zeros((1, 3, 1), bool),
+        np.ones(1),
+        None,
+    )
+    env = rl.envs.from_table("one state", stays, max_steps=50)
+    algorithm = rl.q_learning(env.observation_space, env.action_space, epsilon=0.0, initial=initial, discount=0.5)
+    learner = jdl.jit(jdl.scan(rl.on_device(algorithm, env, 1), 30))
+    agent = learner.step(learner.init(jax.random.key(0)), None)[0].agent
+    assert (agent.visits > 0).sum() == known
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [rl.sarsa, *OTHERS])
 def test_the_same_on_the_host(method):

@@ -4,20 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from gymnasium import spaces
+from one_update import ACTIONS, BATCH, OPTIONS, RATE, SEEN, TAU, updated
 
 import rl
-from rl.replay.replay import replay
-from rl.types import Experience, TimeStep
 
-SEEN, ACTIONS = spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Box(-1, 1, (2,), np.float32)
-RATE, DISCOUNT, TAU, BATCH, TIME, QUANTILES, DROP = 0.1, 0.9, 0.25, 8, 16, 5, 2
-OPTIONS = {
-    "num_envs": 1, "num_steps": TIME, "updates_per_rollout": 1, "batch_size": BATCH, "capacity": 64,
-    "learning_starts": 1, "discount": DISCOUNT, "tau": TAU, "optimizer": optax.sgd(RATE),
-}  # fmt: skip
+QUANTILES, DROP = 5, 2
 LAYERS = "BatchNorm_0", "BatchNorm_1"  # of CrossQ's critics
 
 
@@ -27,42 +19,6 @@ class Same(nn.Module):
     @nn.compact
     def __call__(self, observation):
         return observation
-
-
-def rollout():
-    random = np.random.default_rng(0)
-    seen = jnp.asarray(random.normal(size=(TIME + 1, 1, 3)), jnp.float32)
-    action = jnp.asarray(random.uniform(-0.9, 0.9, size=(TIME, 1, 2)), jnp.float32)
-    ends = jnp.arange(TIME)[:, None] % 5 == 4
-    nothing = jnp.zeros((TIME, 1), bool)
-    return Experience(
-        timestep=TimeStep(seen[:-1], jnp.roll(ends, 1, 0)), action=action, extras=(),
-        reward=jnp.asarray(random.normal(size=(TIME, 1)), jnp.float32), terminated=ends, truncated=nothing,
-        valid=~nothing, next_observation=seen[1:], last=TimeStep(seen[-1], ends[-1]), carry=(),
-    )  # fmt: skip
-
-
-def shaken(tree):
-    keys = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(tree))))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), tree)
-
-
-def updated(algorithm):
-    """The agent before and after an update, the transitions it learned from, and the key of that update."""
-    agent = algorithm.init(jax.random.key(1))
-    # Targets of their own: else they equal the critics, and a mistake about which is which does not show.
-    agent = agent.replace(target=shaken(agent.target))
-    if "statistics" in agent.params:
-        statistics = jax.tree.map(jnp.abs, shaken(agent.params["statistics"]))
-        agent = agent.replace(params=agent.params | {"statistics": statistics})
-    key, experience = jax.random.key(3), rollout()
-    after, _ = algorithm.update(agent, experience, key)
-    buffer = replay(SEEN, ACTIONS, capacity=64, num_envs=1)
-    own = jax.random.split(key, 1)[0]
-    batch = buffer.sample(buffer.add(buffer.init(), experience), own, BATCH, DISCOUNT, 1.0)
-    assert (batch.discount == 0).any()
-    assert (batch.discount == DISCOUNT).any()
-    return agent, after, batch, own
 
 
 def dense(params, x):
@@ -115,7 +71,7 @@ def quantile_huber(outputs, goals):
 @pytest.mark.parametrize("name", ["sac", "tqc"])
 def test_an_update_of_sac_and_of_tqc(name):
     own = {"quantiles": QUANTILES, "drop": DROP} if name == "tqc" else {}
-    algorithm = getattr(rl, name)(SEEN, ACTIONS, Same(), **OPTIONS, **own)
+    algorithm = getattr(rl, name)(SEEN, ACTIONS, Same(), tau=TAU, **OPTIONS, **own)
     before, after, batch, key = updated(algorithm)
     noise = jax.random.normal(key, (2, BATCH, 2))
     actor, critics = before.params["actor"], before.params["critics"]
@@ -147,7 +103,7 @@ def test_an_update_of_sac_and_of_tqc(name):
 
 @pytest.mark.parametrize("delay", [1, 2])
 def test_an_update_of_td3(delay):
-    algorithm = rl.td3(SEEN, ACTIONS, Same(), target_noise=0.4, policy_delay=delay, **OPTIONS)
+    algorithm = rl.td3(SEEN, ACTIONS, Same(), target_noise=0.4, policy_delay=delay, tau=TAU, **OPTIONS)
     before, after, batch, key = updated(algorithm)
 
     def policy(actor, observation):
@@ -174,8 +130,7 @@ def test_an_update_of_td3(delay):
 
 @pytest.mark.medium
 def test_an_update_of_crossq():
-    options = {name: value for name, value in OPTIONS.items() if name != "tau"}
-    before, after, batch, key = updated(rl.crossq(SEEN, ACTIONS, Same(), width=16, policy_delay=1, **options))
+    before, after, batch, key = updated(rl.crossq(SEEN, ACTIONS, Same(), width=16, policy_delay=1, **OPTIONS))
     noise = jax.random.normal(key, (2, BATCH, 2))
     actor, statistics = before.params["actor"], before.params["statistics"]
     action, log_prob = gaussian(actor["network"], batch.next_observation, noise[0])
