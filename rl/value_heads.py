@@ -32,6 +32,7 @@ class ValueHead(NamedTuple):
         drawn: levels of quantiles are drawn anew at each use, and the network takes them as input.
         mean: the output is the mean itself, so that an error is a difference of returns.
         distribution: `(outputs [..., n]) -> (returns [..., n], probabilities [..., n])`; None for the mean alone.
+        beyond: as `goals`, -> [batch]: the probability of goals that the head cannot represent; None if it can all.
     """
 
     outputs: int
@@ -41,6 +42,7 @@ class ValueHead(NamedTuple):
     drawn: bool = False
     mean: bool = False
     distribution: Callable[[Array], tuple[Array, Array]] | None = None
+    beyond: Callable[[Array, Array, Array], Float[Array, " batch"]] | None = None
 
 
 def mean(huber: float | None = None) -> ValueHead:
@@ -60,7 +62,8 @@ def mean(huber: float | None = None) -> ValueHead:
 def categorical(low: float, high: float, atoms: int = 51) -> ValueHead:
     """Probabilities of returns that are fixed, at equal distances (C51).
 
-    Returns beyond the ends count as the ends: choose them wider than the discounted returns of the environment.
+    Returns beyond the ends count as the ends: choose them wider than the discounted returns of the environment. The
+    metric "beyond_support" of DQN is the share of its goals that lie beyond.
 
     Args:
         low: the lowest return.
@@ -77,6 +80,11 @@ def categorical(low: float, high: float, atoms: int = 51) -> ValueHead:
     returns = jnp.linspace(low, high, atoms)
     width = (high - low) / (atoms - 1)
 
+    def beyond(reward: Array, discount: Array, following: Array) -> Array:
+        goal = reward[:, None] + discount[:, None] * returns
+        slack = 1e-3 * width  # for rounding
+        return (jax.nn.softmax(following) * ((goal < low - slack) | (goal > high + slack))).sum(-1)
+
     def goals(reward: Array, discount: Array, following: Array) -> Array:
         goal = jnp.clip(reward[:, None] + discount[:, None] * returns, low, high)
         # Each goal gives its probability to its two neighbors, the more the nearer; to one alone where it meets it.
@@ -89,6 +97,7 @@ def categorical(low: float, high: float, atoms: int = 51) -> ValueHead:
         goals,
         lambda outputs, goals, levels: optax.softmax_cross_entropy(outputs, goals),
         distribution=lambda outputs: (jnp.broadcast_to(returns, outputs.shape), jax.nn.softmax(outputs)),
+        beyond=beyond,
     )
 
 

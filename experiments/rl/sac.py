@@ -40,7 +40,7 @@ class Config(rl.Training):
     normalize_observations: bool | None = None
 
 
-SMOKE = {"total_steps": 160, "num_episodes": 2, "capacity": 1024, "learning_starts": 32}
+SMOKE = {"total_steps": 160, "num_episodes": 2, "capacity": 1024, "learning_starts": 32, "batch_size": 16}
 RECORDS = {
     "": jdl.Record(
         seeds=10, statistic="iqm", bars={"return": ">= -157"}, beside="RL Zoo -157.0 ± 88.7 (one run, 750 episodes)"

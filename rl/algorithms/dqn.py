@@ -180,8 +180,8 @@ def dqn(
         params, target_params, opt_state, count = learning
         keys = jax.random.split(jax.random.fold_in(key, _NOISE), 4)
         levels = jax.random.uniform(keys[0], (2, batch_size, head.outputs)) if head.drawn else (None, None)
-        goals = goals_of(params, target_params, batch, levels[0], keys[1:3])
-        part = own_part({"transitions": batch, "goals": goals, "levels": levels[1]}, batch_size)
+        goals, beyond = goals_of(params, target_params, batch, levels[0], keys[1:3])
+        part = own_part({"transitions": batch, "goals": goals, "levels": levels[1], "beyond": beyond}, batch_size)
         separable = not (prioritized or noisy)  # the errors are one for each example, and noise is drawn
         grads, mean, measured = jdl.gradients(loss, params, part, key, separable=separable)
         errors = None
@@ -193,14 +193,21 @@ def dqn(
         count = count + 1
         due = count % target_every == 0
         target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, target_params)
-        return Learning(params, target_params, opt_state, count), errors, {"loss": mean, "value": measured["value"]}
+        measured.pop("error", None)
+        return Learning(params, target_params, opt_state, count), errors, {"loss": mean, **measured}
 
-    def goals_of(params: PyTree, target_params: PyTree, batch: Transitions, levels: Any, keys: Array) -> Array:
-        """The n-step rewards plus the discounted return of the best next action, by the target network."""
+    def goals_of(
+        params: PyTree, target_params: PyTree, batch: Transitions, levels: Any, keys: Array
+    ) -> tuple[Array, Array | None]:
+        """The n-step rewards plus the discounted return of the best next action, by the target network.
+
+        And how much of it lies beyond what the head can represent, if there is such a thing.
+        """
         following = outputs(target_params, batch.next_observation, levels, keys[0])
         chooser = outputs(params, batch.next_observation, levels, keys[1]) if double else following
         best = masked_values(chooser, batch.next_action_mask).argmax(-1)
-        return head.goals(batch.reward, batch.discount, _taken(following, best))
+        given = batch.reward, batch.discount, _taken(following, best)
+        return head.goals(*given), None if head.beyond is None else head.beyond(*given)
 
     def each(params: PyTree, batch: Transitions, goals: Array, levels: Any, key: Array) -> tuple[Array, Array, Array]:
         """Error, loss and value of each transition."""
@@ -213,6 +220,8 @@ def dqn(
         errors, losses, value = each(params, batch, part["goals"], part["levels"], key)
         counted = (batch.weight > 0).astype(jnp.float32)
         measured: dict[str, Any] = {"value": Mean((value * counted).sum(), counted.sum())}
+        if part["beyond"] is not None:
+            measured["beyond_support"] = Mean((part["beyond"] * counted).sum(), counted.sum())
         if prioritized:
             measured["error"] = errors
         return (losses * batch.weight).sum(), counted.sum(), measured

@@ -239,8 +239,10 @@ def _on_device(make: Make, chosen: Mapping[str, Any], run: jdl.Run, evaluated: M
     per_call = max(1, count // 100)  # the last few updates, less than a hundredth, make no whole call
     one = jdl.distribute(on_device(algorithm, twin, chosen["num_envs"]), chosen["devices"], chosen["mesh"])
     training = jdl.jit(jdl.seeds(jdl.scan(one, per_call), run.seeds, spread=_spread(chosen, run)))
-    state = jdl.fit(training, None, steps=count // per_call * per_call, log_every=per_call, run=run).state
-    return Trained(algorithm, state.agent, {"return (twin)": jdl.evaluate(training, state, evaluated)["return"]})
+    fitted = jdl.fit(training, None, steps=count // per_call * per_call, log_every=per_call, run=run)
+    _tell_what_is_narrow(fitted.rows)
+    scores = {"return (twin)": jdl.evaluate(training, fitted.state, evaluated)["return"]}
+    return Trained(algorithm, fitted.state.agent, scores)
 
 
 def _on_host(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
@@ -256,7 +258,25 @@ def _on_host(make: Make, chosen: Mapping[str, Any], run: jdl.Run) -> Trained:
     one = jdl.distribute(one, chosen["devices"], chosen["mesh"])
     try:
         training = jdl.jit(jdl.seeds(one, run.seeds, each=True, spread=_spread(chosen, run)))
-        state = jdl.fit(training, source, steps=count, run=run).state
+        fitted = jdl.fit(training, source, steps=count, run=run)
     finally:
         source.close()
-    return Trained(algorithm, state.agent, {})
+    _tell_what_is_narrow(fitted.rows)
+    return Trained(algorithm, fitted.state.agent, {})
+
+
+# Metrics of returns that an agent cannot represent, and what to widen.
+_NARROW = {
+    "beyond_support": "low and high (of rl.value_heads.categorical)",
+    "beyond_limit": "value_limit (of rl.muzero)",
+}
+
+
+def _tell_what_is_narrow(rows: list[dict[str, Any]]) -> None:
+    """Returns beyond the ends count as the ends: in the end more than a hundredth of them is no accident."""
+    last = rows[-1] if rows else {}
+    for name, remedy in _NARROW.items():
+        shares = [share for share in last.get(f"train/{name}", []) if share is not None and share > 0.01]
+        if shares:
+            told = f"{name} is {max(shares):.2f}: that share of the returns counts as the nearest one that fits"
+            print(f"{told}; widen {remedy}", file=sys.stderr)

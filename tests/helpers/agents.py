@@ -61,12 +61,15 @@ def some_slow(*slow, diagnosis=()):
     return [pytest.param(name, marks=marks.get(name, ())) for name in MAKE]
 
 
-def on_runners(every, *quick, names=None, on_host=()):
-    """Runners with algorithms. What the host adds, one algorithm of each kind shows; the others are for diagnosis."""
+def on_runners(every, *quick, names=None, on_host=(), apart=()):
+    """Runners with algorithms. What the host adds, one algorithm of each kind shows; the others are for diagnosis.
+
+    So are those that stand `apart`: another one runs all of their code that the test is about.
+    """
 
     def mark(runner, name):
         if runner == "device":
-            return () if name in quick else pytest.mark.slow
+            return () if name in quick else pytest.mark.diagnosis if name in apart else pytest.mark.slow
         return pytest.mark.slow if name in on_host else pytest.mark.diagnosis
 
     pairs = [(runner, name) for runner in ("device", "host") for name in names or every]

@@ -29,10 +29,10 @@ NETWORKS = {
         LABELS,
     ),  # none a multiple of 8
     "gpt": (jdl.nn.GPT(64, 12, 32, 2, 8), TOKENS, np.roll(TOKENS, -1, 1)),
-    "resnet18": (jdl.nn.ResNet18(8, width=8, stem="cifar"), RANDOM.normal(size=(96, 8, 8, 3)), LABELS),
+    "resnet": (jdl.nn.ResNet(8, (1, 1), width=8, stem="cifar"), RANDOM.normal(size=(96, 8, 8, 3)), LABELS),
 }
 MESHES = {"pmap": "8", "data": "8", "fsdp": "8", "tensor": "1x8", "fsdp+tensor": "4x2"}
-CASES = [*itertools.product(("mlp", "gpt", "resnet18"), MESHES), ("uneven", "fsdp")]
+CASES = [*itertools.product(("mlp", "gpt", "resnet"), MESHES), ("uneven", "fsdp")]
 LEAST = {"pmap": 0.9, "data": 0.9, "fsdp": 4, "tensor": 4, "fsdp+tensor": 4}  # of 8; what is small is everywhere
 
 
@@ -76,7 +76,7 @@ def mark(name, mode):
     if name in ("mlp", "uneven"):
         return ()
     # Of convolutions and their statistics, the mode that divides all; the others are for diagnosis.
-    apart = name == "resnet18" and mode != "fsdp+tensor"
+    apart = name == "resnet" and mode != "fsdp+tensor"
     return pytest.mark.diagnosis if apart else pytest.mark.slow
 
 

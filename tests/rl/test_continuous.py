@@ -134,7 +134,7 @@ def test_quantile_goals_and_losses_beside_a_plain_loop():
 
 
 @pytest.mark.medium
-@everywhere("tqc")
+@everywhere("tqc", apart=("ddpg",))
 def test_a_discounted_value(runner, name):
     env = probes.two_steps(UNIT)
     options = {"temperature": 1e-4} if name in ("sac", "tqc", "crossq") else {}
@@ -143,7 +143,7 @@ def test_a_discounted_value(runner, name):
 
 
 @pytest.mark.medium
-@everywhere("sac", on_host=("td3",))
+@everywhere("sac", on_host=("td3",), apart=("ddpg", "tqc"))
 def test_a_truncated_episode_goes_on(runner, name):
     env = probes.endless(UNIT)
     options = {"temperature": 1e-4} if name in ("sac", "tqc", "crossq") else {}
@@ -192,7 +192,9 @@ def small(name, **options):
         pytest.param("sac", jdl.pmap, id="sac-pmap", marks=pytest.mark.diagnosis),
         pytest.param("td3", jdl.pmap, id="td3-pmap", marks=pytest.mark.diagnosis),
         pytest.param("sac", lambda learner: jdl.accumulate(learner, 2), id="sac-accumulate"),
-        pytest.param("td3", lambda learner: jdl.accumulate(learner, 2), id="td3-accumulate"),
+        pytest.param(
+            "td3", lambda learner: jdl.accumulate(learner, 2), id="td3-accumulate", marks=pytest.mark.diagnosis
+        ),
     ],
 )
 def test_gradients_are_the_same_however_they_are_split(name, split, x64):

@@ -29,7 +29,7 @@ def assert_same_training(one, other):
         np.testing.assert_allclose(one.metrics[name].values, series.values, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(("name", "count"), [("ppo", 4), ("dqn", 2)])
+@pytest.mark.parametrize(("name", "count"), [("ppo", 4), pytest.param("dqn", 2, marks=pytest.mark.diagnosis)])
 def test_processes_train_as_one_with_all_environments(name, count, tmp_path):
     jdl_("run", name, *COMMON, *OPTIONS[name], "--run-dir", tmp_path / "alone")
     launch = ["launch", "--processes", count]
@@ -46,7 +46,7 @@ def test_processes_train_as_one_with_all_environments(name, count, tmp_path):
 
 
 def test_one_seed_has_the_devices_of_all_processes(tmp_path):
-    options = ["ppo", "--total-steps", "4096", "--num-episodes", "2"]  # on the device, devices=auto
+    options = ["ppo", "--total-steps", "2048", "--num-episodes", "2"]  # on the device, devices=auto
     jdl_("run", *options, "--run-dir", tmp_path / "alone")
     jdl_("launch", "--processes", 2, "run", *options, "--run-dir", tmp_path / "run")
     run = runs.Run(tmp_path / "run")

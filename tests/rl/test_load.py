@@ -66,7 +66,7 @@ def test_an_environment_without_a_twin_trains_on_the_host_and_says_so(tmp_path, 
 @pytest.mark.slow
 def test_seeds_in_processes_of_their_own_are_those_alone(tmp_path):
     module = find.find(PPO)
-    config = module.Config(runner="host", total_steps=4096, num_episodes=2, num_steps=32)
+    config = module.Config(runner="host", total_steps=1024, num_episodes=2, num_steps=32)
     run = jdl.run(module, config, seeds=[0, 3], path=tmp_path / "several")
     alone = jdl.run(module, config, seeds=[3], path=tmp_path / "alone")
     assert run.final["return"][1] == alone.final["return"][0]
@@ -97,7 +97,7 @@ def test_to_act_ahead_is_for_the_host(tmp_path):
         jdl.run(find.find(PPO), find.find(PPO).Config(ahead=True), seeds=1, path=tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path):
     module = find.find(str(Path(PPO).with_name("recurrent_ppo.py")))
     config = module.Config(total_steps=1024, num_episodes=2, cell="lstm")

@@ -256,7 +256,7 @@ def actions(algorithm, agent, *observations):
     return algorithm.act(agent, (), TimeStep(seen, jnp.ones(len(seen), bool)), jax.random.key(0), True)[0]
 
 
-RUNNERS = [pytest.param("device", marks=pytest.mark.slow), pytest.param("host", marks=pytest.mark.diagnosis)]
+RUNNERS = [pytest.param("device", marks=pytest.mark.medium), pytest.param("host", marks=pytest.mark.diagnosis)]
 
 
 @pytest.mark.slow

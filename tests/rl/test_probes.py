@@ -84,7 +84,7 @@ def test_a_discounted_value(runner, name):
 
 
 @pytest.mark.medium
-@everywhere("ppo", "a2c", "dqn", names=WITH_VALUES, on_host=("ppo",))
+@everywhere("ppo", "a2c", "dqn with everything", names=WITH_VALUES, on_host=("ppo",), apart=("dqn",))
 def test_a_truncated_episode_goes_on(runner, name):
     env = probes.endless()
     algorithm, agent, _ = trained(runner, name, env, 2)
@@ -100,7 +100,7 @@ def test_an_action_that_is_right(runner, name):
 
 
 @pytest.mark.medium
-@everywhere("ppo", "dqn", on_host=("a2c",))
+@everywhere("ppo", "dqn with everything", on_host=("a2c",), apart=("dqn",))
 def test_an_action_that_is_seen(runner, name):
     env = probes.matched()
     algorithm, agent, last = trained(runner, name, env)
@@ -110,7 +110,7 @@ def test_an_action_that_is_seen(runner, name):
 
 
 @pytest.mark.medium
-@everywhere("ppo", "dqn", on_host=("ppo", "dqn"))
+@everywhere("ppo", "dqn with everything", on_host=("dqn",), apart=("dqn",))
 def test_a_forbidden_action_is_never_taken(runner, name):
     env = probes.masked()
     masked = {"masked": True} if name.startswith("dqn") else {}

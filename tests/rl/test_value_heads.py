@@ -53,6 +53,21 @@ def test_a_goal_on_an_atom_keeps_its_mass():
     np.testing.assert_allclose(goals, [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1]], atol=1e-6)
 
 
+def test_what_lies_beyond_the_ends():
+    head = value_heads.categorical(0.0, 4.0, 5)
+    following = jnp.log(jnp.array([[0.1, 0.2, 0.3, 0.4, 1e-9]]).repeat(4, 0))
+    reward, discount = jnp.array([0.0, 2.0, -1.0, 9.0]), jnp.array([1.0, 1.0, 1.0, 0.0])
+    found = head.beyond(reward, discount, following)  # 3 + 2 is beyond 4; 0 - 1 is below 0; 9 is beyond without more
+    np.testing.assert_allclose(found, [0, 0.4, 0.1, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("high", "share"), [(3.0, 0.0), (0.5, 1.0)])
+def test_rewards_out_of_the_support_are_measured(high, share):
+    """Every reward is 1, and every episode a step long."""
+    _, _, _, metrics = trained(probes.constant(), 40, head=value_heads.categorical(-3.0, high, 11))
+    assert metrics["beyond_support"].compute()[-1] == pytest.approx(share, abs=1e-6)
+
+
 @pytest.mark.parametrize("huber", [1.0, 0.3])
 def test_the_quantile_loss_beside_rlax(rlax, numbers, huber):
     found = value_heads.quantile_loss(numbers["outputs"], numbers["following"], numbers["levels"], huber)
