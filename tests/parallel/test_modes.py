@@ -29,7 +29,7 @@ NETWORKS = {
         LABELS,
     ),  # none a multiple of 8
     "gpt": (jdl.nn.GPT(64, 12, 32, 2, 8), TOKENS, np.roll(TOKENS, -1, 1)),
-    "resnet": (jdl.nn.ResNet(8, (1, 1), width=8, stem="cifar"), RANDOM.normal(size=(96, 8, 8, 3)), LABELS),
+    "resnet": (jdl.nn.ResNet(8, (1, 1), width=16, stem="cifar"), RANDOM.normal(size=(96, 8, 8, 3)), LABELS),
 }
 MESHES = {"pmap": "8", "data": "8", "fsdp": "8", "tensor": "1x8", "fsdp+tensor": "4x2"}
 CASES = [*itertools.product(("mlp", "gpt", "resnet"), MESHES), ("uneven", "fsdp")]
