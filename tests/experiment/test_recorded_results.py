@@ -37,6 +37,8 @@ def main(config, run):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
+    # Python takes a compiled file for a changed one of the same size and second.
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
     monkeypatch.setattr("jdl.runtime.cores.ask_for_devices", lambda count: True)
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "experiments" / "sums"
