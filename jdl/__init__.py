@@ -14,6 +14,7 @@ The framework:
 
 The domains, built from it:
     text        systems that read and write text
+    generative  measures of what generative models make
 
 Names below are imported when they are first used.
 """
@@ -23,7 +24,7 @@ from etils import epy as _epy
 from jdl import _public_modules
 
 with _epy.lazy_api_imports(globals()):
-    from jdl import data, nn, text, transfer
+    from jdl import data, generative, nn, text, transfer
     from jdl.core import losses, metrics, optimizers, statistics
     from jdl.core.learner import Learner, fold, gradients, step_key
     from jdl.core.paths import by_path
@@ -91,6 +92,7 @@ __all__ = [
     "feed",
     "fit",
     "fold",
+    "generative",
     "gradients",
     "host_devices",
     "jit",

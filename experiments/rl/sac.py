@@ -3,7 +3,7 @@
 Run:       jdl run sac --seeds 10                      (Pendulum-v1)
            jdl run sac --method tqc --seeds 10         (crossq)
            jdl run sac --env HalfCheetah-v5 --seeds 5  (Hopper-v5, LunarLanderContinuous-v3)
-Result:    return -145.2 [-149.3, -140.6] (10 seeds, 12 min)
+Result:    return -145.7 [-150, -141.3] (10 seeds, 11 min)
 """
 
 import dataclasses

@@ -2,7 +2,8 @@
 
 Run:       jdl run shared_ppo --seeds 5                  (Spread3-v0: three agents cover three landmarks)
            jdl run shared_ppo --env pettingzoo:butterfly/knights_archers_zombies_v11 --total-steps 1000000
-Result:    not measured yet
+Result:    return -1.64 [-1.653, -1.628]; return (optimum) -1.475 [-1.475, -1.475]; return (random) -22.57 [-22.57,
+           -22.57] (5 seeds, 7 min)
 """
 
 import dataclasses

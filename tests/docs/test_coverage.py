@@ -18,7 +18,7 @@ def public():
     """Every public name, by the dotted name that a user writes."""
     modules = {"jdl": jdl, "jdl.nn": jdl.nn, "jdl.data": jdl.data, "rl": rl, "rl.envs": rl.envs, "rl.games": rl.games}
     modules["rl.offline"] = rl.offline
-    modules |= {f"jdl.{name}": getattr(jdl, name) for name in ("transfer", "pretrained", "text")}
+    modules |= {f"jdl.{name}": getattr(jdl, name) for name in ("transfer", "pretrained", "text", "generative")}
     names = set()
     for place, module in modules.items():
         names |= {f"{place}.{name}" for name in module.__all__ if f"{place}.{name}" not in modules}

@@ -35,6 +35,7 @@ JDL = [
     "feed",
     "fit",
     "fold",
+    "generative",
     "gradients",
     "host_devices",
     "jit",
