@@ -51,7 +51,7 @@ class Measured(NamedTuple):
     right: np.ndarray  # share of right answers of the final agent
 
 
-SMOKE = {"cells": ("gru",), "lengths": (1, 3), "episodes": 800, "num_episodes": 5}
+SMOKE = {"cells": ("gru", "none"), "lengths": (1, 3), "episodes": 800, "num_episodes": 5}
 RECORDS = {
     "": jdl.Record(
         seeds=5,

@@ -1,4 +1,4 @@
-"""Generative models, and how near to real data is what they make."""
+"""Measures of how near to real data is what generative models make."""
 
 from jdl.generative.measures import (
     KernelDistance,

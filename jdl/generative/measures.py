@@ -1,8 +1,8 @@
 """How near generated examples are to real ones: distances between sets of features, and between pairs of pictures.
 
-Features are what a network makes of examples, `[examples, features]`. A distance between features can be compared only
-with others of the same network and of as many examples, because all estimates depend on both. To know what a distance
-means, compute it also between two sets of real examples: no model can be expected to come below that.
+Features are what a network makes of examples, `[examples, features]`. Distances compare only within one network and,
+except for the kernel distance, only between sets of the same size. To know what a distance means, compute it also
+between two sets of real examples: no model can be expected to come below that.
 
 Distances between sets are computed by NumPy in float64. `psnr` and `ssim` are JAX functions, which may be compiled.
 """
@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Features = Float[Array | np.ndarray, "_ _"]  # [examples, features]; each set has a number of examples of its own
+Pictures = Shaped[
+    Array | np.ndarray, "..."
+]  # [batch, height, width, channels], as `_check_pictures` says with a remedy
 
 _ROWS = 1000  # of a matrix of distances that are held at a time: 80 MB for 10,000 examples
 
@@ -206,8 +209,8 @@ def _checked(real: Any, generated: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def psnr(
-    images: Float[Array | np.ndarray, "batch height width channels"],
-    references: Float[Array | np.ndarray, "batch height width channels"],
+    images: Pictures,
+    references: Pictures,
     peak: float = 1.0,
 ) -> Float[Array, " batch"]:
     """Compute the peak signal-to-noise ratio of each image, in decibels: 10 log₁₀(peak² / mean squared error).
@@ -215,20 +218,24 @@ def psnr(
     Average it over images; the ratio of a mean error is another number, and both are in use.
 
     Args:
-        images: what is judged.
+        images: what is judged, [batch, height, width, channels].
         references: what it should be.
         peak: the largest value that a pixel can have, above a least one of 0.
 
     Returns:
         Infinity for an image without any error.
+
+    Raises:
+        ValueError: for images of whole numbers, and for references of another shape.
     """
+    _check_pictures("psnr", images, references)
     error = ((images - references) ** 2).mean((1, 2, 3))
     return 10 * jnp.log10(peak**2 / error)
 
 
 def ssim(
-    images: Float[Array | np.ndarray, "batch height width channels"],
-    references: Float[Array | np.ndarray, "batch height width channels"],
+    images: Pictures,
+    references: Pictures,
     peak: float = 1.0,
 ) -> Float[Array, " batch"]:
     """Compute the structural similarity of each image, at most 1, over Gaussian windows of 11 pixels with σ = 1.5.
@@ -236,15 +243,16 @@ def ssim(
     Windows lie wholly inside the image. Of several channels the mean is taken.
 
     Args:
-        images: what is judged.
+        images: what is judged, [batch, height, width, channels].
         references: what it should be.
         peak: the largest value that a pixel can have, above a least one of 0.
 
     Raises:
-        ValueError: for images smaller than a window.
+        ValueError: for images smaller than a window, or as `psnr`.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, equation 13.
     """
+    _check_pictures("ssim", images, references)
     if min(images.shape[1:3]) < 11:
         raise ValueError(f"ssim: images of {images.shape[1]} x {images.shape[2]} are smaller than its window, 11 x 11")
     down, across = _windows(images.shape[1]), _windows(images.shape[2])
@@ -259,6 +267,18 @@ def ssim(
     similarity = (2 * mean * other + c1) * (2 * covariance + c2)
     similarity /= (mean**2 + other**2 + c1) * (variance + other_variance + c2)
     return similarity.mean((1, 2, 3))
+
+
+def _check_pictures(name: str, images: Any, references: Any) -> None:
+    """Differences of bytes would wrap around, and other shapes broadcast, both in silence."""
+    if images.shape != references.shape or images.ndim != 4:
+        raise ValueError(
+            f"{name}: images and references are [batch, height, width, channels], of one shape; they have the shapes "
+            f"{images.shape} and {references.shape}"
+        )
+    for what, pictures in (("images", images), ("references", references)):
+        if not jnp.issubdtype(pictures.dtype, jnp.floating):
+            raise ValueError(f"{name}: the {what} are {pictures.dtype}; give floats, for bytes divided by 255")
 
 
 def _windows(size: int) -> Float[np.ndarray, "windows size"]:

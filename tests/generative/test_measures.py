@@ -16,6 +16,7 @@ from jdl import generative
 RANDOM = np.random.default_rng(0)
 MIXING = RANDOM.normal(size=(12, 12))
 REAL = RANDOM.normal(size=(400, 12)) @ MIXING
+BYTES = RANDOM.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
 GENERATED = (0.7 * RANDOM.normal(size=(300, 12)) + 0.5) @ MIXING
 
 
@@ -104,6 +105,9 @@ def test_pictures_beside_scikit_image(shape):
         (lambda: generative.kernel_distance(REAL, GENERATED), r"size=1000\): .* which are 400 and 300"),
         (lambda: generative.kernel_distance(REAL, GENERATED, size=9, subsets=0), r"subsets=0\): at least 1"),
         (lambda: generative.neighborhoods(REAL, GENERATED, neighbors=300), r"neighbors=300\): .* 400 and 300"),
+        (lambda: generative.psnr(BYTES, BYTES), r"psnr: the images are uint8; give floats"),
+        (lambda: generative.ssim(BYTES / 255, BYTES), r"ssim: the references are uint8"),
+        (lambda: generative.psnr(BYTES / 255, BYTES[:1] / 255), r"\(2, 16, 16, 3\) and \(1, 16, 16, 3\)"),
         (lambda: generative.ssim(np.zeros((1, 8, 28, 1)), np.zeros((1, 8, 28, 1))), r"8 x 28 are smaller"),
     ],
 )

@@ -243,9 +243,9 @@ def test_the_command_plans_a_step(capsys):
 
 @pytest.mark.slow
 def test_more_devices_than_a_process_has():
-    command = ["plan", "fashion_mnist", "--network", "mlp", "--devices", "data", "--mesh", "512"]
+    command = ["plan", "fashion_mnist", "--network", "mlp", "--devices", "data", "--mesh", "4096"]
     planned = subprocess.run(
-        [sys.executable, "-m", "jdl", *command, "--batch-size", "1024", "--json"],
+        [sys.executable, "-m", "jdl", *command, "--batch-size", "8192", "--json"],
         env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, check=True, timeout=250,
     )  # fmt: skip
-    assert json.loads(planned.stdout.splitlines()[-1])["step"]["device_count"] == 512
+    assert json.loads(planned.stdout.splitlines()[-1])["step"]["device_count"] == 4096

@@ -192,9 +192,7 @@ def small(name, **options):
         pytest.param("sac", jdl.pmap, id="sac-pmap", marks=pytest.mark.diagnosis),
         pytest.param("td3", jdl.pmap, id="td3-pmap", marks=pytest.mark.diagnosis),
         pytest.param("sac", lambda learner: jdl.accumulate(learner, 2), id="sac-accumulate"),
-        pytest.param(
-            "td3", lambda learner: jdl.accumulate(learner, 2), id="td3-accumulate", marks=pytest.mark.diagnosis
-        ),
+        pytest.param("td3", lambda learner: jdl.accumulate(learner, 2), id="td3-accumulate"),
     ],
 )
 def test_gradients_are_the_same_however_they_are_split(name, split, x64):

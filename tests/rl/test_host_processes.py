@@ -29,7 +29,7 @@ def assert_same_training(one, other):
         np.testing.assert_allclose(one.metrics[name].values, series.values, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(("name", "count"), [("ppo", 4), pytest.param("dqn", 2, marks=pytest.mark.diagnosis)])
+@pytest.mark.parametrize(("name", "count"), [("ppo", 4), ("dqn", 2)])
 def test_processes_train_as_one_with_all_environments(name, count, tmp_path):
     jdl_("run", name, *COMMON, *OPTIONS[name], "--run-dir", tmp_path / "alone")
     launch = ["launch", "--processes", count]

@@ -110,7 +110,7 @@ def test_an_action_that_is_seen(runner, name):
 
 
 @pytest.mark.medium
-@everywhere("ppo", "dqn with everything", on_host=("dqn",), apart=("dqn",))
+@everywhere("ppo", "dqn with everything", on_host=("ppo", "dqn"), apart=("dqn",))
 def test_a_forbidden_action_is_never_taken(runner, name):
     env = probes.masked()
     masked = {"masked": True} if name.startswith("dqn") else {}

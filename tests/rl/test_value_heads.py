@@ -14,6 +14,7 @@ import jdl
 import rl
 from rl import value_heads
 from rl.networks import NoisyDense, Values
+from rl.runners import training
 from rl.types import TimeStep
 
 DISCRETE, BOX = spaces.Discrete(2), spaces.Box(-1, 1)
@@ -66,6 +67,14 @@ def test_rewards_out_of_the_support_are_measured(high, share):
     """Every reward is 1, and every episode a step long."""
     _, _, _, metrics = trained(probes.constant(), 40, head=value_heads.categorical(-3.0, high, 11))
     assert metrics["beyond_support"].compute()[-1] == pytest.approx(share, abs=1e-6)
+
+
+@pytest.mark.parametrize(("shares", "told"), [([0.0, 0.12], "0.12"), ([0.01, None, np.nan], None), ([], None)])
+def test_a_run_says_when_its_ends_are_too_narrow(shares, told, capsys):
+    rows = [{"step": 1, "train/beyond_support": [0.9, 0.9]}, {"step": 2, "train/beyond_support": shares}]
+    training._tell_what_is_narrow(rows)
+    error = capsys.readouterr().err
+    assert (f"beyond_support is {told}" in error and "widen low and high" in error) if told else error == ""
 
 
 @pytest.mark.parametrize("huber", [1.0, 0.3])
